@@ -1,0 +1,102 @@
+"""The one place where parts meet: `create_app()` builds the web process (pages and `/v1`).
+
+    gunicorn 'app:create_app()'        the web process
+    python -m flask --app app …        its commands (see docs/commands.md)
+
+Errors raised by the parts become HTTP here and nowhere else: the OpenAI error shape under `/v1`, RFC 9457
+problem details for other programs, and a plain page for people.
+"""
+
+import logging
+
+from flask import Flask, Response, jsonify, render_template, request
+from flask_wtf.csrf import CSRFError, CSRFProtect
+from werkzeug.exceptions import HTTPException
+
+import access.views
+import commands.cli
+import console.views
+import feedback.views
+import serving.api
+import serving.health
+import serving.views
+from core.db import Database
+from core.errors import DunnockError
+from core.settings import Settings, get_settings
+from core.web import Runtime
+
+CONTENT_SECURITY_POLICY = (
+    "default-src 'self'; script-src 'self'; style-src 'self'; img-src 'self' data:; object-src 'none'; "
+    "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+)
+log = logging.getLogger("dunnock")
+
+
+def create_app(settings: Settings | None = None, db: Database | None = None) -> Flask:
+    """Build the web app. It loads no model and starts in about a second."""
+    settings = settings or get_settings()
+    app = Flask(__name__, template_folder="pages", static_folder="pages/static")
+    app.config.update(
+        SECRET_KEY=settings.session_secret(),
+        SESSION_COOKIE_HTTPONLY=True,
+        SESSION_COOKIE_SAMESITE="Lax",
+        SESSION_COOKIE_SECURE=settings.env == "production",
+        MAX_CONTENT_LENGTH=4 * 1024 * 1024,
+        WTF_CSRF_TIME_LIMIT=None,
+    )
+    app.extensions["dunnock"] = Runtime(settings, db or Database(settings.db_url))
+
+    csrf = CSRFProtect(app)
+    access.views.install(app)
+    app.register_blueprint(access.views.blueprint)
+    app.register_blueprint(feedback.views.blueprint)
+    app.register_blueprint(console.views.blueprint)
+    app.register_blueprint(serving.views.blueprint)
+    app.register_blueprint(serving.health.blueprint)
+    app.register_blueprint(serving.api.blueprint)
+    csrf.exempt(serving.api.blueprint)  # programs bring a key; browser sessions are checked by the API itself
+    commands.cli.install(app)
+
+    app.register_error_handler(DunnockError, _domain_error)
+    app.register_error_handler(CSRFError, _http_error)
+    app.register_error_handler(HTTPException, _http_error)
+    app.register_error_handler(Exception, _unexpected_error)
+    app.after_request(_security_headers)
+    return app
+
+
+def _domain_error(error: DunnockError) -> tuple[Response | str, int]:
+    if error.status >= 500:
+        log.error("%s: %s", type(error).__name__, error.message)
+    return _answer(error.status, error.code, error.message, error.param)
+
+
+def _http_error(error: HTTPException) -> tuple[Response | str, int] | Response:
+    if error.code is None or error.response is not None or error.code < 400:
+        return error.get_response()  # type: ignore[return-value]  # a redirect, or a response made by the raiser
+    return _answer(error.code, error.name.lower().replace(" ", "_"), error.description or error.name, None)
+
+
+def _unexpected_error(error: Exception) -> tuple[Response | str, int]:
+    log.exception("unexpected error on %s %s", request.method, request.path)
+    return _answer(500, "internal_error", "Something failed on our side; nothing was changed. It has been logged.", None)
+
+
+def _answer(status: int, code: str, message: str, param: str | None) -> tuple[Response | str, int]:
+    if request.path.startswith("/v1/"):
+        kind = "invalid_request_error" if status < 500 else "server_error"
+        return jsonify(error={"message": message, "type": kind, "param": param, "code": code}), status
+    if request.accept_mimetypes.best_match(["text/html", "application/json"]) == "application/json":
+        body = jsonify(type=f"urn:dunnock:{code}", title=code.replace("_", " "), status=status, detail=message)
+        body.mimetype = "application/problem+json"
+        return body, status
+    return render_template("error.html", status=status, message=message), status
+
+
+def _security_headers(response: Response) -> Response:
+    response.headers.setdefault("Content-Security-Policy", CONTENT_SECURITY_POLICY)
+    response.headers.setdefault("X-Content-Type-Options", "nosniff")
+    response.headers.setdefault("Referrer-Policy", "same-origin")
+    response.headers.setdefault("Cross-Origin-Opener-Policy", "same-origin")
+    response.headers.setdefault("Cache-Control", "no-store" if request.endpoint != "static" else "public, max-age=3600")
+    return response

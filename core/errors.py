@@ -1,0 +1,97 @@
+"""The error tree. Domain code raises these; only `app.py` turns them into HTTP.
+
+    DunnockError
+    ├── SettingsError            a setting is missing, unsafe or contradicts another
+    ├── InvalidInput             what was sent cannot be used (400)
+    │   ├── PromptTooLong        more prompt tokens than the policy takes (400)
+    │   └── ImportRowError       one row of an import; carries its line
+    ├── NotFound                 an id or name that does not exist (404)
+    ├── Forbidden                signed in, but not allowed (403)
+    ├── Unauthenticated          nobody is signed in, or the key is not valid (401)
+    ├── Conflict                 the state has moved on: lease lost, already promoted (409)
+    ├── EngineError              the engine failed or cannot be reached (503)
+    ├── ArtifactError            a file is missing, or its hash is not the recorded one
+    └── StageError               a training stage cannot go on; the cycle is marked failed
+        └── LeaseLost            another worker holds the cycle now
+
+A message says what was found, what was expected and what to do.
+"""
+
+
+class DunnockError(Exception):
+    """Base of all errors raised on purpose.
+
+    Attributes:
+        status: the HTTP status that `app.py` answers with.
+        code: a stable machine-readable word, as in the OpenAI error object.
+        param: the request field at fault, if there is one.
+    """
+
+    status = 500
+    code = "internal_error"
+
+    def __init__(self, message: str, *, code: str | None = None, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code or type(self).code
+        self.param = param
+
+
+class SettingsError(DunnockError):
+    code = "settings_error"
+
+
+class InvalidInput(DunnockError):
+    status = 400
+    code = "invalid_request"
+
+
+class PromptTooLong(InvalidInput):
+    code = "context_length_exceeded"
+
+
+class ImportRowError(InvalidInput):
+    code = "import_row"
+
+    def __init__(self, line: int, message: str) -> None:
+        super().__init__(f"line {line}: {message}")
+        self.line = line
+        self.reason = message
+
+
+class NotFound(DunnockError):
+    status = 404
+    code = "not_found"
+
+
+class Forbidden(DunnockError):
+    status = 403
+    code = "forbidden"
+
+
+class Unauthenticated(DunnockError):
+    status = 401
+    code = "invalid_api_key"
+
+
+class Conflict(DunnockError):
+    status = 409
+    code = "conflict"
+
+
+class EngineError(DunnockError):
+    status = 503
+    code = "engine_unavailable"
+
+
+class ArtifactError(DunnockError):
+    status = 503
+    code = "artifact_error"
+
+
+class StageError(DunnockError):
+    code = "stage_failed"
+
+
+class LeaseLost(StageError):
+    code = "lease_lost"

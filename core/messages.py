@@ -1,0 +1,29 @@
+"""Message types shared by pages, engine and trainers: a conversation is a list of role and content."""
+
+import hashlib
+import json
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+Role = Literal["system", "user", "assistant"]
+
+
+class Message(BaseModel):
+    """One turn of a conversation."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    role: Role
+    content: str
+
+
+def user(content: str) -> list[dict[str, str]]:
+    """A conversation of one user turn, as plain dicts."""
+    return [{"role": "user", "content": content}]
+
+
+def conversation_hash(messages: list[dict[str, str]]) -> str:
+    """sha256 (hex) of a conversation; equal conversations are one prompt."""
+    payload = [[m["role"], m["content"]] for m in messages]
+    return hashlib.sha256(json.dumps(payload, ensure_ascii=False, separators=(",", ":")).encode()).hexdigest()

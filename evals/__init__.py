@@ -1,0 +1,1 @@
+"""Frozen suites, the judge that counts, and the measures the gate reads."""

@@ -1,0 +1,1 @@
+"""Where people judge: prompts, completions, tasks, judgments, rules, snapshots and their pages."""

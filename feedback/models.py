@@ -1,0 +1,257 @@
+"""Tables of what is judged and of the judgments.
+
+Judgments are append-only: a changed mind is a new row that names the one it supersedes.
+"""
+
+import datetime as dt
+import secrets
+from typing import Any
+
+from sqlalchemy import CheckConstraint, ForeignKey, Index, String, Text, UniqueConstraint, text
+from sqlalchemy.orm import Mapped, mapped_column, relationship
+
+from core.db import Base, utcnow
+
+LIVE = text("state = 'live'")
+
+
+def completion_id() -> str:
+    """A new public id of a completion, as the chat API returns it."""
+    return f"chatcmpl-{secrets.token_hex(12)}"
+
+
+class Prompt(Base):
+    """A conversation up to the turn that a policy is to write; equal conversations are one row."""
+
+    __tablename__ = "prompt"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    messages_sha256: Mapped[str] = mapped_column(String(64), unique=True)
+    messages: Mapped[list[Any]]  # [{"role", "content"}, …]
+    source: Mapped[str] = mapped_column(String(20))  # seed | served | import
+    category: Mapped[str | None] = mapped_column(String(60))
+    harmful: Mapped[bool | None]  # what the suite or a lead says of it; None where nobody said
+    created_at: Mapped[dt.datetime] = mapped_column(default=utcnow)
+
+
+class Completion(Base):
+    """A text for a prompt, and where it came from. Served ones name the policy version that wrote them."""
+
+    __tablename__ = "completion"
+
+    id: Mapped[str] = mapped_column(String(40), primary_key=True, default=completion_id)
+    prompt_id: Mapped[int] = mapped_column(ForeignKey("prompt.id"), index=True)
+    prompt: Mapped[Prompt] = relationship()
+    source: Mapped[str] = mapped_column(String(20))  # served | rollout | import | correction
+    policy_version_id: Mapped[int | None] = mapped_column(ForeignKey("policy_version.id"), index=True)
+    text: Mapped[str] = mapped_column(Text)
+    finish_reason: Mapped[str | None] = mapped_column(String(20))
+    sampling: Mapped[dict[str, Any] | None]
+    prompt_tokens: Mapped[int | None]
+    completion_tokens: Mapped[int | None]
+    latency_s: Mapped[float | None]
+    once: Mapped[str | None] = mapped_column(String(120), unique=True)  # idempotency: a re-run stage adds nothing
+    created_at: Mapped[dt.datetime] = mapped_column(default=utcnow)
+
+
+class Task(Base):
+    """A unit of annotation work, wanted `required_n` times."""
+
+    __tablename__ = "task"
+    __table_args__ = (
+        CheckConstraint("state IN ('live','done','cancelled')", name="state"),
+        Index("uq_task_live_source", "source", unique=True, sqlite_where=LIVE, postgresql_where=LIVE),
+        Index("ix_task_next", "state", "priority", "id"),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[str] = mapped_column(String(20))  # pairwise; later issues add the rest
+    source: Mapped[str] = mapped_column(String(120))  # what it was made from, e.g. "cycle:3:prompt:17"
+    prompt_id: Mapped[int] = mapped_column(ForeignKey("prompt.id"), index=True)
+    prompt: Mapped[Prompt] = relationship()
+    completion_a_id: Mapped[str] = mapped_column(ForeignKey("completion.id"))
+    completion_b_id: Mapped[str] = mapped_column(ForeignKey("completion.id"))
+    completion_a: Mapped[Completion] = relationship(foreign_keys=[completion_a_id])
+    completion_b: Mapped[Completion] = relationship(foreign_keys=[completion_b_id])
+    required_n: Mapped[int] = mapped_column(default=1)
+    priority: Mapped[int] = mapped_column(default=0)
+    why: Mapped[str] = mapped_column(String(60), default="uniform")
+    state: Mapped[str] = mapped_column(String(10), default="live")
+    created_at: Mapped[dt.datetime] = mapped_column(default=utcnow)
+
+
+class TaskSlot(Base):
+    """One of a task's N places; claimed by one conditional UPDATE, so that no task is over-assigned."""
+
+    __tablename__ = "task_slot"
+    __table_args__ = (
+        UniqueConstraint("task_id", "number"),
+        CheckConstraint("state IN ('open','leased','done')", name="state"),
+        Index("ix_task_slot_free", "state", "expires_at"),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    task_id: Mapped[int] = mapped_column(ForeignKey("task.id"))
+    number: Mapped[int]
+    state: Mapped[str] = mapped_column(String(10), default="open")
+    lease_token: Mapped[str | None] = mapped_column(String(40))
+    expires_at: Mapped[dt.datetime | None]
+
+
+class Assignment(Base):
+    """A task shown to one annotator, in the order that was shown."""
+
+    __tablename__ = "assignment"
+    __table_args__ = (
+        UniqueConstraint("task_id", "annotator_id"),
+        CheckConstraint("state IN ('live','done','skipped','surplus')", name="state"),
+        Index("ix_assignment_annotator_state", "annotator_id", "state"),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    task_id: Mapped[int] = mapped_column(ForeignKey("task.id"))
+    task: Mapped[Task] = relationship()
+    annotator_id: Mapped[int] = mapped_column(ForeignKey("person.id"))
+    lease_token: Mapped[str] = mapped_column(String(40), unique=True)
+    expires_at: Mapped[dt.datetime]
+    left_is_a: Mapped[bool]  # display order as shown
+    state: Mapped[str] = mapped_column(String(10), default="live")
+    skip_reason: Mapped[str | None] = mapped_column(String(200))
+    created_at: Mapped[dt.datetime] = mapped_column(default=utcnow)
+
+
+class Judgment(Base):
+    """One annotator's act. Pairwise ones name a task; thumbs and ratings name a completion."""
+
+    __tablename__ = "judgment"
+    __table_args__ = (
+        CheckConstraint("kind IN ('pairwise','thumbs','rating','correction')", name="kind"),
+        CheckConstraint("choice IS NULL OR choice IN ('a','b','tie','both_bad')", name="choice"),
+        CheckConstraint("strength IS NULL OR strength BETWEEN 0 AND 3", name="strength"),
+        CheckConstraint("rating IS NULL OR rating BETWEEN 1 AND 5", name="rating"),
+        CheckConstraint("thumbs IS NULL OR thumbs IN (-1, 1)", name="thumbs"),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[str] = mapped_column(String(12))
+    task_id: Mapped[int | None] = mapped_column(ForeignKey("task.id"), index=True)
+    assignment_id: Mapped[int | None] = mapped_column(ForeignKey("assignment.id"), index=True)
+    completion_id: Mapped[str | None] = mapped_column(ForeignKey("completion.id"), index=True)
+    annotator_id: Mapped[int | None] = mapped_column(ForeignKey("person.id"), index=True)
+    choice: Mapped[str | None] = mapped_column(String(10))  # in terms of the task's a and b, not of left and right
+    strength: Mapped[int | None]  # 0 tie … 3 much better
+    rating: Mapped[int | None]
+    thumbs: Mapped[int | None]
+    note: Mapped[str | None] = mapped_column(Text)
+    latency_s: Mapped[float | None]
+    simulated: Mapped[bool] = mapped_column(default=False)
+    surplus: Mapped[bool] = mapped_column(default=False)  # came after all slots were taken; kept, not counted
+    supersedes_id: Mapped[int | None] = mapped_column(ForeignKey("judgment.id"), unique=True)
+    once: Mapped[str | None] = mapped_column(String(120), unique=True)
+    created_at: Mapped[dt.datetime] = mapped_column(default=utcnow, index=True)
+
+
+class Correction(Base):
+    """An edited completion: edited ≻ original."""
+
+    __tablename__ = "correction"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    judgment_id: Mapped[int] = mapped_column(ForeignKey("judgment.id"), index=True)
+    completion_id: Mapped[str] = mapped_column(ForeignKey("completion.id"), index=True)
+    text: Mapped[str] = mapped_column(Text)
+
+
+class Rule(Base):
+    """A rule by its lasting name; its words live in versions."""
+
+    __tablename__ = "rule"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    slug: Mapped[str] = mapped_column(String(60), unique=True)
+    created_at: Mapped[dt.datetime] = mapped_column(default=utcnow)
+
+
+class RuleVersion(Base):
+    """What a rule says, from one edit to the next."""
+
+    __tablename__ = "rule_version"
+    __table_args__ = (UniqueConstraint("rule_id", "version"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    rule_id: Mapped[int] = mapped_column(ForeignKey("rule.id"))
+    rule: Mapped[Rule] = relationship()
+    version: Mapped[int]
+    text: Mapped[str] = mapped_column(Text)
+    refusal_text: Mapped[str] = mapped_column(Text)
+    severity: Mapped[int] = mapped_column(default=2)  # 1 low … 3 high
+    active: Mapped[bool] = mapped_column(default=True)
+    created_at: Mapped[dt.datetime] = mapped_column(default=utcnow)
+
+
+class RuleJudgment(Base):
+    """A verdict on one rule for one completion, with the words that show it."""
+
+    __tablename__ = "rule_judgment"
+    __table_args__ = (
+        UniqueConstraint("judgment_id", "rule_version_id", "completion_id"),
+        CheckConstraint("verdict IN ('broken','kept','unsure')", name="verdict"),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    judgment_id: Mapped[int] = mapped_column(ForeignKey("judgment.id"), index=True)
+    rule_version_id: Mapped[int] = mapped_column(ForeignKey("rule_version.id"), index=True)
+    completion_id: Mapped[str] = mapped_column(ForeignKey("completion.id"), index=True)
+    verdict: Mapped[str] = mapped_column(String(10))
+    confidence: Mapped[float | None]
+    span: Mapped[str | None] = mapped_column(Text)
+
+
+class Draft(Base):
+    """What an annotator has typed but not submitted, by assignment."""
+
+    __tablename__ = "draft"
+
+    assignment_id: Mapped[int] = mapped_column(ForeignKey("assignment.id"), primary_key=True)
+    form: Mapped[dict[str, Any]]
+    saved_at: Mapped[dt.datetime] = mapped_column(default=utcnow)
+
+
+class ImportedPair(Base):
+    """A preference somebody else's people made: prompt, chosen, rejected, from an imported file."""
+
+    __tablename__ = "imported_pair"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    pair_sha256: Mapped[str] = mapped_column(String(64), unique=True)
+    prompt_id: Mapped[int] = mapped_column(ForeignKey("prompt.id"), index=True)
+    prompt: Mapped[Prompt] = relationship()
+    chosen_id: Mapped[str] = mapped_column(ForeignKey("completion.id"))
+    rejected_id: Mapped[str] = mapped_column(ForeignKey("completion.id"))
+    chosen: Mapped[Completion] = relationship(foreign_keys=[chosen_id])
+    rejected: Mapped[Completion] = relationship(foreign_keys=[rejected_id])
+    source: Mapped[str] = mapped_column(String(200))  # file name and its sha256
+    simulated: Mapped[bool] = mapped_column(default=False)
+    margin: Mapped[float | None]
+    created_at: Mapped[dt.datetime] = mapped_column(default=utcnow)
+
+
+class Snapshot(Base):
+    """A frozen, hashed dataset: a folder of JSONL files and the manifest of what they came from."""
+
+    __tablename__ = "snapshot"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    content_sha256: Mapped[str] = mapped_column(String(64), unique=True)
+    path: Mapped[str] = mapped_column(Text)  # relative to the artifact folder
+    manifest: Mapped[dict[str, Any]]
+    created_at: Mapped[dt.datetime] = mapped_column(default=utcnow)
+
+
+class SnapshotJudgment(Base):
+    """Which judgments a snapshot holds: provenance and erasure follow these rows."""
+
+    __tablename__ = "snapshot_judgment"
+
+    snapshot_id: Mapped[int] = mapped_column(ForeignKey("snapshot.id"), primary_key=True)
+    judgment_id: Mapped[int] = mapped_column(ForeignKey("judgment.id"), primary_key=True, index=True)

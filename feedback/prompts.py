@@ -1,0 +1,56 @@
+"""Adding prompts and completions. Both are idempotent, so that a re-run stage or import adds nothing twice."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from core.messages import conversation_hash
+from feedback.models import Completion, Prompt
+
+
+def add_prompt(
+    session: Session,
+    messages: list[dict[str, str]],
+    source: str,
+    *,
+    category: str | None = None,
+    harmful: bool | None = None,
+) -> Prompt:
+    """The prompt row of this conversation, made if it is new; what is already known of it stays."""
+    digest = conversation_hash(messages)
+    prompt = session.scalar(select(Prompt).where(Prompt.messages_sha256 == digest))
+    if prompt is None:
+        plain = [{"role": m["role"], "content": m["content"]} for m in messages]
+        prompt = Prompt(messages_sha256=digest, messages=plain, source=source, category=category, harmful=harmful)
+        session.add(prompt)
+        session.flush()
+    return prompt
+
+
+def add_completion(
+    session: Session,
+    prompt: Prompt,
+    text: str,
+    source: str,
+    *,
+    policy_version_id: int | None = None,
+    once: str | None = None,
+    details: Mapping[str, Any] | None = None,
+) -> Completion:
+    """Store a completion; with `once`, a second call of the same name returns the first row.
+
+    Args:
+        details: any of finish_reason, sampling, prompt_tokens, completion_tokens, latency_s.
+    """
+    if once is not None:
+        found = session.scalar(select(Completion).where(Completion.once == once))
+        if found is not None:
+            return found
+    completion = Completion(
+        prompt_id=prompt.id, text=text, source=source, policy_version_id=policy_version_id, once=once, **(details or {})
+    )
+    session.add(completion)
+    session.flush()
+    return completion

@@ -1,0 +1,1 @@
+"""Rollouts, the policy update, the gate and the scheduled cycle that runs them in order."""

@@ -1,0 +1,64 @@
+"""Tables of cycles, their stages and the lease that keeps them one at a time."""
+
+import datetime as dt
+from typing import Any
+
+from sqlalchemy import CheckConstraint, ForeignKey, Index, String, Text, UniqueConstraint, text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from core.db import Base, utcnow
+
+UNFINISHED = text("state IN ('requested','running')")
+
+
+class Cycle(Base):
+    """One round of the loop. Its settings are fixed when it is requested."""
+
+    __tablename__ = "cycle"
+    __table_args__ = (
+        CheckConstraint("state IN ('requested','running','promoted','refused','failed','cancelled')", name="state"),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    state: Mapped[str] = mapped_column(String(12), default="requested")
+    reason: Mapped[str] = mapped_column(String(40))  # manual | cron | judgments | demo
+    settings: Mapped[dict[str, Any]]
+    outcome: Mapped[str | None] = mapped_column(Text)
+    created_at: Mapped[dt.datetime] = mapped_column(default=utcnow)
+    started_at: Mapped[dt.datetime | None]
+    finished_at: Mapped[dt.datetime | None]
+
+
+class StageRun(Base):
+    """One stage of a cycle: a finished one is never run again."""
+
+    __tablename__ = "stage_run"
+    __table_args__ = (
+        UniqueConstraint("cycle_id", "name"),
+        CheckConstraint("state IN ('running','done','failed')", name="state"),
+        Index("ix_stage_run_cycle", "cycle_id", "id"),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    cycle_id: Mapped[int] = mapped_column(ForeignKey("cycle.id"))
+    name: Mapped[str] = mapped_column(String(20))
+    state: Mapped[str] = mapped_column(String(10), default="running")
+    progress: Mapped[float] = mapped_column(default=0.0)
+    note: Mapped[str] = mapped_column(Text, default="")
+    result: Mapped[dict[str, Any] | None]
+    error: Mapped[str | None] = mapped_column(Text)
+    attempts: Mapped[int] = mapped_column(default=1)
+    seconds: Mapped[float] = mapped_column(default=0.0)  # over all attempts
+    peak_mb: Mapped[float] = mapped_column(default=0.0)
+    started_at: Mapped[dt.datetime] = mapped_column(default=utcnow)
+    finished_at: Mapped[dt.datetime | None]
+
+
+class Lease(Base):
+    """A named lease: one row, one holder, taken by a conditional UPDATE."""
+
+    __tablename__ = "lease"
+
+    name: Mapped[str] = mapped_column(String(40), primary_key=True)
+    holder: Mapped[str | None] = mapped_column(String(120))
+    expires_at: Mapped[dt.datetime | None]

@@ -1,0 +1,31 @@
+"""Alembic's entry: the URL comes from settings (or from `-x url=…`), the tables from the folders that own them."""
+
+from alembic import context
+
+import access.models
+import feedback.models
+import finetune.models
+import policy.models
+import reward.models  # noqa: F401
+from core.db import Base, Database
+from core.settings import get_settings
+
+
+def run() -> None:
+    """Run the migrations on a live connection; SQLite alters tables in batches."""
+    database = context.config.attributes.get("database") or Database(
+        context.get_x_argument(as_dictionary=True).get("url") or get_settings().db_url
+    )
+    with database.engine.execution_options(sqlite_begin="IMMEDIATE").connect() as connection:
+        context.configure(
+            connection=connection,
+            target_metadata=Base.metadata,
+            render_as_batch=database.is_sqlite,
+            compare_type=True,
+            user_module_prefix="core.db.",
+        )
+        with context.begin_transaction():
+            context.run_migrations()
+
+
+run()

@@ -1,0 +1,1 @@
+"""Reward models: what people judged, as a number that a completion is scored with."""

@@ -1,0 +1,1 @@
+"""What a chat app sees: the `/v1` API, routing to a policy version, the chat page."""
