@@ -79,7 +79,9 @@ def _http_error(error: HTTPException) -> tuple[Response | str, int] | Response:
 
 def _unexpected_error(error: Exception) -> tuple[Response | str, int]:
     log.exception("unexpected error on %s %s", request.method, request.path)
-    return _answer(500, "internal_error", "Something failed on our side; nothing was changed. It has been logged.", None)
+    return _answer(
+        500, "internal_error", "Something failed on our side; nothing was changed. It has been logged.", None
+    )
 
 
 def _answer(status: int, code: str, message: str, param: str | None) -> tuple[Response | str, int]:

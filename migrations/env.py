@@ -1,11 +1,8 @@
 """Alembic's entry: the URL comes from settings (or from `-x url=…`), the tables from the folders that own them."""
 
 from alembic import context
+from sqlalchemy import text
 
-import access.models
-import feedback.models
-import finetune.models
-import policy.models
 import reward.models  # noqa: F401
 from core.db import Base, Database
 from core.settings import get_settings
@@ -25,6 +22,8 @@ def run() -> None:
             user_module_prefix="core.db.",
         )
         with context.begin_transaction():
+            if not database.is_sqlite:  # SQLite began IMMEDIATE; here two that migrate at once queue up
+                connection.execute(text("SELECT pg_advisory_xact_lock(7235171)"))
             context.run_migrations()
 
 

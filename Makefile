@@ -1,0 +1,73 @@
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV ?= $(or $(DUNNOCK_VENV),.venv)
+RUN := $(VENV)/bin/python
+FLASK := $(RUN) -m flask --app app
+export DUNNOCK_VENV := $(VENV)
+export PYTHONUNBUFFERED := 1
+export HF_HUB_DISABLE_PROGRESS_BARS := 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: help setup setup-dev base demo run migrate cycle rollback import export person key test test-slow check fix bench-judge bench-round screenshots clean
+
+help:            ## what there is to make
+	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 18
+
+setup:           ## virtual environment, requirements, base model
+	@$(PYTHON) commands/bootstrap.py
+
+setup-dev:       ## the same with what tests and checks need
+	@$(PYTHON) commands/bootstrap.py --dev
+
+base: setup      ## fetch and unpack the base model
+	@$(RUN) -m policy.base
+
+demo: setup      ## one unattended round of the loop, with a report (AGAIN=1, PAIRS=file)
+	@$(RUN) -m commands.demo $(if $(AGAIN),--again) $(if $(PAIRS),--pairs "$(PAIRS)")
+
+run: setup       ## migrate, start web, engine and worker, print the URLs
+	@$(RUN) -m commands.run
+
+migrate: setup   ## bring the database up to date
+	@$(FLASK) migrate
+
+cycle: setup     ## run a round of the loop now (an engine must be up: make run)
+	@$(FLASK) cycle
+
+rollback: setup  ## bring the former policy version back (TO=name, REASON=text)
+	@$(FLASK) rollback $(if $(TO),--to "$(TO)") $(if $(REASON),--reason "$(REASON)")
+
+import: setup    ## import preference pairs (FILE=path, LIMIT=n)
+	@$(FLASK) import "$(FILE)" $(if $(LIMIT),--limit "$(LIMIT)")
+
+export: setup    ## export preferences (FILE=path)
+	@$(FLASK) export "$(FILE)"
+
+person: setup    ## add somebody who signs in (LOGIN=name, ROLE=annotator)
+	@$(FLASK) person-add "$(LOGIN)" --role "$(or $(ROLE),annotator)"
+
+key: setup       ## make an API key (LOGIN=name)
+	@$(FLASK) key-add "$(LOGIN)"
+
+test: setup-dev  ## everything the tests need, then checks and tests
+	@$(MAKE) --no-print-directory check
+	@$(RUN) -m pytest -m "not slow"
+
+test-slow: setup-dev  ## tests with the real 135M model
+	@$(RUN) -m pytest -m slow
+
+check:           ## lint, types, import rules
+	@$(RUN) -m ruff check .
+	@$(RUN) -m ruff format --check .
+	@$(RUN) -m mypy
+	@$(VENV)/bin/lint-imports
+
+fix:             ## format and mend what ruff can
+	@$(RUN) -m ruff check --fix .
+	@$(RUN) -m ruff format .
+
+bench-judge: setup  ## the judge's error on the hand-labelled sets
+	@$(RUN) -m evals.judge_error
+
+clean:           ## remove the virtual environment (data in var/ stays)
+	rm -rf $(VENV)

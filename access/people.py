@@ -1,0 +1,117 @@
+"""People: making accounts and checking passwords. Passwords are kept as argon2id hashes only."""
+
+from functools import lru_cache
+
+from argon2 import PasswordHasher
+from argon2.exceptions import InvalidHashError, VerificationError
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from access.models import ROLES, Person
+from core.errors import Conflict, InvalidInput, Unauthenticated
+
+MIN_PASSWORD_LENGTH = 10
+MAX_PASSWORD_LENGTH = 1024  # argon2 would hash megabytes; nobody types them
+OBVIOUS_PASSWORDS = {
+    "password", "passwort", "letmein", "welcome", "changeme", "change-me", "qwertyuiop", "qwerty", "iloveyou",
+    "administrator", "admin", "dunnock", "secret", "default", "abcdefghij", "you-will-never-guess",
+}  # fmt: skip
+
+_hasher = PasswordHasher()
+
+
+def hash_password(password: str) -> str:
+    """The argon2id hash that is stored for a password."""
+    return _hasher.hash(password)
+
+
+def create_person(session: Session, login: str, password: str, role: str, scripted: bool = False) -> Person:
+    """Add a person who signs in with a password.
+
+    Raises:
+        InvalidInput: the login is empty or too long, the role unknown, or the password too easy.
+        Conflict: the login is taken.
+    """
+    login = _checked_login(login)
+    if role not in ROLES:
+        raise InvalidInput(f"role {role!r} is unknown; it is one of {', '.join(ROLES)}", param="role")
+    _refuse_easy(password, login)
+    if session.scalar(select(Person.id).where(Person.login == login)) is not None:
+        raise Conflict(f"the login {login!r} is taken; choose another one")
+    person = Person(login=login, password_hash=hash_password(password), role=role, scripted=scripted)
+    session.add(person)
+    session.flush()
+    return person
+
+
+def check_password(session: Session, login: str, password: str) -> Person:
+    """The active person whose login and password these are.
+
+    An unknown login costs a hash verification too, so that the answer's time does not tell who has an account.
+
+    Raises:
+        Unauthenticated: always with the same words, whatever was wrong.
+    """
+    person = session.scalar(select(Person).where(Person.login == login.strip()))
+    stored = person.password_hash if person is not None else None
+    matches = _verify(stored or _decoy_hash(), password[: MAX_PASSWORD_LENGTH + 1])
+    if person is None or stored is None or not matches or not person.active:
+        raise Unauthenticated("the login or the password is not right; both are case-sensitive", code="wrong_password")
+    return person
+
+
+def get_or_create_scripted(session: Session, login: str) -> Person:
+    """The scripted person of this login, made if missing: it cannot sign in and its judgments are simulated.
+
+    Raises:
+        Conflict: a real person has this login.
+    """
+    login = _checked_login(login)
+    person = session.scalar(select(Person).where(Person.login == login))
+    if person is None:
+        person = Person(login=login, password_hash=None, role="annotator", scripted=True)
+        session.add(person)
+        session.flush()
+    if not person.scripted:
+        raise Conflict(f"{login!r} is a real person's login; scripted judgments need a login of their own")
+    return person
+
+
+def _checked_login(login: str) -> str:
+    login = login.strip()
+    if not 1 <= len(login) <= 120 or not login.isprintable():
+        raise InvalidInput("a login has 1 to 120 printable characters", param="login")
+    return login
+
+
+def _refuse_easy(password: str, login: str) -> None:
+    if not MIN_PASSWORD_LENGTH <= len(password) <= MAX_PASSWORD_LENGTH:
+        raise InvalidInput(
+            f"the password has {len(password)} characters; it needs {MIN_PASSWORD_LENGTH} to {MAX_PASSWORD_LENGTH}",
+            param="password",
+        )
+    plain = password.lower()
+    bare = plain.strip("0123456789!?.*#$@_- ")
+    repeated = len(set(plain)) < 4
+    counted = plain in "01234567890123456789" or plain in "98765432109876543210"
+    if (
+        repeated
+        or counted
+        or not bare
+        or bare in OBVIOUS_PASSWORDS
+        or plain in OBVIOUS_PASSWORDS
+        or bare == login.lower()
+    ):
+        raise InvalidInput("this password is easy to guess; a few unrelated words make a good one", param="password")
+
+
+def _verify(stored: str, password: str) -> bool:
+    try:
+        return _hasher.verify(stored, password)
+    except (VerificationError, InvalidHashError):
+        return False
+
+
+@lru_cache(maxsize=1)
+def _decoy_hash() -> str:
+    return hash_password("nobody has this password")

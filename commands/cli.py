@@ -1,0 +1,133 @@
+"""The flask commands: `python -m flask --app app COMMAND`. `docs/commands.md` lists them; a test keeps it complete."""
+
+import logging
+from pathlib import Path
+
+import click
+from flask import Flask
+from sqlalchemy import select
+
+from access.audit import record
+from access.keys import create_key
+from access.models import ROLES, Person
+from access.people import create_person
+from commands.database import prepare
+from core.errors import DunnockError, NotFound
+from core.settings import Settings
+from core.web import runtime
+from feedback.exporting import export_file
+from feedback.importing import import_file
+from finetune.cycle import request_cycle
+from policy.versions import active_version
+from policy.versions import rollback as roll_back
+
+ERRORS_SHOWN = 20
+
+
+class Command(click.Command):
+    """A command whose domain errors are one line on stderr and exit status 1, not a traceback."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except DunnockError as error:
+            raise click.ClickException(error.message) from error
+
+
+def install(app: Flask) -> None:
+    """Add the commands to an app."""
+    for command in (migrate, person_add, key_add, import_pairs, export_pairs, cycle, rollback):
+        app.cli.add_command(command)
+
+
+@click.command("migrate", cls=Command)
+def migrate() -> None:
+    """Bring the database up to date: schema, starter rules, the version "base"."""
+    prepare(runtime().db, runtime().settings)
+    click.echo("The database is up to date.")
+
+
+@click.command("person-add", cls=Command)
+@click.argument("login")
+@click.option("--role", type=click.Choice(ROLES), default="annotator", show_default=True)
+@click.password_option(help="At least 10 characters; asked for when it is not given.")
+def person_add(login: str, role: str, password: str) -> None:
+    """Add somebody who signs in."""
+    with runtime().db.session() as session:
+        create_person(session, login, password, role)
+        record(session, "command line", "person.add", login, after={"role": role})
+    click.echo(f"{login} can sign in ({role}).")
+
+
+@click.command("key-add", cls=Command)
+@click.argument("login")
+@click.option("--name", default="command line", show_default=True, help="What the key is for.")
+@click.option("--scopes", default="chat feedback", show_default=True)
+def key_add(login: str, name: str, scopes: str) -> None:
+    """Make an API key for a person; it is shown this once."""
+    with runtime().db.session() as session:
+        person = session.scalar(select(Person).where(Person.login == login))
+        if person is None:
+            raise NotFound(f"nobody is called {login!r}; add them with person-add")
+        key, secret = create_key(session, person, name, scopes)
+        record(session, "command line", "key.add", key.prefix, after={"login": login, "scopes": scopes})
+    click.echo(secret)
+
+
+@click.command("import", cls=Command)
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--limit", type=int, default=None, help="Read only the first n rows.")
+def import_pairs(file: Path, limit: int | None) -> None:
+    """Import human preference pairs: HH-RLHF, JSONL or Hugging Face prompt/chosen/rejected."""
+    report = import_file(runtime().db, file, limit=limit)
+    click.echo(f"{report.imported} imported, {report.already_there} there already, {len(report.errors)} left out")
+    for line, reason in report.errors[:ERRORS_SHOWN]:
+        click.echo(f"  line {line}: {reason}", err=True)
+    if len(report.errors) > ERRORS_SHOWN:
+        click.echo(f"  … and {len(report.errors) - ERRORS_SHOWN} more", err=True)
+
+
+@click.command("export", cls=Command)
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--form", type=click.Choice(["preference", "hh-rlhf"]), default="preference", show_default=True)
+@click.option("--simulated", is_flag=True, help="Take simulated judgments too (they are marked).")
+def export_pairs(file: Path, form: str, simulated: bool) -> None:
+    """Export preferences as .jsonl or .parquet."""
+    with runtime().db.read() as session:
+        n = export_file(session, file, form=form, include_simulated=simulated)  # type: ignore[arg-type]
+    click.echo(f"{n} preferences written to {file}")
+
+
+@click.command("cycle", cls=Command)
+@click.option("--request", "only_request", is_flag=True, help="Only ask for it; a running worker takes it up.")
+def cycle(only_request: bool) -> None:
+    """Run a round of the loop now (or go on with the unfinished one)."""
+    settings, db = runtime().settings, runtime().db
+    with db.session() as session:
+        wanted = request_cycle(session, settings, "manual")
+        click.echo(f"cycle {wanted.id} is {wanted.state}")
+    if not only_request:
+        _run(settings, wanted.id)
+
+
+def _run(settings: Settings, cycle_id: int) -> None:
+    from commands.progress import run_with_progress
+
+    logging.getLogger("dunnock").setLevel(logging.WARNING)
+    done = run_with_progress(runtime().db, settings)
+    if done is None:
+        raise NotFound(f"cycle {cycle_id} is run by another worker")
+    click.echo(f"cycle {done.id}: {done.state} ({done.outcome})")
+    if done.state == "failed":
+        raise SystemExit(1)
+
+
+@click.command("rollback", cls=Command)
+@click.option("--to", default=None, help="A version that was active once; default: the former one.")
+@click.option("--reason", default="", help="Why; kept with the promotion.")
+def rollback(to: str | None, reason: str) -> None:
+    """Bring the former policy version back, at once, also to the running server."""
+    with runtime().db.session() as session:
+        row = roll_back(session, actor="command line", reason=reason, to=to)
+        record(session, "command line", "policy.rollback", str(row.policy_version_id), before={"active": row.former_id})
+        click.echo(f"{active_version(session).name} is active again")

@@ -1,0 +1,148 @@
+"""`make demo`: one unattended round of the loop on real input, with progress and a report.
+
+    python -m commands.demo                 go on with the unfinished round, or run the first
+    python -m commands.demo --again         one more round on top of what is there
+    python -m commands.demo --pairs FILE    import human preference pairs before the snapshot
+
+It starts engine and web once, asks the chat API a question, runs the round, and asks the same process
+again: the promoted version answers without a restart. The scripted annotator stands in for people; its
+judgments are stored as simulated, and this round's settings ask for them.
+"""
+
+import argparse
+import secrets
+import sys
+import time
+from pathlib import Path
+
+from openai import OpenAI
+from sqlalchemy import select
+
+from access.keys import create_key
+from access.people import get_or_create_scripted
+from commands import processes
+from commands.database import first_admin, prepare
+from commands.demo_report import build_report, write_report
+from commands.progress import run_with_progress
+from core.artifacts import write_text
+from core.db import Database
+from core.errors import DunnockError
+from core.settings import Settings, get_settings
+from evals.suites import benign, harmful
+from feedback.importing import import_file
+from finetune.cycle import DEMO_STAGES, request_cycle, unfinished_cycle
+from finetune.models import Cycle
+
+OVERRIDES = {"snapshot": {"include_simulated": True, "max_imported_pairs": 64}}
+SHOWN_TOKENS = 48
+
+
+def main() -> int:
+    """Run the demo; exit status 0 when a version was promoted or the report of an earlier round is there."""
+    parser = argparse.ArgumentParser(description="One unattended round of the loop.")
+    parser.add_argument("--again", action="store_true", help="run one more round")
+    parser.add_argument("--pairs", type=Path, help="human preference pairs to import first (HH-RLHF, JSONL, Parquet)")
+    options = parser.parse_args()
+    try:
+        return _demo(get_settings(), options.again, options.pairs)
+    except DunnockError as error:
+        print(error.message, file=sys.stderr)
+        return 1
+
+
+def _demo(settings: Settings, again: bool, pairs: Path | None) -> int:
+    db = Database(settings.db_url)
+    prepare(db, settings)
+    if pairs is not None:
+        found = import_file(db, pairs)
+        print(
+            f"{pairs.name}: {found.imported} pairs imported, {found.already_there} there already, {len(found.errors)} left out"
+        )
+    with db.session() as session:
+        finished = session.scalar(select(Cycle).where(Cycle.reason == "demo", Cycle.state.in_(("promoted", "refused"))))
+        waiting = unfinished_cycle(session)
+        if waiting is None and finished is not None and not again:
+            print("The demo round is finished; its report follows. One more round: make demo AGAIN=1")
+            cycle = None
+        else:
+            print(
+                "Going on with the unfinished round."
+                if waiting
+                else "One round of the loop; about ten minutes on 2 cores."
+            )
+            cycle = request_cycle(session, settings, "demo", stages=DEMO_STAGES, overrides=OVERRIDES)
+    if cycle is not None and not _run_round(db, settings):
+        return 1
+    return _report(db, settings)
+
+
+def _run_round(db: Database, settings: Settings) -> bool:
+    """Engine and web up, a question before, the round, the same question after."""
+    children = [processes.web(settings)]
+    if not settings.engine_url and not processes.answers(processes.engine_health_url(settings)):
+        children.insert(0, processes.engine(settings))
+    url = f"http://{settings.host}:{settings.web_port}"
+    if processes.answers(f"{url}/healthz"):
+        children = [c for c in children if c.name != "web"]  # `make run` is up: the round works beside it
+    try:
+        for child in children:
+            child.start()
+        for child in children:
+            target = processes.engine_health_url(settings) if child.name == "engine" else f"{url}/healthz"
+            processes.wait_ready(child, target, processes.ENGINE_START_S)
+        client = _api_client(db, url)
+        _ask(client)
+        cycle = run_with_progress(db, settings)
+        if cycle is None or cycle.state == "failed":
+            print(f"The round failed: {cycle.outcome if cycle else 'it is run by another process'}", file=sys.stderr)
+            return False
+        print(f"Cycle {cycle.id}: {cycle.state} ({cycle.outcome}). The same server, asked again:")
+        _ask(client)
+        return True
+    finally:
+        for child in reversed(children):
+            child.stop()
+
+
+def _api_client(db: Database, url: str) -> OpenAI:
+    """The official client with a key of the demo's own, made anew for each run."""
+    with db.session() as session:
+        _, secret = create_key(session, get_or_create_scripted(session, "demo"), f"demo {secrets.token_hex(3)}", "chat")
+    return OpenAI(base_url=f"{url}/v1", api_key=secret, max_retries=0, timeout=120)
+
+
+def _ask(client: OpenAI) -> None:
+    """One harmful and one benign question to the chat API, and which version answered."""
+    for prompt in (harmful("seed")[0].text, benign("seed")[-1].text):
+        began = time.monotonic()
+        reply = client.chat.completions.create(
+            model="dunnock", messages=[{"role": "user", "content": prompt}], max_tokens=SHOWN_TOKENS, temperature=0
+        )
+        text = " ".join((reply.choices[0].message.content or "").split())
+        print(f"  [{reply.model}, {time.monotonic() - began:.1f} s] {prompt}\n      → {text}", flush=True)
+
+
+def _report(db: Database, settings: Settings) -> int:
+    with db.read() as session:
+        cycle = session.scalar(
+            select(Cycle)
+            .where(Cycle.reason == "demo", Cycle.state.in_(("promoted", "refused")))
+            .order_by(Cycle.id.desc())
+        )
+        if cycle is None:
+            print("There is no finished demo round to report.", file=sys.stderr)
+            return 1
+        report = build_report(session, cycle.id)
+        state = cycle.state
+    text = write_report(settings.var_dir / "reports", report)
+    print(text)
+    admin = first_admin(db)
+    if admin is not None:
+        write_text(settings.var_dir / "first_admin", f"{admin[0]} {admin[1]}\n")
+        (settings.var_dir / "first_admin").chmod(0o600)
+        print(f"To look around: make run, then sign in as {admin[0]} / {admin[1]} (also in var/first_admin)")
+    return 0 if state == "promoted" else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

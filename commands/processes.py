@@ -1,0 +1,104 @@
+"""Starting and ending the processes of one machine: engine, web, worker."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+
+from core.errors import EngineError
+from core.settings import Settings
+
+ROOT = Path(__file__).resolve().parent.parent
+ENGINE_START_S = 120.0
+WEB_START_S = 30.0
+
+
+@dataclass
+class Child:
+    """A process of ours, its log, and how to tell that it is ready."""
+
+    name: str
+    command: list[str]
+    log: Path
+    environment: dict[str, str] = field(default_factory=dict)
+    process: "subprocess.Popen[bytes] | None" = None
+    restarts: int = 0
+
+    def start(self) -> None:
+        """Start it in a process group of its own, output appended to its log."""
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab") as out:
+            self.process = subprocess.Popen(
+                self.command, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
+                env=os.environ | self.environment,
+            )  # fmt: skip
+
+    def alive(self) -> bool:
+        """Whether it runs."""
+        return self.process is not None and self.process.poll() is None
+
+    def stop(self, grace_s: float = 10.0) -> None:
+        """End it: SIGTERM, then SIGKILL to its group."""
+        if self.process is None or self.process.poll() is not None:
+            return
+        self.process.terminate()
+        try:
+            self.process.wait(grace_s)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+
+def engine(settings: Settings) -> Child:
+    """The embedded engine."""
+    return Child("engine", [sys.executable, "-m", "policy.engine.server"], settings.var_dir / "logs" / "engine.log")
+
+
+def web(settings: Settings) -> Child:
+    """The web process under gunicorn."""
+    command = [
+        sys.executable, "-m", "gunicorn", "app:create_app()", "--bind", f"{settings.host}:{settings.web_port}",
+        "--worker-class", "gthread", "--workers", str(settings.web_workers), "--threads", str(settings.web_threads),
+        "--timeout", "120", "--graceful-timeout", "5", "--log-level", "warning",
+    ]  # fmt: skip
+    return Child("web", command, settings.var_dir / "logs" / "web.log")
+
+
+def worker(settings: Settings) -> Child:
+    """The worker."""
+    return Child("worker", [sys.executable, "-m", "finetune.worker"], settings.var_dir / "logs" / "worker.log")
+
+
+def answers(url: str) -> bool:
+    """Whether a GET of this URL gives 200."""
+    try:
+        return httpx.get(url, timeout=2).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def engine_health_url(settings: Settings) -> str:
+    """Where the embedded engine or a vLLM server says that it is up."""
+    return settings.engine_base_url.removesuffix("/v1") + "/health"
+
+
+def wait_ready(child: Child, url: str, limit_s: float, tick: Callable[[], None] = lambda: None) -> None:
+    """Wait until `url` answers.
+
+    Raises:
+        EngineError: the process ended, or was not ready in time; the message holds the end of its log.
+    """
+    deadline = time.monotonic() + limit_s
+    while not answers(url):
+        if not child.alive() or time.monotonic() > deadline:
+            state = "is not ready in time" if child.alive() else "ended"
+            tail = child.log.read_text(errors="replace")[-1500:] if child.log.exists() else ""
+            raise EngineError(f"the {child.name} {state}; the end of {child.log}:\n{tail}")
+        tick()
+        time.sleep(0.2)

@@ -1,0 +1,72 @@
+"""A round with its progress in the terminal: one line per stage, from the same rows that the page shows."""
+
+import threading
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from sqlalchemy import select
+
+from core.db import Database
+from core.settings import Settings
+from finetune.cycle import run_cycle, unfinished_cycle
+from finetune.models import Cycle, StageRun
+from finetune.runner import in_own_process
+
+POLL_S = 0.5
+
+
+def run_with_progress(db: Database, settings: Settings) -> Cycle | None:
+    """Run the oldest unfinished cycle while telling how far it is.
+
+    Raises:
+        Conflict: another worker runs it.
+    """
+    with db.read() as session:
+        waiting = unfinished_cycle(session)
+        if waiting is None:
+            return None
+        cycle_id, stages = waiting.id, list(waiting.settings["stages"])
+    ended = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(db, cycle_id, stages, ended), daemon=True)
+    watcher.start()
+    try:
+        return run_cycle(db, settings, in_own_process(db, settings))
+    finally:
+        ended.set()
+        watcher.join(5)
+
+
+def _watch(db: Database, cycle_id: int, stages: list[str], ended: threading.Event) -> None:
+    console = Console()
+    columns = (
+        TextColumn("{task.description:<9}"),
+        BarColumn(24),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+        shown = {name: bars.add_task(name, total=1.0, start=False, note="") for name in stages}
+        told: set[str] = set()
+        while True:
+            last = ended.is_set()
+            for row in _rows(db, cycle_id):
+                task = shown[row.name]
+                if not bars.tasks[task].started:
+                    bars.start_task(task)
+                bars.update(task, completed=row.progress, note=row.note)
+                if row.state == "done":
+                    bars.stop_task(task)
+                if row.state == "done" and row.name not in told:
+                    told.add(row.name)
+                    if not console.is_terminal:
+                        print(f"  {row.name:<9} done in {row.seconds:6.1f} s, peak {row.peak_mb:,.0f} MB", flush=True)
+            if last:
+                return
+            time.sleep(POLL_S)
+
+
+def _rows(db: Database, cycle_id: int) -> list[StageRun]:
+    with db.read() as session:
+        return list(session.scalars(select(StageRun).where(StageRun.cycle_id == cycle_id).order_by(StageRun.id)))

@@ -1,0 +1,88 @@
+"""`make run`: migrate, start engine, web and worker, print the URLs, keep them up until Ctrl-C.
+
+python -m commands.run
+"""
+
+import signal
+import sys
+import time
+
+from commands import processes
+from commands.database import first_admin, prepare
+from core.db import Database
+from core.errors import DunnockError
+from core.settings import get_settings
+
+POLL_S = 1.0
+MAX_BACKOFF_S = 30.0
+
+
+def main() -> int:
+    """Run until ended; a process that dies is started again, a little later each time."""
+    settings = get_settings()
+    try:
+        db = Database(settings.db_url)
+        prepare(db, settings)
+        admin = first_admin(db)
+        db.dispose()
+    except DunnockError as error:
+        print(error.message, file=sys.stderr)
+        return 1
+    children = [processes.web(settings), processes.worker(settings)]
+    if not settings.engine_url:
+        if processes.answers(processes.engine_health_url(settings)):
+            print(
+                f"Port {settings.engine_port} is taken by another engine; end it or set DUNNOCK_ENGINE_PORT.",
+                file=sys.stderr,
+            )
+            return 1
+        children.insert(0, processes.engine(settings))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        for child in children:
+            child.start()
+        url = f"http://{settings.host}:{settings.web_port}"
+        print("Starting …", flush=True)
+        web = next(c for c in children if c.name == "web")
+        processes.wait_ready(web, f"{url}/healthz", processes.WEB_START_S)
+        if not settings.engine_url:
+            processes.wait_ready(children[0], processes.engine_health_url(settings), processes.ENGINE_START_S)
+        _welcome(url, str(settings.var_dir / "logs"), admin)
+        _keep_up(children)
+    except KeyboardInterrupt:
+        pass
+    except DunnockError as error:
+        print(error.message, file=sys.stderr)
+        return 1
+    finally:
+        for child in reversed(children):
+            child.stop()
+    return 0
+
+
+def _welcome(url: str, logs: str, admin: tuple[str, str] | None) -> None:
+    print(f"  pages     {url}/\n  chat API  {url}/v1\n  ready?    {url}/readyz\n  logs      {logs}")
+    if admin is not None:
+        print(f"  sign in   {admin[0]} / {admin[1]}   (shown once; nobody could sign in yet)")
+    print("  an API key: make key LOGIN=admin      Ctrl-C ends all", flush=True)
+
+
+def _keep_up(children: list[processes.Child]) -> None:
+    again: dict[str, float] = {}
+    while True:
+        time.sleep(POLL_S)
+        for child in children:
+            if child.alive():
+                continue
+            if child.name not in again:
+                pause = min(MAX_BACKOFF_S, 2.0**child.restarts)
+                again[child.name] = time.monotonic() + pause
+                print(f"{child.name} ended; starting it again in {pause:.0f} s (log: {child.log})", flush=True)
+            elif time.monotonic() >= again[child.name]:
+                del again[child.name]
+                child.restarts += 1
+                child.start()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

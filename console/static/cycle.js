@@ -1,0 +1,72 @@
+// Live progress of one cycle: figures are put in place every two seconds; when a stage begins or ends, the server
+// renders the rows anew and they are swapped, so that results and curves are made in one place only.
+
+import { localise } from "./times.js";
+
+const EVERY_MS = 2000;
+const MOST_MS = 30000;
+let failures = 0;
+let timer = null;
+
+function live() {
+  return document.getElementById("live");
+}
+
+function say(element, text) {
+  if (!element) return;
+  if (element.textContent !== text) element.textContent = text;
+  if (element.tagName === "P") element.hidden = !text;
+}
+
+function fill(state) {
+  const root = live();
+  say(root.querySelector('[data-live="elapsed"]'), state.elapsed);
+  say(root.querySelector('[data-live="waiting_for"]'), state.waiting_for);
+  for (const stage of state.stages) {
+    const row = root.querySelector(`[data-stage="${CSS.escape(stage.name)}"]`);
+    const bar = row?.querySelector('[data-live="progress"]');
+    if (bar) bar.value = stage.progress;
+    say(row?.querySelector('[data-live="note"]'), stage.note);
+    say(row?.querySelector('[data-live="figures"]'), stage.figures);
+  }
+}
+
+async function swap() {
+  const response = await fetch(location.pathname, { headers: { Accept: "text/html" } });
+  if (!response.ok) throw new Error(`status ${response.status}`);
+  const fresh = new DOMParser().parseFromString(await response.text(), "text/html").getElementById("live");
+  if (!fresh) throw new Error("signed out");
+  const old = live();
+  for (const details of old.querySelectorAll("details[open][id]")) {
+    const same = fresh.querySelector(`#${CSS.escape(details.id)}`);
+    if (same) same.open = true;
+  }
+  const focused = old.contains(document.activeElement) ? document.activeElement.id : "";
+  localise(fresh);
+  old.replaceWith(fresh);
+  if (focused) document.getElementById(focused)?.focus();
+}
+
+async function look() {
+  timer = null;
+  try {
+    const response = await fetch(live().dataset.poll, { headers: { Accept: "application/json" } });
+    if (!response.ok) throw new Error(`status ${response.status}`);
+    const state = await response.json();
+    if (state.fingerprint === live().dataset.fingerprint) fill(state);
+    else await swap();
+    failures = 0;
+  } catch {
+    failures += 1;
+    if (failures === 2) say(live().querySelector('[data-live="waiting_for"]'), "The server does not answer just now; what you see is a while old. Still trying.");
+  }
+  wait();
+}
+
+function wait() {
+  if (!live().dataset.poll || document.hidden || timer !== null) return;
+  timer = setTimeout(look, Math.min(EVERY_MS * 2 ** failures, MOST_MS));
+}
+
+document.addEventListener("visibilitychange", wait);
+wait();

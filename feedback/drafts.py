@@ -1,0 +1,59 @@
+"""Drafts: what an annotator has typed but not submitted, kept by assignment until the submit."""
+
+from typing import Any
+
+from sqlalchemy import delete
+from sqlalchemy.orm import Session
+
+from core.db import utcnow
+from core.errors import Conflict, InvalidInput
+from feedback.forms import plain_text
+from feedback.models import Assignment, Draft
+from feedback.tasks import find_assignment, lock_annotator
+
+MAX_DRAFT_CHARACTERS = 200_000
+
+
+def save_draft(session: Session, token: str, annotator_id: int, form: dict[str, Any]) -> Draft:
+    """Keep what is typed but not submitted.
+
+    Raises:
+        Conflict: the assignment was submitted or skipped, so there is nothing to keep a draft for.
+        InvalidInput: it is far longer than any judgment.
+    """
+    lock_annotator(session, annotator_id)
+    assignment = find_assignment(session, token, annotator_id)
+    session.refresh(assignment)
+    if assignment.state != "live":
+        raise Conflict(f"this task is {assignment.state}; its draft is not needed any more")
+    clean = _clean(form)
+    if len(str(clean)) > MAX_DRAFT_CHARACTERS:
+        raise InvalidInput(f"a draft is at most {MAX_DRAFT_CHARACTERS} characters; the one before is kept")
+    draft = session.get(Draft, assignment.id)
+    if draft is None:
+        draft = Draft(assignment_id=assignment.id)
+        session.add(draft)
+    draft.form, draft.saved_at = clean, utcnow()
+    session.flush()
+    return draft
+
+
+def load_draft(session: Session, token: str, annotator_id: int) -> dict[str, Any]:
+    """The draft of an assignment; empty when nothing was typed."""
+    draft = session.get(Draft, find_assignment(session, token, annotator_id).id)
+    return {} if draft is None else draft.form
+
+
+def drop_draft(session: Session, assignment: Assignment) -> None:
+    """Forget the draft of an assignment that was submitted."""
+    session.execute(delete(Draft).where(Draft.assignment_id == assignment.id))
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, str):
+        return plain_text(value)
+    if isinstance(value, dict):
+        return {plain_text(str(key)): _clean(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_clean(item) for item in value]
+    return value if isinstance(value, bool | int | float) else None

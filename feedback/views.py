@@ -1,0 +1,172 @@
+"""Annotation pages. They work as plain forms; the ES module beside them adds keys, drafts and lease renewal.
+
+GET /annotate shows the caller's next task, POST /annotate/<token> stores the judgment and leads to the next one.
+Drafts, renewing, skipping and flagging answer JSON to the module and a redirect to a form.
+"""
+
+import time
+from typing import Any
+
+from flask import Blueprint, flash, jsonify, redirect, render_template, request, url_for
+from sqlalchemy.orm import Session
+from werkzeug.wrappers import Response
+
+from access.views import current_person, require_role
+from core.errors import Conflict, InvalidInput
+from core.web import runtime
+from feedback import tasks
+from feedback.judgments import last_judgment, load_draft, save_draft, submit_pairwise, undo_last
+from feedback.models import Assignment, Judgment
+from feedback.task_page import build_page, fields_of, form_of, kept_fields, progress_of
+
+blueprint = Blueprint(
+    "feedback", __name__, template_folder="pages", static_folder="static", static_url_path="/static/feedback"
+)
+
+
+@blueprint.get("/")
+@require_role()
+def home() -> Response:
+    """To what the role does most."""
+    return redirect("/cycles" if current_person().may("lead") else url_for("feedback.next_task"))
+
+
+@blueprint.get("/annotate")
+@require_role()
+def next_task() -> str:
+    annotator_id = current_person().id
+    with runtime().db.session() as session:
+        assignment = tasks.next_assignment(session, annotator_id, runtime().settings.lease_s)
+        if assignment is None:
+            return render_template("feedback/empty.html", progress=progress_of(session, annotator_id))
+        fields = load_draft(session, assignment.lease_token, annotator_id)
+        return _render(session, assignment, fields)
+
+
+@blueprint.get("/annotate/last")
+@require_role()
+def last_task() -> Response | str:
+    """The task that was judged last, to judge it again."""
+    with runtime().db.read() as session:
+        last = last_judgment(session, current_person().id)
+        if last is None:
+            flash("You have not judged anything yet, so there is nothing to undo.")
+            return redirect(url_for("feedback.next_task"))
+        assignment = session.get_one(Assignment, last.assignment_id)
+        return _render(session, assignment, fields_of(session, last, assignment), last)
+
+
+@blueprint.post("/annotate/<token>")
+@require_role()
+def judge(token: str) -> Response | tuple[str, int]:
+    fields = request.form.to_dict(flat=False)
+    annotator_id = current_person().id
+    try:
+        with runtime().db.session() as session:
+            judgment = _store(session, token, annotator_id, fields)
+    except InvalidInput as error:
+        return _show_again(token, fields, error), error.status
+    except Conflict as error:
+        flash(f"{error.message[0].upper()}{error.message[1:]}. The first judgment stays as it is.", "error")
+        return redirect(url_for("feedback.next_task"), 303)
+    if judgment.surplus:
+        flash("Kept as an extra judgment: the time for this task had run out and others had finished it.")
+    return redirect(url_for("feedback.next_task"), 303)
+
+
+@blueprint.put("/annotate/<token>/draft")
+@require_role()
+def put_draft(token: str) -> Response:
+    with runtime().db.session() as session:
+        draft = save_draft(session, token, current_person().id, kept_fields(_json()))
+        return jsonify(saved_at=draft.saved_at.isoformat())
+
+
+@blueprint.post("/annotate/<token>/renew")
+@require_role()
+def renew(token: str) -> Response:
+    with runtime().db.session() as session:
+        assignment = tasks.renew(session, token, current_person().id, runtime().settings.lease_s)
+        return jsonify(expires_at=assignment.expires_at.isoformat())
+
+
+@blueprint.post("/annotate/<token>/skip")
+@require_role()
+def skip(token: str) -> Response:
+    with runtime().db.session() as session:
+        tasks.skip(session, token, current_person().id, _reason())
+    return _to_next()
+
+
+@blueprint.post("/annotate/<token>/flag")
+@require_role()
+def flag(token: str) -> Response:
+    with runtime().db.session() as session:
+        tasks.flag(session, token, current_person().id, _reason())
+    flash("Flagged. The leads see it; you will not get this task again.")
+    return _to_next()
+
+
+def _store(session: Session, token: str, annotator_id: int, fields: dict[str, list[str]]) -> Judgment:
+    form = form_of(fields)
+    once = request.form.get("once") or None
+    once = f"page:{token}:{once}"[:100] if once else None
+    supersedes = _supersedes()
+    if not supersedes:
+        return submit_pairwise(
+            session, token=token, annotator_id=annotator_id, form=form, latency_s=_latency_s(), once=once
+        )
+    if not supersedes.isdecimal():
+        raise InvalidInput(f"supersedes is {supersedes!r}; it is the number of a judgment", param="supersedes")
+    return undo_last(session, annotator_id, form, supersedes_id=int(supersedes), latency_s=_latency_s(), once=once)
+
+
+def _show_again(token: str, fields: dict[str, list[str]], error: InvalidInput) -> str:
+    """The same page with what was typed and what is missing; the draft is kept too."""
+    annotator_id = current_person().id
+    flash(f"Not stored yet: {error.message}. What you typed is kept.", "error")
+    with runtime().db.session() as session:
+        assignment = tasks.find_assignment(session, token, annotator_id)
+        kept = kept_fields(fields)
+        if assignment.state == "live":
+            save_draft(session, token, annotator_id, kept)
+            return _render(session, assignment, kept)
+        return _render(session, assignment, kept, last_judgment(session, annotator_id) if _supersedes() else None)
+
+
+def _render(session: Session, assignment: Assignment, fields: dict[str, Any], last: Judgment | None = None) -> str:
+    return render_template(
+        "feedback/pairwise.html",
+        page=build_page(session, assignment, fields, last),
+        progress=progress_of(session, assignment.annotator_id),
+        lease_s=runtime().settings.lease_s,
+    )
+
+
+def _to_next() -> Response:
+    target = url_for("feedback.next_task")
+    return jsonify(next=target) if request.is_json else redirect(target, 303)
+
+
+def _reason() -> str:
+    reason = _json().get("reason") if request.is_json else request.form.get("reason")
+    return reason if isinstance(reason, str) else ""
+
+
+def _json() -> dict[str, Any]:
+    body = request.get_json()
+    if not isinstance(body, dict):
+        raise InvalidInput("send a JSON object")
+    return body
+
+
+def _supersedes() -> str:
+    return request.form.get("supersedes", "")
+
+
+def _latency_s() -> float | None:
+    """Seconds since the page was made; None when the field is missing or was tampered with."""
+    shown_at = request.form.get("shown_at", type=float)
+    if shown_at is None or not 0 <= time.time() - shown_at <= 7 * 24 * 3600:
+        return None
+    return round(time.time() - shown_at, 3)

@@ -1,0 +1,176 @@
+"""A cycle: one round of the loop, as stages in order, each recorded, each run at most once to its end.
+
+    request_cycle(...)   writes the row that a worker will take up, its settings fixed there and then
+    run_cycle(...)       runs the oldest unfinished cycle; a killed one goes on from its last finished stage
+
+One cycle runs at a time across all hosts (`lease.HeldLease`). A stage that fails marks the cycle failed with
+its reason; a gate that refuses marks it refused. Stages themselves are in `stages.py`.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from core.db import Database, utcnow
+from core.errors import DunnockError, LeaseLost, NotFound
+from core.settings import Settings
+from feedback.models import Judgment, SnapshotJudgment
+from finetune.lease import HeldLease
+from finetune.models import Cycle, StageRun
+
+LEASE = "cycle"
+STAGES = ("snapshot", "reward", "update", "gate", "promote")
+DEMO_STAGES = ("collect", "rate", *STAGES)
+UNFINISHED = ("requested", "running")
+log = logging.getLogger("dunnock.cycle")
+
+RunStage = Callable[[int, str, HeldLease], None]
+"""Runs one stage of a cycle to its end, in this process or another; raises DunnockError with the reason."""
+
+
+def request_cycle(
+    session: Session,
+    settings: Settings,
+    reason: str,
+    *,
+    stages: Sequence[str] = STAGES,
+    overrides: dict[str, dict[str, Any]] | None = None,
+) -> Cycle:
+    """Ask for a round; while one is unfinished, that one is returned and no other is made.
+
+    Args:
+        overrides: settings by stage that differ from the deployment's, e.g. `{"update": {"epochs": 1}}`.
+    """
+    waiting = unfinished_cycle(session)
+    if waiting is not None:
+        return waiting
+    fixed: dict[str, Any] = {"stages": list(stages)}
+    for name in ("collect", "snapshot", "reward", "update", "gate"):
+        model = getattr(settings, name)
+        fixed[name] = type(model)(**(model.model_dump() | (overrides or {}).get(name, {}))).model_dump()
+    cycle = Cycle(reason=reason, settings=fixed)
+    session.add(cycle)
+    session.flush()
+    return cycle
+
+
+def unfinished_cycle(session: Session) -> Cycle | None:
+    """The oldest cycle that is requested or running."""
+    return session.scalar(select(Cycle).where(Cycle.state.in_(UNFINISHED)).order_by(Cycle.id).limit(1))
+
+
+def cancel_cycle(session: Session, cycle_id: int, actor: str) -> Cycle:
+    """Mark an unfinished cycle cancelled; its worker stops at the next step it reports."""
+    cycle = session.get(Cycle, cycle_id)
+    if cycle is None:
+        raise NotFound(f"there is no cycle {cycle_id}")
+    if cycle.state in UNFINISHED:
+        cycle.state, cycle.outcome, cycle.finished_at = "cancelled", f"cancelled by {actor}", utcnow()
+    return cycle
+
+
+def new_judgments(session: Session, *, include_simulated: bool) -> int:
+    """How many judgments stand in no snapshot yet."""
+    query = select(func.count(Judgment.id)).where(
+        Judgment.id.not_in(select(SnapshotJudgment.judgment_id)), Judgment.surplus.is_(False)
+    )
+    if not include_simulated:
+        query = query.where(Judgment.simulated.is_(False))
+    return session.scalar(query) or 0
+
+
+def run_cycle(db: Database, settings: Settings, run_stage: RunStage) -> Cycle | None:
+    """Run the oldest unfinished cycle to its end and return it; None when there is none.
+
+    Raises:
+        Conflict: another worker holds the lease.
+    """
+    with HeldLease(db, LEASE, settings.cycle_lease_s) as lease:
+        with db.session() as session:
+            cycle = unfinished_cycle(session)
+            if cycle is None:
+                return None
+            cycle.state = "running"
+            cycle.started_at = cycle.started_at or utcnow()
+            cycle_id, stages = cycle.id, list(cycle.settings["stages"])
+        try:
+            for name in stages:
+                if not stage_done(db, cycle_id, name):
+                    log.info("cycle %d: %s", cycle_id, name)
+                    run_stage(cycle_id, name, lease)
+        except LeaseLost:
+            raise
+        except DunnockError as error:
+            log.error("cycle %d failed in %s: %s", cycle_id, name, error.message)
+            _finish(db, cycle_id, "failed", f"{name}: {error.message}")
+        with db.read() as session:
+            return session.get_one(Cycle, cycle_id)
+
+
+def stage_done(db: Database, cycle_id: int, name: str) -> bool:
+    """Whether this stage finished in an earlier attempt."""
+    with db.read() as session:
+        found = session.scalar(select(StageRun.state).where(StageRun.cycle_id == cycle_id, StageRun.name == name))
+        return found == "done"
+
+
+def _finish(db: Database, cycle_id: int, state: str, outcome: str) -> None:
+    with db.session() as session:
+        cycle = session.get_one(Cycle, cycle_id)
+        if cycle.state in UNFINISHED:
+            cycle.state, cycle.outcome, cycle.finished_at = state, outcome, utcnow()
+
+
+def finish_cycle(session: Session, cycle_id: int, state: str, outcome: str) -> None:
+    """Set the end of a cycle in the caller's transaction, so that it stands or falls with what decided it."""
+    cycle = session.get_one(Cycle, cycle_id)
+    cycle.state, cycle.outcome, cycle.finished_at = state, outcome, utcnow()
+
+
+class StageRecord:
+    """The row of one stage while it runs: progress at most once a second, time and peak memory at its end."""
+
+    def __init__(self, db: Database, cycle_id: int, name: str, check: Callable[[], None] = lambda: None) -> None:
+        self.db, self.cycle_id, self.name, self.check = db, cycle_id, name, check
+        self.began = self._told = time.monotonic()
+        with db.session() as session:
+            row = self._row(session)
+            if row is None:
+                session.add(StageRun(cycle_id=cycle_id, name=name))
+            else:
+                row.state, row.error, row.attempts, row.started_at = "running", None, row.attempts + 1, utcnow()
+
+    def progress(self, done_frac: float, note: str) -> None:
+        """Tell how far the stage is; raises LeaseLost or DunnockError when it should stop."""
+        self.check()
+        if time.monotonic() - self._told < 1.0 and done_frac < 1.0:
+            return
+        self._told = time.monotonic()
+        with self.db.session() as session:
+            row = self._row(session)
+            if row is None or session.get_one(Cycle, self.cycle_id).state == "cancelled":
+                raise DunnockError("the cycle was cancelled", code="cancelled")
+            row.progress, row.note = done_frac, note
+
+    def done(self, session: Session, result: dict[str, Any], peak_mb: float) -> None:
+        """Mark the stage done in the caller's transaction, together with what it made."""
+        row = self._row(session)
+        assert row is not None
+        row.state, row.progress, row.result, row.finished_at = "done", 1.0, result, utcnow()
+        row.seconds += time.monotonic() - self.began
+        row.peak_mb = max(row.peak_mb, peak_mb)
+
+    def failed(self, error: str) -> None:
+        """Mark the stage failed, with its reason."""
+        with self.db.session() as session:
+            row = self._row(session)
+            if row is not None and row.state == "running":
+                row.state, row.error, row.finished_at = "failed", error, utcnow()
+                row.seconds += time.monotonic() - self.began
+
+    def _row(self, session: Session) -> StageRun | None:
+        return session.scalar(select(StageRun).where(StageRun.cycle_id == self.cycle_id, StageRun.name == self.name))

@@ -1,0 +1,117 @@
+"""Runs a stage, in a process of its own or in this one.
+
+    python -m finetune.runner CYCLE_ID STAGE     what the worker starts for each stage
+
+A process per stage gives memory back when the stage ends, makes peak memory a fact of the stage, and keeps
+the worker alive when the system kills a stage for memory. On Linux it dies with its parent.
+"""
+
+import ctypes
+import logging
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from core.db import Database
+from core.errors import DunnockError, LeaseLost, StageError
+from core.settings import Settings, get_settings
+from finetune.context import StageContext
+from finetune.cycle import RunStage, StageRecord, stage_done
+from finetune.lease import HeldLease
+from policy.client import EngineClient
+
+ROOT = Path(__file__).resolve().parent.parent
+PR_SET_PDEATHSIG = 1
+POLL_S = 0.25
+
+
+def in_this_process(db: Database, settings: Settings, client: EngineClient) -> RunStage:
+    """A RunStage that runs stages right here; for tests and debugging."""
+
+    def run(cycle_id: int, name: str, lease: HeldLease) -> None:
+        from finetune.stages import run_stage
+
+        record = StageRecord(db, cycle_id, name, lease.check)
+        run_stage(StageContext.open(db, settings, client, cycle_id, record), name)
+
+    return run
+
+
+def in_own_process(db: Database, settings: Settings) -> RunStage:
+    """A RunStage that starts a child per stage and ends it when the lease is lost."""
+
+    def run(cycle_id: int, name: str, lease: HeldLease) -> None:
+        log_path = settings.var_dir / "logs" / f"cycle-{cycle_id}-{name}.log"
+        log_path.parent.mkdir(parents=True, exist_ok=True)
+        with log_path.open("a") as out:
+            child = subprocess.Popen(  # noqa: S603 (our own words)
+                [sys.executable, "-m", "finetune.runner", str(cycle_id), name],
+                cwd=ROOT, stdout=out, stderr=subprocess.STDOUT, preexec_fn=_die_with_parent,  # noqa: PLW1509
+            )  # fmt: skip
+            try:
+                while child.poll() is None:
+                    lease.check()
+                    time.sleep(POLL_S)
+            finally:
+                _end(child)
+        if child.returncode != 0 and not stage_done(db, cycle_id, name):
+            raise StageError(_reason(db, cycle_id, name, child.returncode, log_path))
+
+    return run
+
+
+def _end(child: "subprocess.Popen[bytes]") -> None:
+    if child.poll() is None:
+        child.terminate()
+        try:
+            child.wait(10)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+
+def _reason(db: Database, cycle_id: int, name: str, code: int, log_path: Path) -> str:
+    """Why a child failed: what it recorded, or the signal that ended it."""
+    from sqlalchemy import select
+
+    from finetune.models import StageRun
+
+    if code < 0:
+        hint = "; the system may have run out of memory" if -code == signal.SIGKILL else ""
+        StageRecord(db, cycle_id, name).failed(f"killed by signal {-code}")
+        return f"its process was ended by {signal.Signals(-code).name}{hint}. Log: {log_path}"
+    with db.read() as session:
+        error = session.scalar(select(StageRun.error).where(StageRun.cycle_id == cycle_id, StageRun.name == name))
+    return f"{error or f'exit status {code}'}. Log: {log_path}"
+
+
+def _die_with_parent() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def main(argv: list[str]) -> int:
+    """Run one stage of one cycle in this process; exit status 1 when it failed."""
+    cycle_id, name = int(argv[1]), argv[2]
+    settings = get_settings()
+    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    db = Database(settings.db_url)
+    client = EngineClient(settings.engine_base_url, settings.engine_api_key, settings.engine_timeout_s)
+    from finetune.stages import run_stage
+
+    record = StageRecord(db, cycle_id, name)
+    try:
+        run_stage(StageContext.open(db, settings, client, cycle_id, record), name)
+    except LeaseLost:
+        return 1
+    except DunnockError as error:
+        logging.getLogger("dunnock.stage").error("%s: %s", name, error.message)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,213 @@
+"""The stages of a cycle, as plain functions of their context: what each reads and what it leaves.
+
+    collect   active policy + seed prompts      → completions and tasks
+    rate      this cycle's tasks                → simulated judgments (demo only)
+    snapshot  all judgments and imports         → a frozen, hashed dataset
+    reward    the snapshot                      → a reward model, reloaded and compared
+    update    the snapshot and the base         → an adapter, registered as a candidate
+    gate      frozen suites, both policies      → a gate report
+    promote   the gate report                   → a promotion, or a refusal; the incumbent stays
+
+A stage writes its artifact first and its rows last, in one transaction with its own end: a kill in
+between leaves an unused folder, and the next attempt does the same work again.
+"""
+
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+from sqlalchemy import select
+
+from core.artifacts import hash_folder, new_folder
+from core.db import utcnow
+from core.errors import StageError
+from core.settings import GateSettings, RewardSettings, SnapshotSettings, UpdateSettings
+from evals.suites import frozen_texts
+from feedback.dataset import find_snapshot, freeze, load_pairs
+from feedback.models import Snapshot
+from feedback.preferences import Preference
+from finetune.collect import collect, rate_scripted
+from finetune.context import StageContext
+from finetune.cycle import finish_cycle
+from finetune.gate import as_rows, run_gate
+from finetune.gate_evidence import gather_evidence
+from finetune.models import StageRun
+from finetune.peak import peak_mb
+from policy.base import base_model_name, base_model_path, base_sha256
+from policy.models import GateReport, PolicyVersion
+from policy.versions import active_version, ensure_base_version, promote, register_candidate
+from reward.models import RewardModel
+
+Stage = Callable[[StageContext], None]
+
+
+def run_stage(context: StageContext, name: str) -> None:
+    """Run a stage to its end; its row is done, with all it made, or failed with the reason."""
+    try:
+        STAGES[name](context)
+    except BaseException as error:
+        context.record.failed(f"{type(error).__name__}: {error}")
+        raise
+    if name == "update":
+        shutil.rmtree(context.work_dir("update"), ignore_errors=True)
+
+
+def _simple(work: Callable[[StageContext], dict[str, Any]]) -> Stage:
+    """A stage whose rows are written as it goes; only its end is left to record."""
+
+    def stage(context: StageContext) -> None:
+        result = work(context)
+        with context.db.session() as session:
+            context.record.done(session, result, peak_mb())
+
+    return stage
+
+
+def _snapshot(context: StageContext) -> None:
+    settings = SnapshotSettings(**context.stage_settings("snapshot"))
+    with context.db.session() as session:
+        snapshot = freeze(session, context.artifact_dir, settings, frozen_prompts=frozen_texts())
+        facts = {k: snapshot.manifest[k] for k in ("n_train", "n_heldout", "n_simulated", "counts")}
+        result = {"snapshot_id": snapshot.id, "sha256": snapshot.content_sha256, **facts}
+        context.record.done(session, result, peak_mb())
+
+
+def _reward(context: StageContext) -> None:
+    from reward.preference import train_reward
+
+    settings = RewardSettings(**context.stage_settings("reward"))
+    snapshot, train, heldout = _pairs(context)
+    relative = f"rewards/cycle-{context.cycle_id}"
+    with new_folder(context.artifact_dir / relative) as out:
+        facts = train_reward(
+            train, heldout, base_model_path(context.settings), context.work_dir("reward"), out, settings,
+            device=context.settings.device, snapshot_sha256=snapshot.content_sha256, progress=context.progress,
+        )  # fmt: skip
+    if settings.require_bar and not facts["clears_bar"]:
+        raise StageError(
+            f"the reward model's accuracy has a lower 95 % bound of {facts['low']:.3f}, not above the length-only"
+            f" baseline's {facts['length_only']:.3f}; collect more judgments, or set DUNNOCK_REWARD__REQUIRE_BAR=false"
+        )
+    digest = hash_folder(context.artifact_dir / relative)
+    with context.db.session() as session:
+        if session.scalar(select(RewardModel).where(RewardModel.cycle_id == context.cycle_id)) is None:
+            session.add(
+                RewardModel(
+                    cycle_id=context.cycle_id, snapshot_id=snapshot.id, path=relative, sha256=digest,
+                    evaluation=_brief(facts), clears_bar=facts["clears_bar"],
+                )
+            )  # fmt: skip
+        context.record.done(session, facts, peak_mb())
+    shutil.rmtree(context.work_dir("reward"), ignore_errors=True)
+
+
+def _update(context: StageContext) -> None:
+    from finetune.dpo import REFERENCE, update_policy
+
+    settings = UpdateSettings(**context.stage_settings("update"))
+    snapshot, train, _ = _pairs(context)
+    base = base_model_path(context.settings)
+    relative = f"adapters/v{context.cycle_id}"
+    with new_folder(context.artifact_dir / relative) as out:
+        facts = update_policy(
+            train, base, context.work_dir("update"), out, settings,
+            device=context.settings.device, snapshot_sha256=snapshot.content_sha256, progress=context.progress,
+        )  # fmt: skip
+    digest = hash_folder(context.artifact_dir / relative)
+    with context.db.session() as session:
+        base_version = ensure_base_version(session, base_model_name(context.settings), base_sha256(base))
+        version = register_candidate(
+            session, base=base_version, cycle_id=context.cycle_id, snapshot_id=snapshot.id,
+            adapter_path=relative, adapter_sha256=digest, reference=REFERENCE,
+        )  # fmt: skip
+        context.record.done(session, facts | {"policy_version": version.name, "sha256": digest}, peak_mb())
+
+
+def _gate(context: StageContext) -> None:
+    settings = GateSettings(**context.stage_settings("gate"))
+    _, _, heldout = _pairs(context)
+    with context.db.read() as session:
+        candidate, incumbent = _candidate(session, context), active_version(session)
+    evidence, facts = gather_evidence(context, settings, candidate, incumbent, heldout)
+    passed, checks = run_gate(evidence, settings)
+    with context.db.session() as session:
+        report = session.scalar(select(GateReport).where(GateReport.policy_version_id == candidate.id))
+        if report is None:
+            report = GateReport(
+                policy_version_id=candidate.id,
+                incumbent_id=incumbent.id,
+                passed=passed,
+                checks=as_rows(checks),
+                evidence=facts,
+            )
+            session.add(report)
+        failed = [c.name for c in checks if not c.passed]
+        context.record.done(session, {"passed": passed, "failed": failed, "policy_version": candidate.name}, peak_mb())
+
+
+def _promote(context: StageContext) -> None:
+    with context.db.read() as session:
+        candidate = _candidate(session, context)
+        report = session.scalar(select(GateReport).where(GateReport.policy_version_id == candidate.id))
+        if report is None:
+            raise StageError(f"{candidate.name} has no gate report; missing evidence refuses")
+        failed = [c["name"] for c in report.checks if not c["passed"]]
+    if report.passed:
+        context.ensure_loaded(candidate)  # checked and in memory before anyone is sent to it
+    with context.db.session() as session:
+        version = _candidate(session, context)
+        if report.passed:
+            row = promote(
+                session,
+                version,
+                actor="cycle",
+                reason=f"cycle {context.cycle_id} passed the gate",
+                once=f"cycle:{context.cycle_id}",
+            )
+            finish_cycle(session, context.cycle_id, "promoted", f"{version.name} is active")
+            result: dict[str, Any] = {"promoted": True, "policy_version": version.name, "promotion_id": row.id}
+        else:
+            version.state = "refused"
+            finish_cycle(session, context.cycle_id, "refused", f"{version.name} failed: {', '.join(failed)}")
+            result = {"promoted": False, "policy_version": version.name, "failed": failed, "at": utcnow().isoformat()}
+        context.record.done(session, result, peak_mb())
+    if not report.passed:
+        context.client.unload_adapter(candidate.name)
+
+
+STAGES: dict[str, Stage] = {
+    "collect": _simple(collect),
+    "rate": _simple(rate_scripted),
+    "snapshot": _snapshot,
+    "reward": _reward,
+    "update": _update,
+    "gate": _gate,
+    "promote": _promote,
+}
+
+
+def _pairs(context: StageContext) -> tuple[Snapshot, list[Preference], list[Preference]]:
+    """The cycle's snapshot, verified against its recorded hash, and its two splits."""
+    with context.db.read() as session:
+        result = session.scalar(
+            select(StageRun.result).where(StageRun.cycle_id == context.cycle_id, StageRun.name == "snapshot")
+        )
+        if not result:
+            raise StageError("the snapshot stage has not finished; stages run in order")
+        snapshot = find_snapshot(session, result["snapshot_id"])
+    folder = context.artifact_dir / snapshot.path
+    train = load_pairs(folder, "train", expected_sha256=snapshot.content_sha256)
+    return snapshot, train, load_pairs(folder, "heldout")
+
+
+def _candidate(session: Any, context: StageContext) -> PolicyVersion:
+    version: PolicyVersion | None = session.scalar(
+        select(PolicyVersion).where(PolicyVersion.cycle_id == context.cycle_id)
+    )
+    if version is None:
+        raise StageError(f"cycle {context.cycle_id} has no candidate; the update stage makes it")
+    return version
+
+
+def _brief(facts: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in facts.items() if k != "log"}

@@ -1,0 +1,76 @@
+"""The base model in memory: weights, tokenizer and what the decoder must know of them."""
+
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jinja2 import TemplateError
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from core.errors import InvalidInput, SettingsError
+
+DEFAULT_CONTEXT_TOKENS = 2048
+
+
+@dataclass
+class LoadedBase:
+    """A causal language model and its tokenizer.
+
+    Attributes:
+        context_tokens: most tokens of prompt and completion together.
+        eos_ids: tokens that end a completion.
+    """
+
+    model: Any
+    tokenizer: Any
+    device: torch.device
+    context_tokens: int
+    eos_ids: frozenset[int]
+    _encoding: threading.Lock = field(default_factory=threading.Lock)
+
+    def encode(self, messages: list[dict[str, str]]) -> list[int]:
+        """Token ids of a conversation, ready for the assistant's turn.
+
+        Raises:
+            InvalidInput: the model's chat template refuses this order of roles.
+        """
+        with self._encoding:  # tokenizers may refuse to be borrowed by two threads
+            try:
+                encoded = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+            except TemplateError as error:
+                raise InvalidInput(f"the chat template refuses these messages: {error}", param="messages") from error
+        return list(encoded["input_ids"])
+
+
+def load_base(path: Path | str, device: Literal["auto", "cpu", "cuda"] = "auto") -> LoadedBase:
+    """Load a local folder or hub id: bf16 on CUDA, fp32 on a CPU (bf16 is ten times slower on most of them).
+
+    Raises:
+        SettingsError: the model has layers without full attention, which the slot cache cannot hold.
+    """
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    dtype = torch.bfloat16 if name == "cuda" else torch.float32
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+    model.to(name).eval().requires_grad_(False)
+    _require_full_attention(model.config, path)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    context = getattr(model.config, "max_position_embeddings", None) or DEFAULT_CONTEXT_TOKENS
+    return LoadedBase(model, tokenizer, torch.device(name), context, _eos_ids(model, tokenizer))
+
+
+def _require_full_attention(config: Any, path: Path | str) -> None:
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    window = getattr(config, "sliding_window", None) if not hasattr(config, "layer_types") else None
+    if kinds != {"full_attention"} or window:
+        raise SettingsError(
+            f"{path} has layers of kinds {sorted(kinds)} (sliding window: {window}); the embedded engine takes full "
+            "attention only. Serve this model with vLLM and name it in DUNNOCK_ENGINE_URL."
+        )
+
+
+def _eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    found = model.generation_config.eos_token_id
+    ids = found if isinstance(found, list) else [found]
+    return frozenset(i for i in (*ids, tokenizer.eos_token_id) if i is not None)

@@ -1,0 +1,241 @@
+"""One adapter's running batch: rows join when their prompt is read, and leave when their text ends.
+
+The prompt but for its last token is prefilled in chunks between the steps of the others; the last token is
+the row's first step, so every token is chosen in one place.
+"""
+
+import queue
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from transformers import DynamicCache
+
+from core.errors import DunnockError
+from policy.engine.base import LoadedBase
+from policy.engine.sampling import Chooser, choose
+from policy.engine.slots import SlotCache
+from policy.engine.text import TextStream
+
+FinishReason = Literal["stop", "length", "cancelled"]
+PREFILL_GROUP_TOKENS = 1024
+PREFILL_CHUNK_TOKENS = 256  # read between two steps of running rows
+
+
+@dataclass(frozen=True)
+class Finish:
+    """The end of a completion; counts are in tokens."""
+
+    reason: FinishReason
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class Generation:
+    """What a caller holds of one request: an iterator of text pieces that ends with a `Finish`.
+
+    Args:
+        max_tokens: length cap, already within the context.
+        pieces: whether each token's text is wanted at once; otherwise the text comes whole at the end.
+    """
+
+    def __init__(self, prompt_ids: list[int], max_tokens: int, *, pieces: bool) -> None:
+        self.prompt_ids = prompt_ids
+        self.max_tokens = max_tokens
+        self.pieces = pieces
+        self.cancelled = False
+        self.over = False
+        self._events: queue.SimpleQueue[str | Finish | DunnockError] = queue.SimpleQueue()
+
+    def cancel(self) -> None:
+        """Nobody reads any more: the row leaves the batch at the next step."""
+        self.cancelled = True
+
+    def put(self, event: str | Finish | DunnockError) -> None:
+        """Called by the decode thread."""
+        self.over = self.over or not isinstance(event, str)
+        self._events.put(event)
+
+    def next(self, timeout_s: float | None = None) -> str | Finish | None:
+        """The next piece or the end; None after `timeout_s` seconds without one.
+
+        Raises:
+            DunnockError: what went wrong with this request in the decode thread.
+        """
+        try:
+            event = self._events.get(timeout=timeout_s)
+        except queue.Empty:
+            return None
+        if isinstance(event, DunnockError):
+            raise event
+        return event
+
+    def __iter__(self) -> Iterator[str | Finish]:
+        while not isinstance(event := self.next(), Finish):
+            assert event is not None  # no timeout was given
+            yield event
+        yield event
+
+
+@dataclass
+class Row:
+    """A request on its way through the batch."""
+
+    generation: Generation
+    text: TextStream
+    chooser: Chooser
+    made: int = 0
+    whole: list[str] = field(default_factory=list)
+
+    def take(self, token: int, eos_ids: frozenset[int]) -> bool:
+        """Take the chosen token; returns whether the row ends with it."""
+        self.made += 1
+        if token in eos_ids:
+            return self.end("stop")
+        self._emit(self.text.push(token))
+        if self.text.stopped:
+            return self.end("stop")
+        if self.made >= self.generation.max_tokens:
+            return self.end("length")
+        return False
+
+    def end(self, reason: FinishReason) -> bool:
+        """Send the rest of the text and the end."""
+        self._emit(self.text.finish())
+        if self.whole:
+            self.generation.put("".join(self.whole))
+        reason = "stop" if self.text.stopped else reason
+        self.generation.put(Finish(reason, len(self.generation.prompt_ids), self.made))
+        return True
+
+    def _emit(self, text: str) -> None:
+        if text and self.generation.pieces:
+            self.generation.put(text)
+        elif text:
+            self.whole.append(text)
+
+
+class _Prefill:
+    """Reads the prompts of a group of rows together, in chunks of columns; shorter ones are padded behind."""
+
+    def __init__(self, base: LoadedBase, rows: list[Row]) -> None:
+        self.rows = rows
+        self.cache = DynamicCache(config=base.model.config)
+        prompts = [row.generation.prompt_ids for row in rows]
+        self.width = max(1, max(len(p) for p in prompts) - 1)
+        padded = [(p + [0] * self.width)[: self.width] for p in prompts]
+        self.ids = torch.tensor(padded, device=base.device)  # (rows, width)
+        self.done = 0
+
+    def advance(self, base: LoadedBase, budget_tokens: int) -> bool:
+        """Read up to so many tokens; returns whether all are read."""
+        until = min(self.width, self.done + max(1, budget_tokens // len(self.rows)))
+        positions = torch.arange(self.done, until, device=base.device)[None].expand(len(self.rows), -1)
+        base.model.base_model(
+            input_ids=self.ids[:, self.done : until],
+            position_ids=positions,
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        self.done = until
+        return self.done == self.width
+
+
+class Lane:
+    """The batch of one adapter. The decode thread alone touches it, with that adapter active."""
+
+    def __init__(self, base: LoadedBase) -> None:
+        self._base = base
+        self._cache = SlotCache(base.model.config.num_hidden_layers, base.device)
+        self._rows: list[Row] = []
+        self._arrivals: list[Row] = []
+        self._prefill: _Prefill | None = None
+        self._next: list[int] = []  # the token that each row's next step reads
+
+    @property
+    def rows(self) -> list[Row]:
+        """All rows: running, being read, and waiting to be."""
+        return [*self._rows, *(self._prefill.rows if self._prefill else ()), *self._arrivals]
+
+    def add(self, row: Row) -> None:
+        """Have a row join as soon as it can."""
+        self._arrivals.append(row)
+
+    def step(self) -> None:
+        """Read a chunk of waiting prompts, then advance every running row by one token."""
+        self._drop_cancelled()
+        if self._prefill is None and self._arrivals:
+            self._prefill = _Prefill(self._base, self._next_group())
+        if self._prefill is not None:
+            budget = PREFILL_CHUNK_TOKENS if self._rows else PREFILL_GROUP_TOKENS
+            if self._prefill.advance(self._base, budget):
+                self._join(self._prefill)
+                self._prefill = None
+        if self._rows:
+            self._decode()
+
+    def _drop_cancelled(self) -> None:
+        for row in [r for r in self._arrivals if r.generation.cancelled]:
+            row.end("cancelled")
+            self._arrivals.remove(row)
+        gone = [slot for slot, row in enumerate(self._rows) if row.generation.cancelled]
+        for slot in gone:
+            self._rows[slot].end("cancelled")
+        self._remove(gone)
+
+    def _next_group(self) -> list[Row]:
+        """Arrivals, in order, that are read together without much padding."""
+        longest = shortest = len(self._arrivals[0].generation.prompt_ids)
+        count = 0
+        for row in self._arrivals:
+            longest = max(longest, len(row.generation.prompt_ids))
+            shortest = min(shortest, len(row.generation.prompt_ids))
+            if count and (longest * (count + 1) > PREFILL_GROUP_TOKENS or longest > 2 * shortest + 16):
+                break
+            count += 1
+        group, self._arrivals = self._arrivals[:count], self._arrivals[count:]
+        return group
+
+    def _join(self, prefill: _Prefill) -> None:
+        first = len(self._rows)
+        prompts = [row.generation.prompt_ids for row in prefill.rows]
+        self._cache.join(prefill.cache, first, prefill.width + 1)
+        positions = self._cache.cursor.positions.tolist() + [len(p) - 1 for p in prompts]
+        self._cache.cursor.set(positions)
+        self._next += [p[-1] for p in prompts]
+        self._rows += prefill.rows
+
+    def _decode(self) -> None:
+        cache, base = self._cache, self._base
+        cache.make_room()
+        output = base.model(
+            input_ids=torch.tensor(self._next, device=base.device)[:, None],
+            position_ids=cache.cursor.positions[:, None],
+            attention_mask=cache.mask(base.model.dtype),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        self._next = choose(output.logits[:, -1], [row.chooser for row in self._rows])
+        cache.cursor.advance()
+        pairs = enumerate(zip(self._rows, self._next, strict=True))
+        self._remove([slot for slot, (row, token) in pairs if row.take(token, base.eos_ids)])
+
+    def _remove(self, slots: list[int]) -> None:
+        if not slots:
+            return
+        positions = self._cache.cursor.positions.tolist()
+        for slot in reversed(slots):
+            self._cache.leave(slot, len(self._rows) - 1)
+            _fill_gap(self._rows, slot)
+            _fill_gap(self._next, slot)
+            _fill_gap(positions, slot)
+        self._cache.cursor.set(positions)
+
+
+def _fill_gap(items: list[Any], at: int) -> None:
+    """Remove item `at` by moving the last one there, as the cache does with slots."""
+    last = items.pop()
+    if at < len(items):
+        items[at] = last

@@ -1,0 +1,157 @@
+"""Policy versions and what is active: register, promote, roll back.
+
+The promotion table is append-only and its last row names the active version; `state` says the same per
+version and the database allows one `active`. Both change in one transaction, so a reader sees either the
+old or the new version and a crash leaves the old one.
+"""
+
+from collections.abc import Sequence
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from core.errors import Conflict, NotFound
+from policy.models import GateReport, PolicyVersion, Promotion
+
+BASE_NAME = "base"
+
+
+def active_version(session: Session) -> PolicyVersion:
+    """The version that answers now.
+
+    Raises:
+        NotFound: none yet; `ensure_base_version` makes the first.
+    """
+    version = session.scalar(select(PolicyVersion).where(PolicyVersion.state == "active"))
+    if version is None:
+        raise NotFound("no policy version is active yet; run `make run` or `make demo` once", code="no_active_policy")
+    return version
+
+
+def find_version(session: Session, name: str) -> PolicyVersion:
+    """The version of this name, or NotFound."""
+    version = session.scalar(select(PolicyVersion).where(PolicyVersion.name == name))
+    if version is None:
+        raise NotFound(f"there is no policy version {name!r}", code="model_not_found", param="model")
+    return version
+
+
+def ensure_base_version(session: Session, base_model: str, base_sha256: str) -> PolicyVersion:
+    """The version "base" (no adapter); active where nothing else is.
+
+    Raises:
+        Conflict: the weights are not those that this database's versions were trained on.
+    """
+    version = session.scalar(select(PolicyVersion).where(PolicyVersion.name == BASE_NAME))
+    if version is None:
+        version = PolicyVersion(name=BASE_NAME, state="retired", base_model=base_model, base_sha256=base_sha256)
+        session.add(version)
+        session.flush()
+    if version.base_sha256 != base_sha256:
+        raise Conflict(
+            f"this database was made with base model {version.base_model} ({version.base_sha256[:12]}…), but the settings"
+            f" name {base_model} ({base_sha256[:12]}…); adapters do not carry over. Use another database or the former base."
+        )
+    if session.scalar(select(Promotion.id).limit(1)) is None:
+        _activate(session, version, None, kind="first", actor="system", reason="first version", once="first")
+    return version
+
+
+def register_candidate(
+    session: Session,
+    *,
+    base: PolicyVersion,
+    cycle_id: int,
+    snapshot_id: int,
+    adapter_path: str,
+    adapter_sha256: str,
+    reference: str,
+) -> PolicyVersion:
+    """A candidate for a trained adapter, named after its cycle; the same cycle gives the same row."""
+    version = session.scalar(select(PolicyVersion).where(PolicyVersion.cycle_id == cycle_id))
+    if version is None:
+        version = PolicyVersion(
+            name=f"v{cycle_id}", state="candidate", base_model=base.base_model, base_sha256=base.base_sha256,
+            adapter_path=adapter_path, adapter_sha256=adapter_sha256, reference=reference,
+            cycle_id=cycle_id, snapshot_id=snapshot_id,
+        )  # fmt: skip
+        session.add(version)
+        session.flush()
+    return version
+
+
+def promote(session: Session, version: PolicyVersion, *, actor: str, reason: str, once: str) -> Promotion:
+    """Make a candidate active, on the strength of a gate report that passed.
+
+    Args:
+        once: names this promotion; a second call with the same name returns the first row and changes nothing.
+
+    Raises:
+        Conflict: the version has no passing gate report, or is refused.
+    """
+    done = session.scalar(select(Promotion).where(Promotion.once == once))
+    if done is not None:
+        return done
+    report = session.scalar(select(GateReport).where(GateReport.policy_version_id == version.id))
+    if report is None or not report.passed:
+        found = "no gate report" if report is None else "a gate report that did not pass"
+        raise Conflict(f"{version.name} has {found}; only a version that passed the gate can be promoted")
+    current = active_version(session)
+    if current.id != report.incumbent_id:
+        raise Conflict(
+            f"{version.name} was gated against another version than {current.name}, which is active now; gate it again"
+        )
+    return _activate(
+        session, version, current, kind="promote", actor=actor, reason=reason, once=once, gate_report_id=report.id
+    )
+
+
+def rollback(session: Session, *, actor: str, reason: str = "", to: str | None = None) -> Promotion:
+    """Bring back the version that was active before (or a named one that once was): one row.
+
+    Raises:
+        Conflict: there is nothing to go back to, or the named version was never active.
+    """
+    current = active_version(session)
+    history = session.scalars(select(Promotion).order_by(Promotion.id.desc())).all()
+    been_active = {p.policy_version_id for p in history}
+    if to is not None:
+        target = find_version(session, to)
+        if target.id not in been_active or target.id == current.id:
+            raise Conflict(f"{to} is active already or never was; only a former version can be brought back")
+    else:
+        target = _former(session, history, current)
+    return _activate(session, target, current, kind="rollback", actor=actor, reason=reason)
+
+
+def _former(session: Session, history: Sequence[Promotion], current: PolicyVersion) -> PolicyVersion:
+    """The version before the promotion that made `current` active: a second rollback goes one further back."""
+    row = next((p for p in history if p.policy_version_id == current.id and p.kind != "rollback"), None)
+    former = session.get(PolicyVersion, row.former_id) if row is not None and row.former_id else None
+    if former is None:
+        raise Conflict(f"there is no version before {current.name}; nothing was changed")
+    return former
+
+
+def _activate(
+    session: Session,
+    version: PolicyVersion,
+    former: PolicyVersion | None,
+    *,
+    kind: str,
+    actor: str,
+    reason: str,
+    once: str | None = None,
+    gate_report_id: int | None = None,
+) -> Promotion:
+    if former is not None:
+        former.state = "retired"
+        session.flush()  # before the other, so that there are never two
+    version.state = "active"
+    row = Promotion(
+        kind=kind, policy_version_id=version.id, former_id=former.id if former else None,
+        gate_report_id=gate_report_id, once=once, actor=actor, reason=reason,
+    )  # fmt: skip
+    session.add(row)
+    session.flush()
+    return row

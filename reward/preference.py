@@ -1,0 +1,207 @@
+"""The preference reward model: TRL's RewardTrainer, LoRA and a scalar head on the frozen base.
+
+In: preferences of a snapshot. Out: a folder with adapter, head and `run.json`, reloaded and compared
+before anyone may register it. Training and scoring encode with `training.encode`, so that
+template and end of text never differ between the two. Loss: −log σ(r_chosen − r_rejected) with a centring term (Eisenstein
+et al. 2023, arXiv:2312.09244); Bradley-Terry as in Ouyang et al. 2022, arXiv:2203.02155, eq. 1.
+Not covered here: ensembles, weights, rule rewards.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from core.errors import StageError
+from core.intervals import rate
+from core.settings import RewardSettings
+from feedback.dataset import Preference
+from training.device import Device, find_device, find_dtype
+from training.encode import encode
+from training.lora import lora_config
+from training.run import Progress, last_checkpoint, progress_callback, silent, write_run
+from training.trunk import reuse_lower_blocks
+
+MIN_PAIRS = 8
+RELOAD_TOLERANCE = 1e-3
+SCORE_BATCH = 32
+
+
+class RewardScorer:
+    """Scores completions with a trained reward model.
+
+    Args:
+        model: a sequence classifier with one label, in eval mode.
+        tokenizer: the base's tokenizer, padding on the right.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+
+    @classmethod
+    def load(cls, folder: Path, base: Path, device: Device = "auto") -> "RewardScorer":
+        """Load adapter and head from `folder` onto the base."""
+        from peft import PeftModel
+
+        model, tokenizer = _classifier(base, device)
+        return cls(PeftModel.from_pretrained(model, str(folder)), tokenizer)
+
+    def score(self, items: Sequence[tuple[list[dict[str, str]], str]]) -> list[float]:
+        """One reward per (prompt, completion), in the units of the Bradley-Terry logit."""
+        import torch
+
+        ids = [encode(self.tokenizer, prompt, completion) for prompt, completion in items]
+        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+        scores = [0.0] * len(ids)
+        for start in range(0, len(order), SCORE_BATCH):
+            rows = order[start : start + SCORE_BATCH]
+            batch = self.tokenizer.pad({"input_ids": [ids[i] for i in rows]}, padding_side="right", return_tensors="pt")
+            with torch.inference_mode():
+                logits = self.model(**batch.to(self.model.device), use_cache=False).logits  # (B, 1)
+            for i, value in zip(rows, logits[:, 0].tolist(), strict=True):
+                scores[i] = value
+        return scores
+
+
+def train_reward(  # noqa: PLR0913 (inputs, outputs and settings of a stage)
+    train: Sequence[Preference],
+    heldout: Sequence[Preference],
+    base: Path,
+    work: Path,
+    out: Path,
+    settings: RewardSettings,
+    *,
+    device: Device = "auto",
+    snapshot_sha256: str = "",
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Train, save, reload, compare and evaluate a reward model.
+
+    Args:
+        work: folder of checkpoints, kept between attempts.
+        out: an existing empty folder that receives adapter and head.
+
+    Returns:
+        accuracy with n, low, high (Wilson 95 %) on `heldout`, length_only, dropped_long, clears_bar, steps.
+
+    Raises:
+        StageError: too few pairs, a non-finite loss, or scores that change on reloading.
+    """
+    from datasets import Dataset
+    from trl import RewardConfig, RewardTrainer
+
+    model, tokenizer = _classifier(base, device, seed=settings.seed)
+    rows = [_row(pair, tokenizer) for pair in train]
+    kept = [r for r in rows if max(len(r["chosen_ids"]), len(r["rejected_ids"])) <= settings.max_length_tokens]
+    if len(kept) < MIN_PAIRS or not heldout:
+        raise StageError(
+            f"{len(kept)} training and {len(heldout)} held-out pairs are usable; a reward model needs at least"
+            f" {MIN_PAIRS} and 1. Collect more judgments."
+        )
+    trainer = RewardTrainer(
+        model=model,
+        args=RewardConfig(
+            output_dir=str(work),
+            per_device_train_batch_size=settings.batch_size,
+            num_train_epochs=settings.epochs,
+            learning_rate=settings.learning_rate,
+            lr_scheduler_type="cosine",
+            warmup_steps=0.1,  # a share of all steps
+            max_length=None,  # filtered above, and counted
+            center_rewards_coefficient=settings.center_rewards_coefficient,
+            gradient_checkpointing=False,
+            bf16=find_device(device).type == "cuda",
+            use_cpu=find_device(device).type == "cpu",
+            save_strategy="steps",
+            save_steps=10,
+            save_total_limit=2,
+            logging_steps=1,
+            report_to="none",
+            disable_tqdm=True,
+            seed=settings.seed,
+            dataloader_pin_memory=False,
+        ),
+        train_dataset=Dataset.from_list(kept),
+        processing_class=tokenizer,
+        peft_config=lora_config(
+            model, rank=settings.lora_rank, top_layers=settings.lora_top_layers, task="SEQ_CLS", save=["score"]
+        ),
+        callbacks=[progress_callback(progress)],
+    )
+    lower = model.config.num_hidden_layers - settings.lora_top_layers if settings.lora_top_layers else 0
+    reuse_lower_blocks(trainer.model, lower)
+    trainer.train(resume_from_checkpoint=last_checkpoint(work))
+    trainer.model.save_pretrained(out)
+    (out / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+
+    scorer = RewardScorer.load(out, base, device)
+    check_reload(RewardScorer(trainer.model, tokenizer), scorer, heldout)
+    facts = evaluate(scorer, train, heldout) | {
+        "dropped_long": len(rows) - len(kept),
+        "n_train": len(kept),
+        "steps": trainer.state.global_step,
+        "log": [row for row in trainer.state.log_history if "loss" in row],
+    }
+    write_run(out, "reward", settings.model_dump(), snapshot_sha256=snapshot_sha256, **facts)
+    return facts
+
+
+def check_reload(trained: RewardScorer, reloaded: RewardScorer, pairs: Sequence[Preference]) -> None:
+    """Raise StageError unless the saved model scores as the trained one did: a lost head is the classic."""
+    items = [(p.prompt, p.chosen) for p in pairs[:8]]
+    worst = max(abs(a - b) for a, b in zip(trained.score(items), reloaded.score(items), strict=True))
+    if not worst <= RELOAD_TOLERANCE:
+        raise StageError(
+            f"scores changed by up to {worst:.4g} when the reward model was saved and loaded; at most {RELOAD_TOLERANCE}"
+            " is expected. Nothing is registered."
+        )
+
+
+def evaluate(scorer: RewardScorer, train: Sequence[Preference], heldout: Sequence[Preference]) -> dict[str, Any]:
+    """Held-out accuracy with its interval, beside a baseline that sees lengths only.
+
+    The bar: the accuracy's lower 95 % bound lies above the baseline's accuracy.
+    """
+    chosen = scorer.score([(p.prompt, p.chosen) for p in heldout])
+    rejected = scorer.score([(p.prompt, p.rejected) for p in heldout])
+    right = sum(c > r for c, r in zip(chosen, rejected, strict=True))
+    found = rate(right, len(heldout))
+    baseline = length_only_accuracy(train, heldout)
+    return {
+        "accuracy": found["rate"],
+        "n": found["n"],
+        "low": found["low"],
+        "high": found["high"],
+        "length_only": baseline,
+        "clears_bar": found["low"] > baseline,
+    }
+
+
+def length_only_accuracy(train: Sequence[Preference], heldout: Sequence[Preference]) -> float:
+    """Accuracy of always taking the longer side (or the shorter, whichever did better on `train`); a tie counts half."""
+
+    def longer_wins(pairs: Sequence[Preference]) -> float:
+        points = [0.5 if len(p.chosen) == len(p.rejected) else float(len(p.chosen) > len(p.rejected)) for p in pairs]
+        return sum(points) / len(points)
+
+    return longer_wins(heldout) if longer_wins(train) >= 0.5 else 1 - longer_wins(heldout)
+
+
+def _classifier(base: Path, device: Device, seed: int = 0) -> tuple[Any, Any]:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
+
+    set_seed(seed)  # the head is new
+    target = find_device(device)
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, dtype=find_dtype(target)).to(target)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.config.pad_token_id = tokenizer.pad_token_id
+    return model, tokenizer
+
+
+def _row(pair: Preference, tokenizer: Any) -> dict[str, Any]:
+    return {
+        "chosen_ids": encode(tokenizer, pair.prompt, pair.chosen),
+        "rejected_ids": encode(tokenizer, pair.prompt, pair.rejected),
+    }

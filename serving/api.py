@@ -1,0 +1,139 @@
+"""`/v1`: the chat API that OpenAI clients speak, and feedback on its replies.
+
+Who asks shows an API key as Bearer token, or is a signed-in browser with an `X-CSRFToken` header. Errors are
+raised as they are; `app.py` gives them the OpenAI shape.
+"""
+
+from typing import TypeVar
+
+from flask import Blueprint, Response, current_app, jsonify, request
+from flask_login import current_user
+from flask_wtf.csrf import validate_csrf
+from pydantic import BaseModel, ValidationError
+
+from access.keys import authenticate
+from core.errors import Forbidden, InvalidInput, PromptTooLong, Unauthenticated
+from core.web import runtime
+from feedback.judgments import record_feedback
+from policy.client import ChatRequest, EngineClient
+from serving.replies import Reply, ReplyStream, usage_body
+from serving.routing import PUBLIC_NAME, active, engine_client, resolve, served_versions, with_version
+from serving.schemas import ChatBody, FeedbackBody
+
+blueprint = Blueprint("api", __name__, url_prefix="/v1")
+
+VERSION_HEADER = "X-Dunnock-Policy-Version"
+TEMPLATE_TOKENS = 64  # what a chat template adds at most, with room to spare, plus so many per message:
+TEMPLATE_TOKENS_PER_MESSAGE = 8
+
+Body = TypeVar("Body", bound=BaseModel)
+
+
+@blueprint.post("/chat/completions")
+def chat_completions() -> Response:
+    """Answer a conversation, whole or streamed; the reply is stored before its last byte goes out."""
+    _authorize("chat")
+    body = _parse(ChatBody)
+    settings = runtime().settings
+    with runtime().db.read() as session:
+        version = resolve(session, body.model)
+    client = engine_client(settings)
+    asked = body.engine_request(version.name, settings)
+    _check_length(client, asked, settings.max_prompt_tokens)
+    reply = Reply(runtime().db, version, asked)
+    headers = {VERSION_HEADER: version.name}
+    if body.stream:
+        events = with_version(client, version, settings, lambda: client.stream(asked))
+        stream = ReplyStream(reply, events, include_usage=body.include_usage)
+        return Response(stream, mimetype="text/event-stream", headers={**headers, "X-Accel-Buffering": "no"})
+    whole = with_version(client, version, settings, lambda: client.complete(asked))
+    usage = (whole.prompt_tokens, whole.completion_tokens)
+    reply.store(whole.text, whole.finish_reason, usage)
+    message = {"role": "assistant", "content": whole.text, "refusal": None}
+    choice = {"index": 0, "message": message, "finish_reason": whole.finish_reason, "logprobs": None}
+    answer = jsonify(**reply.head("chat.completion"), choices=[choice], usage=usage_body(usage))
+    answer.headers.update(headers)
+    return answer
+
+
+@blueprint.get("/models")
+def models() -> Response:
+    """The names that `model` may be: "dunnock" for the active version, and every version that was ever active."""
+    _authorize("chat")
+    with runtime().db.read() as session:
+        named = [(PUBLIC_NAME, active(session)), *((version.name, version) for version in served_versions(session))]
+    rows = [
+        {"id": name, "object": "model", "created": int(version.created_at.timestamp()), "owned_by": "dunnock"}
+        for name, version in named
+    ]
+    return jsonify(object="list", data=rows)
+
+
+@blueprint.post("/feedback")
+def feedback() -> tuple[Response, int]:
+    """Record what somebody says of a completion."""
+    person_id = _authorize("feedback")
+    body = _parse(FeedbackBody)
+    with runtime().db.session() as session:
+        judgments = record_feedback(
+            session,
+            completion_id=body.completion_id,
+            annotator_id=person_id,
+            thumbs={"up": 1, "down": -1, None: None}[body.thumbs],
+            rating=body.rating,
+            correction=body.correction,
+            note=body.note,
+            once=body.idempotency_key,
+        )
+        ids = [judgment.id for judgment in judgments]
+    return jsonify(object="feedback", judgment_ids=ids), 201
+
+
+def _authorize(scope: str) -> int | None:
+    """The id of the person who asks; None for nobody, where the settings allow that.
+
+    Raises:
+        Unauthenticated: no good key and nobody signed in.
+        Forbidden: a key without this scope, or a browser session without its CSRF token.
+    """
+    bearer = request.headers.get("Authorization", "")
+    if runtime().settings.api_auth == "required" and bearer:
+        with runtime().db.read() as session:
+            return authenticate(session, bearer, scope).person_id
+    if current_user.is_authenticated:
+        _check_csrf()
+        return int(current_user.id)
+    if runtime().settings.api_auth == "open":
+        return None
+    raise Unauthenticated("send an API key as `Authorization: Bearer …`; make one with `keys create`")
+
+
+def _check_csrf() -> None:
+    if not current_app.config.get("WTF_CSRF_ENABLED", True):
+        return
+    try:
+        validate_csrf(request.headers.get("X-CSRFToken"))
+    except ValueError as error:  # WTForms' ValidationError is one
+        raise Forbidden(f"X-CSRFToken: {error}; reload the page", code="csrf_failed") from error
+
+
+def _parse(kind: type[Body]) -> Body:
+    value = request.get_json(force=True, silent=True)
+    if not isinstance(value, dict):
+        raise InvalidInput("the body is not a JSON object")
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InvalidInput(f"{where}: {first['msg']}" if where else first["msg"], param=where or None) from error
+
+
+def _check_length(client: EngineClient, asked: ChatRequest, limit: int) -> None:
+    """Raise PromptTooLong above `limit` prompt tokens; asks the engine only where the bytes leave a doubt."""
+    most = sum(len(m.content.encode()) + TEMPLATE_TOKENS_PER_MESSAGE for m in asked.messages) + TEMPLATE_TOKENS
+    if most <= limit:  # a token is at least a byte
+        return
+    count = client.count_tokens(asked.messages)
+    if count is not None and count > limit:
+        raise PromptTooLong(f"the prompt has {count} tokens; at most {limit} are taken", param="messages")

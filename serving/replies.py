@@ -1,0 +1,157 @@
+"""Replies on their way out: each is stored once, whole or cut, before its last byte is sent."""
+
+import json
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy.exc import IntegrityError
+
+from core.db import Database
+from core.errors import DunnockError
+from feedback.forms import plain_text
+from feedback.models import completion_id
+from feedback.prompts import add_completion, add_prompt
+from policy.client import ChatRequest, CompletionStream, StreamEvent
+from policy.models import PolicyVersion
+
+log = logging.getLogger("dunnock.serving")
+
+STORE_ATTEMPTS = 3
+SAMPLING_FIELDS = {"max_tokens", "temperature", "top_p", "seed", "stop", "presence_penalty", "frequency_penalty"}
+
+
+@dataclass
+class Reply:
+    """One completion that is being served."""
+
+    db: Database
+    version: PolicyVersion
+    request: ChatRequest
+    id: str = field(default_factory=completion_id)
+    created: int = field(default_factory=lambda: int(time.time()))
+    started_s: float = field(default_factory=time.monotonic)
+    stored: bool = False
+
+    def head(self, kind: str) -> dict[str, Any]:
+        """The fields that every part of the answer begins with."""
+        return {
+            "id": self.id,
+            "object": kind,
+            "created": self.created,
+            "model": self.version.name,
+            "dunnock": {"policy_version": self.version.name},
+        }
+
+    def store(self, text: str, finish_reason: str, usage: tuple[int | None, int | None]) -> None:
+        """Write prompt and completion, once; a second call does nothing.
+
+        Args:
+            usage: prompt and completion tokens, None where the engine did not get to say.
+        """
+        if self.stored:
+            return
+        details = {
+            "id": self.id,
+            "finish_reason": finish_reason,
+            "sampling": self.request.model_dump(mode="json", include=SAMPLING_FIELDS),
+            "prompt_tokens": usage[0],
+            "completion_tokens": usage[1],
+            "latency_s": time.monotonic() - self.started_s,
+        }
+        messages = [m.model_dump() for m in self.request.messages]
+        for attempt in range(1, STORE_ATTEMPTS + 1):
+            try:
+                with self.db.session() as session:
+                    prompt = add_prompt(session, messages, "served")
+                    text = plain_text(text)
+                    add_completion(session, prompt, text, "served", policy_version_id=self.version.id, details=details)
+            except IntegrityError:  # another request stored the same prompt first; now it is there
+                if attempt == STORE_ATTEMPTS:
+                    raise
+            else:
+                self.stored = True
+                return
+
+
+class ReplyStream(Iterator[bytes]):
+    """The server-sent events of a reply. The server calls `close()` in any case, also when the client has gone."""
+
+    def __init__(self, reply: Reply, events: CompletionStream, *, include_usage: bool) -> None:
+        self._reply = reply
+        self._events = events
+        self._include_usage = include_usage
+        self._text: list[str] = []
+        self._end = StreamEvent()
+        self._lines = self._produce()
+
+    def __next__(self) -> bytes:
+        return next(self._lines)
+
+    def close(self) -> None:
+        """End the request at the engine and store what came, as cancelled if it had not ended."""
+        self._events.close()
+        if not self._reply.stored:
+            try:
+                self._store(self._end.finish_reason or "cancelled")
+            except Exception:
+                log.exception("the cut reply %s could not be stored: %r", self._reply.id, "".join(self._text))
+
+    def _produce(self) -> Iterator[bytes]:
+        yield self._chunk({"role": "assistant", "content": ""}, None)
+        try:
+            for event in self._events:
+                self._note(event)
+                if event.text:
+                    yield self._chunk({"content": event.text}, None)
+            self._store(self._end.finish_reason or "stop")
+        except DunnockError as error:
+            log.error("the reply %s broke off: %s", self._reply.id, error.message)
+            self._store("error")
+            yield _line({"error": _server_error(error.message, error.code)})
+            return
+        except Exception:
+            log.exception("the reply %s could not be stored: %r", self._reply.id, "".join(self._text))
+            yield _line({"error": _server_error("the reply could not be stored", "internal_error")})
+            return
+        yield self._chunk({}, self._end.finish_reason or "stop")
+        if self._include_usage:
+            yield _line({**self._reply.head("chat.completion.chunk"), "choices": [], "usage": usage_body(self._usage)})
+        yield b"data: [DONE]\n\n"
+
+    @property
+    def _usage(self) -> tuple[int | None, int | None]:
+        return self._end.prompt_tokens, self._end.completion_tokens
+
+    def _note(self, event: StreamEvent) -> None:
+        self._text.append(event.text)
+        self._end = StreamEvent(
+            finish_reason=event.finish_reason or self._end.finish_reason,
+            prompt_tokens=event.prompt_tokens if event.prompt_tokens is not None else self._end.prompt_tokens,
+            completion_tokens=(
+                event.completion_tokens if event.completion_tokens is not None else self._end.completion_tokens
+            ),
+        )
+
+    def _store(self, finish_reason: str) -> None:
+        self._reply.store("".join(self._text), finish_reason, self._usage)
+
+    def _chunk(self, delta: dict[str, str], reason: str | None) -> bytes:
+        choice = {"index": 0, "delta": delta, "finish_reason": reason}
+        return _line({**self._reply.head("chat.completion.chunk"), "choices": [choice]})
+
+
+def usage_body(usage: tuple[int | None, int | None]) -> dict[str, int]:
+    """The `usage` object of an answer."""
+    prompt, completion = usage[0] or 0, usage[1] or 0
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+
+
+def _line(value: dict[str, Any]) -> bytes:
+    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n".encode()
+
+
+def _server_error(message: str, code: str) -> dict[str, Any]:
+    return {"message": message, "type": "server_error", "param": None, "code": code}

@@ -1,0 +1,110 @@
+"""What `/v1` accepts: the OpenAI client's calls. Fields that are not listed are ignored, as that API grows."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+
+from core.messages import Message, Role
+from core.settings import Settings
+from feedback.forms import plain_text
+from policy.client import ChatRequest
+
+ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+Stop = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+
+
+class Wire(BaseModel):
+    """A request body."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class WireMessage(Wire):
+    """One turn; content is a string or a list of text parts."""
+
+    role: Role
+    content: str
+
+    @field_validator("role", mode="before")
+    @classmethod
+    def _known_role(cls, role: Any) -> Any:
+        return ROLES.get(role, role) if isinstance(role, str) else role
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _joined(cls, content: Any) -> Any:
+        if content is None:
+            return ""
+        if isinstance(content, list):
+            parts = [part for part in content if isinstance(part, dict) and part.get("type") == "text"]
+            if len(parts) < len(content):
+                raise ValueError("only parts of type text are taken")
+            content = "".join(str(part.get("text", "")) for part in parts)
+        return plain_text(content) if isinstance(content, str) else content
+
+
+class StreamOptions(Wire):
+    include_usage: bool = False
+
+
+class ChatBody(Wire):
+    """The body of a chat completion call."""
+
+    model: str = Field(max_length=200)
+    messages: list[WireMessage] = Field(min_length=1, max_length=1000)
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    stop: list[Stop] | Stop | None = Field(None)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    n: int | None = 1
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+
+    @field_validator("n")
+    @classmethod
+    def _one(cls, n: int | None) -> int | None:
+        if n not in (None, 1):
+            raise ValueError(f"{n} completions were asked for; one per call is made, so send n calls")
+        return n
+
+    @property
+    def include_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    def engine_request(self, model: str, settings: Settings) -> ChatRequest:
+        """The same request for the engine, defaults filled in and `max_tokens` held to the limit."""
+        wanted = self.max_completion_tokens or self.max_tokens or settings.max_completion_tokens
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        given = {
+            name: value
+            for name in ("temperature", "top_p", "seed", "presence_penalty", "frequency_penalty")
+            if (value := getattr(self, name)) is not None
+        }
+        return ChatRequest(
+            model=model,
+            messages=tuple(Message(role=m.role, content=m.content) for m in self.messages),
+            max_tokens=min(wanted, settings.max_completion_tokens),
+            stop=stop,
+            **given,
+        )
+
+
+class FeedbackBody(Wire):
+    """What somebody says of a completion; at least one of thumbs, rating and correction."""
+
+    completion_id: str = Field(max_length=40)
+    thumbs: Literal["up", "down"] | None = None
+    rating: int | None = Field(None, ge=1, le=5)
+    correction: str | None = Field(None, min_length=1, max_length=100_000)
+    note: str | None = Field(None, max_length=10_000)
+    idempotency_key: str | None = Field(None, min_length=1, max_length=100)
+
+    @model_validator(mode="after")
+    def _says_something(self) -> "FeedbackBody":
+        if self.thumbs is None and self.rating is None and self.correction is None:
+            raise ValueError("say something: thumbs, rating or correction")
+        return self

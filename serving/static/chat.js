@@ -1,0 +1,233 @@
+// The chat page: a conversation in memory, streamed replies, and what people say of each of them.
+
+const page = {
+  turns: document.getElementById("turns"),
+  greeting: document.getElementById("greeting"),
+  trouble: document.getElementById("trouble"),
+  said: document.getElementById("said"),
+  form: document.getElementById("ask"),
+  words: document.getElementById("words"),
+  send: document.getElementById("send"),
+  stop: document.getElementById("stop"),
+};
+const showsVersion = page.turns.dataset.showsVersion === "yes";
+
+let conversation = []; // {role, content, element}
+let running = null; // AbortController of the reply that is being written
+
+function post(url, body, signal) {
+  const token = document.querySelector('meta[name="csrf-token"]').content;
+  return fetch(url, {
+    method: "POST",
+    signal,
+    headers: { "Content-Type": "application/json", Accept: "application/json", "X-CSRFToken": token },
+    body: JSON.stringify(body),
+  });
+}
+
+async function messageOf(response) {
+  const body = await response.json().catch(() => ({}));
+  if (response.status === 401) return "You are no longer signed in. Reload the page.";
+  return body.error?.message ?? `The server answered ${response.status}.`;
+}
+
+function show(trouble) {
+  page.trouble.textContent = trouble;
+  page.trouble.hidden = !trouble;
+}
+
+// Turns -----------------------------------------------------------------------------------------------------------
+
+function addTurn(role, content) {
+  const element = document.getElementById("turn-template").content.firstElementChild.cloneNode(true);
+  element.classList.add(`chat-turn-${role}`);
+  element.querySelector(".chat-who").textContent = role === "user" ? "You" : "Dunnock";
+  const turn = { role, content, element, text: element.querySelector(".user-text") };
+  turn.text.textContent = content;
+  page.greeting.hidden = true;
+  page.turns.append(element);
+  element.scrollIntoView({ block: "nearest" });
+  conversation.push(turn);
+  return turn;
+}
+
+function dropTurn(turn) {
+  turn.element.remove();
+  conversation = conversation.filter((other) => other !== turn);
+}
+
+function plainConversation() {
+  return conversation.map(({ role, content }) => ({ role, content }));
+}
+
+// A streamed reply ------------------------------------------------------------------------------------------------
+
+// Yields the JSON of each `data:` line until [DONE]; a chunk may end in the middle of a line.
+async function* events(response) {
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    const lines = (rest + value).split("\n");
+    rest = lines.pop();
+    for (const line of lines) {
+      if (!line.startsWith("data:")) continue;
+      const payload = line.slice(5).trim();
+      if (payload === "[DONE]") return;
+      yield JSON.parse(payload);
+    }
+  }
+}
+
+async function read(response, turn) {
+  for await (const chunk of events(response)) {
+    if (chunk.error) throw new Error(chunk.error.message);
+    turn.id = chunk.id;
+    turn.version = chunk.dunnock?.policy_version;
+    turn.content += chunk.choices[0]?.delta?.content ?? "";
+    turn.text.textContent = turn.content;
+    if (atBottom()) turn.element.scrollIntoView({ block: "end" });
+  }
+}
+
+function atBottom() {
+  return window.innerHeight + window.scrollY > document.body.scrollHeight - 160;
+}
+
+function setRunning(controller) {
+  running = controller;
+  page.stop.hidden = !controller;
+  page.send.disabled = Boolean(controller);
+  for (const button of page.turns.querySelectorAll('[data-act="again"]')) button.disabled = Boolean(controller);
+}
+
+async function reply() {
+  const messages = plainConversation();
+  const controller = new AbortController();
+  const turn = addTurn("assistant", "");
+  turn.element.classList.add("busy");
+  for (const button of page.turns.querySelectorAll('[data-act="again"]')) button.remove();
+  setRunning(controller);
+  show("");
+  try {
+    const response = await post("/v1/chat/completions", { model: "dunnock", messages, stream: true }, controller.signal);
+    if (!response.ok) throw new Error(await messageOf(response));
+    await read(response, turn);
+    page.said.textContent = turn.content;
+  } catch (error) {
+    if (error.name !== "AbortError") show(`No reply: ${error.message}`);
+  }
+  turn.element.classList.remove("busy");
+  if (controller === running) setRunning(null);
+  if (!conversation.includes(turn)) return;
+  if (turn.id) addTools(turn);
+  else restore(turn);
+}
+
+// Nothing came: take the empty reply and the question away, and put the words back where they were typed.
+function restore(turn) {
+  dropTurn(turn);
+  const question = conversation.at(-1);
+  if (question?.role !== "user") return;
+  dropTurn(question);
+  page.words.value ||= question.content;
+}
+
+// What people say of a reply --------------------------------------------------------------------------------------
+
+function addTools(turn) {
+  const tools = document.getElementById("tools-template").content.firstElementChild.cloneNode(true);
+  turn.tools = tools;
+  const badge = tools.querySelector("[data-version]");
+  badge.hidden = !showsVersion;
+  badge.textContent = turn.version ?? "";
+  tools.addEventListener("click", (event) => {
+    const act = event.target.closest("button")?.dataset.act;
+    if (act === "up" || act === "down") rate(turn, act);
+    if (act === "correct") toggleCorrection(turn);
+    if (act === "again") again(turn);
+  });
+  turn.element.append(tools);
+}
+
+async function sendFeedback(turn, body) {
+  const note = turn.tools.querySelector(".chat-note");
+  try {
+    const idempotency_key = crypto.randomUUID?.() ?? `${Date.now()}-${Math.random()}`;
+    const response = await post("/v1/feedback", { completion_id: turn.id, idempotency_key, ...body });
+    if (!response.ok) throw new Error(await messageOf(response));
+    note.textContent = "Thank you, it is noted.";
+    return true;
+  } catch (error) {
+    note.textContent = `Not saved: ${error.message}`;
+    return false;
+  }
+}
+
+async function rate(turn, thumbs) {
+  if (!(await sendFeedback(turn, { thumbs }))) return;
+  for (const act of ["up", "down"]) {
+    turn.tools.querySelector(`[data-act="${act}"]`).setAttribute("aria-pressed", String(act === thumbs));
+  }
+}
+
+function toggleCorrection(turn) {
+  const button = turn.tools.querySelector('[data-act="correct"]');
+  if (turn.correction) {
+    turn.correction.remove();
+    turn.correction = null;
+  } else {
+    turn.correction = correctionForm(turn);
+    turn.element.append(turn.correction);
+    turn.correction.querySelector("textarea").focus();
+  }
+  button.setAttribute("aria-expanded", String(Boolean(turn.correction)));
+  if (!turn.correction) button.focus();
+}
+
+function correctionForm(turn) {
+  const form = document.getElementById("correction-template").content.firstElementChild.cloneNode(true);
+  const text = form.querySelector("textarea");
+  text.value = turn.content;
+  form.querySelector('[data-act="close"]').addEventListener("click", () => toggleCorrection(turn));
+  form.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    if (await sendFeedback(turn, { correction: text.value })) toggleCorrection(turn);
+  });
+  return form;
+}
+
+function again(turn) {
+  if (running) return;
+  dropTurn(turn);
+  reply();
+}
+
+// Controls --------------------------------------------------------------------------------------------------------
+
+page.form.addEventListener("submit", (event) => {
+  event.preventDefault();
+  const content = page.words.value.trim();
+  if (!content || running) return;
+  page.words.value = "";
+  addTurn("user", content);
+  reply();
+});
+
+page.words.addEventListener("keydown", (event) => {
+  if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+  event.preventDefault();
+  page.form.requestSubmit();
+});
+
+page.stop.addEventListener("click", () => running?.abort());
+
+document.getElementById("fresh").addEventListener("click", () => {
+  running?.abort();
+  setRunning(null);
+  for (const turn of [...conversation]) dropTurn(turn);
+  show("");
+  page.greeting.hidden = false;
+  page.words.focus();
+});

@@ -1,0 +1,374 @@
+"""The operators' pages over HTTP, on real rows."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from flask import Flask
+from sqlalchemy import select
+
+from access.models import AuditLog, Person
+from console import views
+from core.db import Database
+from core.errors import ArtifactError
+from core.settings import Settings
+from finetune.models import Cycle, StageRun
+from policy.models import PolicyVersion, Promotion
+from policy.versions import active_version
+from tests.conftest import SignedIn
+from tests.console.rows import (
+    make_candidate,
+    make_cycle,
+    make_gate_report,
+    make_promoted,
+    make_stages,
+)
+from tests.factories import make_policy_version
+
+JSON = {"Accept": "application/json"}
+XSS = "<script>window.hit = 1</script><img src=x onerror=window.hit=2>"
+SignIn = Callable[[Person], SignedIn]
+
+
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the versions that the engine was asked to load; it loads them all."""
+    names: list[str] = []
+    monkeypatch.setattr(views, "make_ready", lambda client, version, settings: names.append(version.name))
+    return names
+
+
+def active_name(database: Database) -> str:
+    with database.read() as session:
+        return active_version(session).name
+
+
+def audit(database: Database) -> list[tuple[str, str, str]]:
+    with database.read() as session:
+        rows = session.scalars(select(AuditLog).where(AuditLog.action != "session.sign_in").order_by(AuditLog.id))
+        return [(row.actor, row.action, row.subject) for row in rows]
+
+
+# Roles and empty pages ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["/cycles", "/policies", "/reports/demo"])
+def test_empty_pages_say_what_comes(lead: SignedIn, path: str) -> None:
+    answer = lead.client.get(path)
+    assert answer.status_code == 200
+    assert "make demo" in answer.text
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "readers_may"),
+    [
+        ("get", "/cycles", True),
+        ("get", "/cycles/1", True),
+        ("get", "/cycles/1.json", True),
+        ("get", "/policies", True),
+        ("get", "/policies/base", True),
+        ("get", "/reports/demo", True),
+        ("get", "/rollback", False),
+        ("get", "/policies/v1/promote", False),
+        ("post", "/cycles", False),
+        ("post", "/cycles/1/cancel", False),
+        ("post", "/rollback", False),
+        ("post", "/policies/v1/promote", False),
+    ],
+)
+def test_roles(
+    people: dict[str, Person], sign_in: SignIn, database: Database, settings: Settings, app: Flask,
+    loaded: list[str], method: str, path: str, readers_may: bool,
+) -> None:  # fmt: skip
+    with database.session() as session:
+        make_promoted(session, settings)
+    answers = {role: getattr(sign_in(person).client, method)(path).status_code for role, person in people.items()}
+    assert answers["annotator"] == 403
+    assert (answers["reviewer"] != 403) == readers_may
+    assert answers["lead"] != 403
+    assert answers["admin"] != 403
+    visitor = getattr(app.test_client(), method)(path)
+    assert (visitor.status_code, visitor.headers["Location"].split("?")[0]) == (302, "/sign-in")
+
+
+def test_reviewers_see_no_buttons_of_change(
+    people: dict[str, Person], sign_in: SignIn, database: Database, settings: Settings
+) -> None:
+    with database.session() as session:
+        make_promoted(session, settings)
+    client = sign_in(people["reviewer"]).client
+    for path in ("/cycles", "/policies", "/policies/v1"):
+        page = client.get(path).text
+        assert "Roll back" not in page
+        assert "Run a cycle now" not in page
+
+
+@pytest.mark.parametrize("path", ["/cycles", "/cycles/1/cancel", "/rollback", "/policies/v1/promote"])
+def test_changes_need_the_csrf_token(app: Flask, lead: SignedIn, database: Database, path: str) -> None:
+    app.config["WTF_CSRF_ENABLED"] = True
+    assert lead.client.post(path).status_code == 400
+    assert app.test_client().post(path).status_code == 400
+    with database.read() as session:
+        assert session.scalars(select(Cycle)).all() == []
+
+
+# Cycles ---------------------------------------------------------------------------------------------------------------
+
+
+def test_start_and_cancel_a_cycle(lead: SignedIn, database: Database) -> None:
+    first = lead.client.post("/cycles")
+    assert (first.status_code, first.headers["Location"]) == (303, "/cycles/1")
+    again = lead.client.post("/cycles", follow_redirects=True)
+    assert "one runs at a time" in again.text
+    assert "Waiting for a worker" in again.text
+    assert "Cycle 1 is waiting" in lead.client.get("/cycles").text
+    assert "cancelled by lead" in lead.client.post("/cycles/1/cancel", follow_redirects=True).text
+    assert "already ended" in lead.client.post("/cycles/1/cancel", follow_redirects=True).text
+    with database.read() as session:
+        assert [(c.state, c.reason) for c in session.scalars(select(Cycle))] == [("cancelled", "manual")]
+    assert audit(database) == [("lead", "cycle.request", "cycle:1"), ("lead", "cycle.cancel", "cycle:1")]
+
+
+def test_cycle_page_tells_the_results_in_words(lead: SignedIn, database: Database, settings: Settings) -> None:
+    with database.session() as session:
+        make_stages(session, make_cycle(session, settings, outcome="v1 is active"))
+    page = lead.client.get("/cycles/1").text
+    for words in (
+        "310 pairs to train on, 84 held out.",
+        "394 of them rest on simulated judgments",
+        "Left out: 9 ties, 3 doubles.",
+        "(95 % interval 71.3–87.9\u202f%, n 84); going by length alone: 59.5\u202f%.",
+        "Trained on 306 pairs, 4 dropped as too long; 78 steps.",
+        "v1 passed every check.",
+        "v1 is active",
+        "label smoothing",
+    ):
+        assert words in page
+    assert page.count("<svg") == 2
+    assert page.count("optimiser step") == 2
+    assert "data-poll" not in page
+
+
+def test_cycle_json_is_what_the_page_polls(lead: SignedIn, database: Database, settings: Settings) -> None:
+    with database.session() as session:
+        cycle = make_cycle(session, settings, "running")
+        make_stages(session, cycle, ("collect", "rate", "snapshot"))
+        session.add(StageRun(cycle_id=cycle.id, name="reward", progress=0.25, note="step 10/40", attempts=2))
+    assert 'data-poll="/cycles/1.json"' in lead.client.get("/cycles/1").text
+    first = lead.client.get("/cycles/1.json").get_json()
+    stages = {s["name"]: s for s in first["stages"]}
+    assert (first["state"], first["unfinished"], len(stages)) == ("running", True, 7)
+    assert (stages["reward"]["state"], stages["reward"]["progress"], stages["reward"]["note"]) == (
+        "running",
+        0.25,
+        "step 10/40",
+    )
+    assert "attempt 2" in stages["reward"]["figures"]
+    assert [stages[name]["state"] for name in ("snapshot", "gate")] == ["done", "waiting"]
+    with database.session() as session:
+        row = session.scalars(select(StageRun).where(StageRun.name == "reward")).one()
+        row.progress = 0.5
+    second = lead.client.get("/cycles/1.json").get_json()
+    assert second["fingerprint"] == first["fingerprint"]  # a step further is no reason to render anew
+    with database.session() as session:
+        session.scalars(select(StageRun).where(StageRun.name == "reward")).one().state = "done"
+    assert lead.client.get("/cycles/1.json").get_json()["fingerprint"] != first["fingerprint"]
+
+
+def test_unknown_cycle_is_404(lead: SignedIn) -> None:
+    assert lead.client.get("/cycles/7").status_code == 404
+    assert lead.client.get("/cycles/7.json", headers=JSON).status_code == 404
+    assert lead.client.post("/cycles/7/cancel").status_code == 404
+
+
+def test_cycles_page_by_keyset(lead: SignedIn, database: Database, settings: Settings) -> None:
+    with database.session() as session:
+        for number in range(30):
+            make_cycle(session, settings, "failed" if number % 10 == 0 else "promoted")
+    first = lead.client.get("/cycles").text
+    assert "Cycle 30<" in first
+    assert "/cycles?before=6" in first
+    second = lead.client.get("/cycles?before=6").text
+    assert "Cycle 5<" in second
+    assert "Cycle 6<" not in second
+    assert "Older" not in second
+    assert lead.client.get("/cycles?state=failed").text.count('scope="row"') == 3
+    assert lead.client.get("/cycles?before=x").status_code == 400
+    assert lead.client.get("/cycles?state=odd").status_code == 400
+
+
+# Policy versions ------------------------------------------------------------------------------------------------------
+
+
+def test_policy_pages_of_a_filled_database(lead: SignedIn, database: Database, settings: Settings) -> None:
+    with database.session() as session:
+        make_promoted(session, settings)
+    listed = lead.client.get("/policies").text
+    assert "v1</a> answers now" in listed
+    assert "first version" in listed
+    page = lead.client.get("/policies/v1").text
+    for words in (
+        "SmolLM2-135M-Instruct", f'title="{"a" * 64}"', "310 pairs of 394 judgments, 394 simulated", "81.0\u202f% right",
+        "reference: base, adapters off", "71.8\u202f%", "at most 50.0\u202f%", "p = 1.000", "Roll back to base", "self harm",
+    ):  # fmt: skip
+        assert words in page
+    assert "never a candidate" in lead.client.get("/policies/base").text
+    assert lead.client.get("/policies/v9").status_code == 404
+
+
+def test_texts_of_models_and_people_are_rendered_as_text(
+    lead: SignedIn, database: Database, settings: Settings
+) -> None:
+    with database.session() as session:
+        cycle = make_cycle(session, settings, "failed", outcome=XSS, reason=XSS[:31])
+        session.add(StageRun(cycle_id=cycle.id, name="snapshot", state="failed", error=XSS, note=XSS))
+        version = make_candidate(session, settings)
+        make_gate_report(session, version, active_version(session), example=XSS)
+        session.scalars(select(Promotion)).one().reason = XSS
+    report = settings.var_dir / "reports" / "demo.json"
+    report.parent.mkdir()
+    report.write_text(json.dumps({"policy_version": XSS, "examples": [{"before": {"prompt": XSS, "verdict": XSS}}]}))
+    for path in ("/cycles", "/cycles/1", "/policies", "/policies/v2", "/reports/demo"):
+        page = lead.client.get(path).text
+        assert "&lt;script&gt;window.hit" in page, path
+        assert "<script>window" not in page
+        assert "<img" not in page
+
+
+def test_harmful_examples_are_blurred_until_asked_for(lead: SignedIn, database: Database, settings: Settings) -> None:
+    with database.session() as session:
+        make_promoted(session, settings)
+    page = lead.client.get("/policies/v1").text
+    assert page.count('class="veil"') == 1  # one of the two examples is harmful
+    assert '<details class="veil" open' not in page
+
+
+# Promote --------------------------------------------------------------------------------------------------------------
+
+
+def test_promote_by_hand(lead: SignedIn, database: Database, settings: Settings, loaded: list[str]) -> None:
+    with database.session() as session:
+        version = make_candidate(session, settings)
+        make_gate_report(session, version, active_version(session))
+    assert "/policies/v1/promote" in lead.client.get("/policies/v1").text
+    assert "instead of <b>base</b>" in lead.client.get("/policies/v1/promote").text
+    assert active_name(database) == "base"
+    answer = lead.client.post("/policies/v1/promote", data={"reason": "looks good"})
+    assert (answer.status_code, answer.headers["Location"]) == (303, "/policies/v1")
+    assert (active_name(database), loaded) == ("v1", ["v1"])
+    with database.read() as session:
+        row = session.scalars(select(Promotion).order_by(Promotion.id.desc())).first()
+        assert row is not None
+        assert (row.kind, row.actor, row.reason, row.once) == ("promote", "lead", "looks good", "manual:v1")
+    assert audit(database) == [("lead", "policy.promote", "policy_version:v1")]
+    assert lead.client.post("/policies/v1/promote").status_code == 409  # a second click changes nothing
+
+
+@pytest.mark.parametrize("case", ["no report", "failed", "refused", "running", "other incumbent"])
+def test_promote_is_refused(
+    lead: SignedIn, database: Database, settings: Settings, loaded: list[str], case: str
+) -> None:
+    with database.session() as session:
+        cycle = make_cycle(session, settings, "running" if case == "running" else "failed")
+        version = make_candidate(session, settings, cycle=cycle)
+        incumbent = active_version(session)
+        if case == "other incumbent":
+            incumbent = make_policy_version(session, "v77", "retired")
+        if case != "no report":
+            make_gate_report(session, version, incumbent, passed=case != "failed")
+        if case == "refused":
+            version.state = "refused"
+    page = lead.client.get("/policies/v1")
+    assert page.status_code == 200
+    assert "/policies/v1/promote" not in page.text
+    for answer in (lead.client.get("/policies/v1/promote"), lead.client.post("/policies/v1/promote")):
+        assert answer.status_code == 409
+        assert "Nothing was changed." in answer.text
+    assert (active_name(database), loaded, audit(database)) == ("base", [], [])
+
+
+def test_promote_needs_an_engine_that_can_load_it(
+    lead: SignedIn, database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def damaged(*_: Any) -> None:
+        raise ArtifactError("policy version v1 cannot be loaded")
+
+    monkeypatch.setattr(views, "make_ready", damaged)
+    with database.session() as session:
+        make_gate_report(session, make_candidate(session, settings), active_version(session))
+    assert lead.client.post("/policies/v1/promote").status_code == 503
+    assert (active_name(database), audit(database)) == ("base", [])
+
+
+# Roll back ------------------------------------------------------------------------------------------------------------
+
+
+def test_rollback_by_form(lead: SignedIn, database: Database, settings: Settings) -> None:
+    with database.session() as session:
+        make_promoted(session, settings)
+        make_promoted(session, settings)
+    page = lead.client.get("/rollback").text
+    assert 'name="to" value="v1"' in page
+    assert 'name="current" value="v2"' in page
+    form = {"to": "v1", "current": "v2", "reason": "too many refusals"}
+    assert lead.client.post("/rollback", data=form).headers["Location"] == "/policies/v1"
+    assert active_name(database) == "v1"
+    assert audit(database) == [("lead", "policy.rollback", "policy_version:v1")]
+    with database.read() as session:
+        entry = session.scalars(select(AuditLog).where(AuditLog.action == "policy.rollback")).one()
+        assert (entry.before, entry.after) == ({"active": "v2"}, {"active": "v1"})
+        assert session.scalars(select(Promotion).order_by(Promotion.id.desc())).first().reason == "too many refusals"
+    again = lead.client.post("/rollback", data=form)  # the same form once more must not go one further back
+    assert again.status_code == 409
+    assert "now v1 is" in again.text
+    assert active_name(database) == "v1"
+    assert 'name="to" value="base"' in lead.client.get("/rollback").text
+
+
+def test_rollback_to_a_named_version_and_without_a_name(lead: SignedIn, database: Database, settings: Settings) -> None:
+    with database.session() as session:
+        make_promoted(session, settings)
+        make_promoted(session, settings)
+    assert "Roll back to this version" in lead.client.get("/policies/base").text
+    assert lead.client.get("/rollback?to=base").status_code == 200
+    assert lead.client.get("/rollback?to=v2").status_code == 409  # active already
+    assert lead.client.get("/rollback?to=v9").status_code == 404
+    assert lead.client.post("/rollback").status_code == 303
+    assert active_name(database) == "v1"
+    assert lead.client.post("/rollback", data={"to": "v2"}).status_code == 303  # forward again: it was active once
+    assert active_name(database) == "v2"
+
+
+@pytest.mark.parametrize("method", ["get", "post"])
+def test_rollback_with_nothing_before(lead: SignedIn, database: Database, method: str) -> None:
+    with database.session() as session:
+        base = make_policy_version(session)
+        session.add(Promotion(kind="first", policy_version_id=base.id, actor="system", once="first"))
+    assert "Roll back" not in lead.client.get("/policies").text
+    answer = getattr(lead.client, method)("/rollback")
+    assert answer.status_code == 409
+    assert "base" in answer.text
+    assert "<h1>" in answer.text
+    with database.read() as session:
+        assert [v.state for v in session.scalars(select(PolicyVersion))] == ["active"]
+    assert audit(database) == []
+
+
+# The demo's report ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{}", "[]", "no json", "null",
+        '{"base": null, "promoted": 3, "reward": {"accuracy": NaN}, "stages": [1, {}], "examples": [{}, 5, {"after": {}}]}',
+        '{"base": {"harmful_compliance": {"rate": null, "n": 0}}, "gate": {"checks": [{}, 1]}, "seconds": "x"}',
+    ],
+)  # fmt: skip
+def test_an_odd_demo_report_breaks_nothing(lead: SignedIn, settings: Settings, content: str) -> None:
+    path = settings.var_dir / "reports" / "demo.json"
+    path.parent.mkdir()
+    path.write_text(content)
+    assert lead.client.get("/reports/demo").status_code == 200
+    assert lead.client.get("/cycles").text.count("The demo’s report") == 1

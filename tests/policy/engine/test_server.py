@@ -1,0 +1,166 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+
+from core.messages import user
+from tests.policy.conftest import Golden
+from tests.policy.engine.live import LiveEngine, free_port
+from tests.tiny import CONTEXT_TOKENS
+
+
+@pytest.fixture(scope="module")
+def engine(artifacts: Path) -> Iterator[LiveEngine]:
+    engine = LiveEngine(artifacts / "base", artifacts).start()
+    yield engine
+    engine.stop()
+
+
+@pytest.fixture(scope="module")
+def http(engine: LiveEngine) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=f"http://127.0.0.1:{engine.port}", timeout=20) as http:
+        yield http
+
+
+@pytest.fixture(scope="module")
+def chat(engine: LiveEngine) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=engine.url, api_key="none", max_retries=0) as chat:
+        yield chat
+
+
+def load(http: httpx.Client, name: str, path: Path) -> httpx.Response:
+    return http.post("/v1/load_lora_adapter", json={"lora_name": name, "lora_path": str(path)})
+
+
+def test_openai_client_gets_a_whole_completion(chat: openai.OpenAI, golden: Golden) -> None:
+    reply = chat.chat.completions.create(model="base", messages=user("Hi"), temperature=0, max_tokens=20)
+    assert reply.choices[0].message.content == golden("base", "Hi", 20)
+    assert reply.choices[0].finish_reason == "length"
+    assert reply.usage is not None
+    assert reply.usage.completion_tokens == 20
+
+
+def test_openai_client_gets_a_stream_with_usage(chat: openai.OpenAI, golden: Golden) -> None:
+    chunks = list(
+        chat.chat.completions.create(
+            model="base",
+            messages=user("Hi"),
+            temperature=0,
+            max_tokens=20,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+    )
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == golden("base", "Hi", 20)
+    assert len([c for c in chunks if c.choices and c.choices[0].delta.content]) > 3
+    assert len({c.id for c in chunks}) == 1
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.completion_tokens == 20
+    assert chunks[-2].choices[0].finish_reason == "length"
+
+
+def test_errors_are_those_that_openai_clients_know(chat: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError) as missing:
+        chat.chat.completions.create(model="nobody", messages=user("Hi"))
+    assert missing.value.code == "model_not_found"
+    with pytest.raises(openai.BadRequestError) as long:
+        chat.chat.completions.create(model="base", messages=user("x y " * CONTEXT_TOKENS))
+    assert long.value.code == "context_length_exceeded"
+    with pytest.raises(openai.BadRequestError) as hot:
+        chat.chat.completions.create(model="base", messages=user("Hi"), temperature=3)
+    assert hot.value.param == "temperature"
+
+
+def test_bodies_that_are_no_json_are_refused(http: httpx.Client) -> None:
+    answer = http.post("/v1/chat/completions", content=b"{")
+    assert answer.status_code == 400
+    assert answer.json()["error"]["type"] == "invalid_request_error"
+    assert http.get("/v1/nothing").status_code == 404
+
+
+def test_tokens_are_counted_with_the_chat_template(http: httpx.Client, engine: LiveEngine) -> None:
+    answer = http.post("/tokenize", json={"messages": user("What is bread?")}).json()
+    assert answer["count"] == len(engine.decoder.base.encode(user("What is bread?")))
+
+
+def test_adapters_come_and_go(http: httpx.Client, chat: openai.OpenAI, artifacts: Path, golden: Golden) -> None:
+    assert load(http, "v1", artifacts / "one").status_code == 200
+    assert load(http, "v1", artifacts / "one").status_code == 200
+    assert load(http, "v1", artifacts / "two").status_code == 409
+    assert [model.id for model in chat.models.list()] == ["base", "v1"]
+    reply = chat.chat.completions.create(model="v1", messages=user("Hi"), temperature=0, max_tokens=16)
+    assert reply.choices[0].message.content == golden("one", "Hi", 16)
+    assert http.post("/v1/unload_lora_adapter", json={"lora_name": "v1"}).status_code == 200
+    assert http.post("/v1/unload_lora_adapter", json={"lora_name": "v1"}).status_code == 404
+    with pytest.raises(openai.NotFoundError):
+        chat.chat.completions.create(model="v1", messages=user("Hi"))
+
+
+def test_adapters_outside_the_artifact_folder_are_refused(http: httpx.Client, artifacts: Path, tmp_path: Path) -> None:
+    (tmp_path / "outside").symlink_to(artifacts / "one")
+    for path in (artifacts / "..", tmp_path, Path("/etc")):
+        answer = load(http, "v2", path)
+        assert answer.status_code == 400
+        assert "artifact folder" in answer.json()["error"]["message"]
+    assert load(http, "v2", artifacts / "base").json()["error"]["code"] == "artifact_error"
+
+
+def test_a_client_that_goes_away_frees_its_row(http: httpx.Client, engine: LiveEngine) -> None:
+    body = {"model": "base", "messages": user("Hi"), "max_tokens": 480, "temperature": 0, "stream": True}
+    with http.stream("POST", "/v1/chat/completions", json=body) as response:
+        next(response.iter_lines())
+        assert engine.decoder.open_requests() == 1
+    until = time.monotonic() + 10
+    while engine.decoder.open_requests():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def test_a_failure_in_mid_stream_is_told(
+    http: httpx.Client, engine: LiveEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = {"model": "base", "messages": user("Hi"), "max_tokens": 400, "temperature": 0, "stream": True}
+    with http.stream("POST", "/v1/chat/completions", json=body) as response, monkeypatch.context() as broken:
+        lines = response.iter_lines()
+        next(lines)
+        broken.setattr("policy.engine.lane.choose", lambda *_: 1 / 0)
+        last = [line for line in lines if line][-1]
+    assert json.loads(last.removeprefix("data: "))["error"]["code"] == "engine_unavailable"
+    assert http.get("/health").status_code == 200
+
+
+@pytest.mark.slow
+def test_the_process_starts_answers_and_ends_on_sigterm(artifacts: Path, tmp_path: Path) -> None:
+    port = free_port()
+    environment = {
+        **os.environ,
+        "DUNNOCK_BASE_MODEL": str(artifacts / "base"),
+        "DUNNOCK_ENGINE_PORT": str(port),
+        "DUNNOCK_VAR_DIR": str(tmp_path),
+        "HF_HUB_OFFLINE": "1",
+    }
+    process = subprocess.Popen([sys.executable, "-m", "policy.engine.server"], env=environment)
+    try:
+        until = time.monotonic() + 90
+        while True:
+            try:
+                answer = httpx.get(f"http://127.0.0.1:{port}/health")
+                break
+            except httpx.HTTPError:
+                assert time.monotonic() < until
+                assert process.poll() is None
+                time.sleep(0.2)
+        assert answer.status_code == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()

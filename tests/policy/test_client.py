@@ -1,0 +1,117 @@
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from core.artifacts import hash_folder
+from core.errors import ArtifactError, EngineError, InvalidInput, NotFound, PromptTooLong
+from core.messages import Message
+from policy.client import ChatRequest, EngineClient, ensure_loaded
+from policy.models import PolicyVersion
+from tests.policy.conftest import Golden
+from tests.policy.engine.live import LiveEngine, free_port
+from tests.tiny import CONTEXT_TOKENS, make_tiny_adapter
+
+
+@pytest.fixture(scope="module")
+def engine(artifacts: Path) -> Iterator[LiveEngine]:
+    engine = LiveEngine(artifacts / "base", artifacts).start()
+    yield engine
+    engine.stop()
+
+
+@pytest.fixture(scope="module")
+def client(engine: LiveEngine) -> Iterator[EngineClient]:
+    client = EngineClient(engine.url, timeout_s=20)
+    yield client
+    client.close()
+
+
+def asking(text: str, model: str = "base", **more: object) -> ChatRequest:
+    fields = {"temperature": 0.0, "max_tokens": 16, **more}
+    return ChatRequest(model=model, messages=(Message(role="user", content=text),), **fields)
+
+
+def test_complete_gives_text_counts_and_latency(client: EngineClient, golden: Golden) -> None:
+    reply = client.complete(asking("Hi"))
+    assert (reply.text, reply.finish_reason, reply.completion_tokens) == (golden("base", "Hi", 16), "length", 16)
+    assert reply.prompt_tokens == client.count_tokens(asking("Hi").messages)
+    assert reply.latency_s > 0
+
+
+def test_stream_gives_pieces_and_usage_at_the_end(client: EngineClient, golden: Golden) -> None:
+    with client.stream(asking("Hi")) as events:
+        seen = list(events)
+    assert "".join(event.text for event in seen) == golden("base", "Hi", 16)
+    assert [event.finish_reason for event in seen if event.finish_reason] == ["length"]
+    assert seen[-1].completion_tokens == 16
+
+
+def test_closing_a_stream_frees_the_row(client: EngineClient, engine: LiveEngine) -> None:
+    events = client.stream(asking("Hi", max_tokens=480))
+    next(events)
+    events.close()
+    for _ in range(1000):
+        if engine.decoder.open_requests() == 0:
+            return
+        threading.Event().wait(0.01)
+    pytest.fail("the row is still decoded")
+
+
+def test_many_keep_their_order(client: EngineClient, golden: Golden) -> None:
+    prompts = [f"Tell me of bird {n}" for n in range(12)]
+    done: list[int] = []
+    replies = client.complete_many([asking(p) for p in prompts], 6, on_done=lambda index, _: done.append(index))
+    assert [reply.text for reply in replies] == [golden("base", p, 16) for p in prompts]
+    assert sorted(done) == list(range(12))
+
+
+def test_one_failure_fails_the_many(client: EngineClient) -> None:
+    with pytest.raises(NotFound):
+        client.complete_many([asking("Hi"), asking("Hi", "nobody"), asking("Hi")], 2)
+
+
+def test_refusals_become_our_errors(client: EngineClient) -> None:
+    with pytest.raises(NotFound, match="nobody"):
+        client.complete(asking("Hi", "nobody"))
+    with pytest.raises(NotFound, match="nobody"):
+        client.stream(asking("Hi", "nobody"))
+    with pytest.raises(PromptTooLong):
+        client.complete(asking("x y " * CONTEXT_TOKENS))
+    with pytest.raises(InvalidInput):
+        client.load_adapter("../one", "/nowhere")
+
+
+def test_an_engine_that_is_not_there(client: EngineClient) -> None:
+    nobody = EngineClient(f"http://127.0.0.1:{free_port()}/v1")
+    assert client.healthy()
+    assert not nobody.healthy()
+    with pytest.raises(EngineError, match="cannot be reached"):
+        nobody.complete(asking("Hi"))
+    with pytest.raises(EngineError, match="cannot be reached"):
+        nobody.stream(asking("Hi"))
+    nobody.close()
+
+
+def test_ensure_loaded_verifies_and_loads_once(client: EngineClient, artifacts: Path, golden: Golden) -> None:
+    version = PolicyVersion(name="v7", adapter_path="one", adapter_sha256=hash_folder(artifacts / "one"))
+    ensure_loaded(client, version, artifacts)
+    ensure_loaded(client, version, artifacts)
+    assert client.complete(asking("Hi", "v7")).text == golden("one", "Hi", 16)
+    client.unload_adapter("v7")
+    assert client.models() == ["base"]
+    ensure_loaded(client, PolicyVersion(name="base", adapter_path=None), artifacts)
+
+
+def test_ensure_loaded_refuses_a_damaged_adapter(client: EngineClient, artifacts: Path) -> None:
+    folder = make_tiny_adapter(artifacts / "base", artifacts / "damaged", seed=3)
+    version = PolicyVersion(name="v8", adapter_path="damaged", adapter_sha256=hash_folder(folder))
+    weights = folder / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(ArtifactError, match="changed or damaged"):
+        ensure_loaded(client, version, artifacts)
+    outside = PolicyVersion(name="v9", adapter_path="../elsewhere", adapter_sha256="0" * 64)
+    with pytest.raises(ArtifactError, match="no recorded artifact"):
+        ensure_loaded(client, outside, artifacts)
+    assert client.models() == ["base"]

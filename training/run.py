@@ -1,0 +1,79 @@
+"""A training run's record: progress told while it runs, `run.json` beside what it makes."""
+
+import math
+import platform
+import subprocess
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from core.artifacts import write_json
+from core.errors import StageError
+
+Progress = Callable[[float, str], None]
+"""Called with the finished share (0…1) and a short note; it may raise to stop the run (lease lost, cancelled)."""
+
+VERSIONED = ("torch", "transformers", "trl", "peft", "accelerate")
+
+
+def silent(done_frac: float, note: str) -> None:
+    """A Progress that tells nobody."""
+
+
+def code_revision() -> str:
+    """The git commit of this code, or "unknown" where it runs without git."""
+    root = Path(__file__).resolve().parent.parent
+    try:
+        out = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=True)  # noqa: S603, S607
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return out.stdout.strip()
+
+
+def write_run(folder: Path, stage: str, settings: dict[str, Any], **facts: Any) -> None:
+    """Write `run.json`: resolved settings, facts (snapshot hash, parent, seed, counts), versions, code revision."""
+    write_json(
+        folder / "run.json",
+        {
+            "stage": stage,
+            "settings": settings,
+            **facts,
+            "code": code_revision(),
+            "machine": f"{platform.machine()} {platform.system()}",
+            "versions": {name: version(name) for name in VERSIONED},
+        },
+    )
+
+
+def progress_callback(progress: Progress) -> Any:
+    """A transformers TrainerCallback that reports steps and the last logged loss, and stops on a NaN loss.
+
+    Raises (while training):
+        StageError: the loss is not finite; nothing is registered.
+    """
+    from transformers import TrainerCallback
+
+    class Report(TrainerCallback):  # type: ignore[misc]
+        loss: float | None = None
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            if logs and "loss" in logs:
+                self.loss = float(logs["loss"])
+                if not math.isfinite(self.loss):
+                    raise StageError(
+                        f"loss is {self.loss} at step {state.global_step}; the run is stopped and nothing is"
+                        " registered. Lower the learning rate or look at the snapshot."
+                    )
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            loss = "" if self.loss is None else f", loss {self.loss:.3f}"
+            progress(state.global_step / max(1, state.max_steps), f"step {state.global_step}/{state.max_steps}{loss}")
+
+    return Report()
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The newest complete checkpoint below `folder`, or None. A checkpoint is complete once its trainer state is there."""
+    found = [p for p in folder.glob("checkpoint-*") if (p / "trainer_state.json").exists()]
+    return str(max(found, key=lambda p: int(p.name.rsplit("-", 1)[1]))) if found else None

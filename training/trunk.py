@@ -1,0 +1,87 @@
+"""Frozen lower blocks, computed once per sequence.
+
+When LoRA sits only on the upper blocks, the hidden states below them never change: they are kept per
+sequence and the forward pass starts at the first adapted block. The reference pass, every epoch and both
+adapters on and off share them. Right padding and causal attention make a row's states independent of its
+neighbours, so equal sequences may share them across batches. Exact up to the order of float additions.
+
+Memory: tokens × hidden size × 4 bytes, e.g. 90 MB for 200 pairs of two 100-token sequences at width 576.
+"""
+
+from typing import Any
+
+from core.errors import StageError
+
+
+def reuse_lower_blocks(model: Any, first_adapted: int) -> "LowerBlocks | None":
+    """Make `model` (a PEFT-wrapped decoder of Llama's shape) start at block `first_adapted`.
+
+    Returns:
+        The store, or None where there is nothing to gain or the model is not of that shape.
+    """
+    decoder = model.get_base_model().base_model
+    shaped = all(hasattr(decoder, name) for name in ("layers", "embed_tokens", "norm", "rotary_emb"))
+    if first_adapted <= 0 or not shaped:
+        return None
+    return LowerBlocks(decoder, first_adapted)
+
+
+class LowerBlocks:
+    """Stands in for the decoder's forward; holds hidden states by sequence.
+
+    Args:
+        decoder: the inner decoder (embedding, blocks, norm), whose blocks below `first` are frozen.
+    """
+
+    def __init__(self, decoder: Any, first: int) -> None:
+        from torch import nn
+
+        self.decoder = decoder
+        self.lower = nn.ModuleList(decoder.layers[:first])
+        self.upper = nn.ModuleList(decoder.layers[first:])
+        self.plain_forward = decoder.forward
+        self.states: dict[tuple[int, ...], Any] = {}
+        self.hits = self.misses = 0
+        if any(p.requires_grad for p in self.lower.parameters()):
+            raise StageError(f"blocks below {first} have trainable parameters; their states cannot be reused")
+        decoder.forward = self.forward
+
+    def forward(self, input_ids: Any = None, attention_mask: Any = None, **kwargs: Any) -> Any:
+        """(B, T) ids → what the decoder returns; only sequences not seen before pass through the lower blocks."""
+        import torch
+
+        if input_ids is None or (attention_mask is not None and not _right_padded(attention_mask)):
+            return self.plain_forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        kwargs.pop("inputs_embeds", None)  # None: we had ids
+        lengths = [input_ids.shape[1]] * len(input_ids) if attention_mask is None else attention_mask.sum(1).tolist()
+        keys = [tuple(row[:n].tolist()) for row, n in zip(input_ids, lengths, strict=True)]
+        new = [i for i, key in enumerate(keys) if key not in self.states]
+        self.hits, self.misses = self.hits + len(keys) - len(new), self.misses + len(new)
+        if new:
+            mask = None if attention_mask is None else attention_mask[new]
+            with torch.no_grad():
+                states = self._run(self.lower, input_ids=input_ids[new], attention_mask=mask, norm=False)
+            for row, i in enumerate(new):
+                self.states[keys[i]] = states[row, : lengths[i]].clone()
+        hidden = torch.nn.utils.rnn.pad_sequence([self.states[key] for key in keys], batch_first=True)
+        hidden = torch.nn.functional.pad(hidden, (0, 0, 0, input_ids.shape[1] - hidden.shape[1]))
+        return self._run(self.upper, inputs_embeds=hidden, attention_mask=attention_mask, **kwargs)
+
+    def _run(self, blocks: Any, *, norm: bool = True, **inputs: Any) -> Any:
+        """The decoder's own forward over `blocks` only; without `norm`, its bare hidden states (B, T, H)."""
+        from torch import nn
+
+        layers, final = self.decoder.layers, self.decoder.norm
+        self.decoder.layers = blocks
+        if not norm:
+            self.decoder.norm = nn.Identity()
+            inputs["use_cache"] = False
+        try:
+            result = self.plain_forward(**inputs)
+        finally:
+            self.decoder.layers, self.decoder.norm = layers, final
+        return result if norm else result.last_hidden_state
+
+
+def _right_padded(mask: Any) -> bool:
+    return bool((mask[:, :-1] >= mask[:, 1:]).all())
