@@ -69,5 +69,8 @@ fix:             ## format and mend what ruff can
 bench-judge: setup  ## the judge's error on the hand-labelled sets
 	@$(RUN) -m evals.judge_error
 
+screenshots: setup-dev  ## pictures for the README, of sample rows (HERE=1: of the demo round made here)
+	@$(RUN) -m commands.screenshots $(if $(HERE),--here)
+
 clean:           ## remove the virtual environment (data in var/ stays)
 	rm -rf $(VENV)

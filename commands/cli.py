@@ -18,6 +18,7 @@ from core.web import runtime
 from feedback.exporting import export_file
 from feedback.importing import import_file
 from finetune.cycle import request_cycle
+from policy.client import verify_adapter
 from policy.versions import active_version
 from policy.versions import rollback as roll_back
 
@@ -129,5 +130,6 @@ def rollback(to: str | None, reason: str) -> None:
     """Bring the former policy version back, at once, also to the running server."""
     with runtime().db.session() as session:
         row = roll_back(session, actor="command line", reason=reason, to=to)
+        verify_adapter(active_version(session), runtime().settings.artifact_dir)  # a damaged one is not brought back
         record(session, "command line", "policy.rollback", str(row.policy_version_id), before={"active": row.former_id})
         click.echo(f"{active_version(session).name} is active again")

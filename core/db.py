@@ -7,6 +7,8 @@ PostgreSQL needs no such care; the same code runs on both.
 """
 
 import datetime as dt
+import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -74,11 +76,15 @@ class Database:
         if self.is_sqlite:
             if parsed.database and parsed.database != ":memory:":
                 Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-            self.engine: Engine = create_engine(parsed, connect_args={"timeout": BUSY_TIMEOUT_S}, poolclass=NullPool)
+            self.engine: Engine = create_engine(
+                parsed, connect_args={"timeout": BUSY_TIMEOUT_S}, poolclass=NullPool, json_serializer=_to_json
+            )
             event.listen(self.engine, "connect", _sqlite_connect)
             event.listen(self.engine, "begin", _sqlite_begin)
         else:
-            self.engine = create_engine(parsed, pool_pre_ping=True, pool_size=10, max_overflow=30)
+            self.engine = create_engine(
+                parsed, pool_pre_ping=True, pool_size=10, max_overflow=30, json_serializer=_to_json
+            )
         writing = self.engine.execution_options(sqlite_begin="IMMEDIATE")
         self._write = sessionmaker(writing, expire_on_commit=False)
         self._read = sessionmaker(self.engine, expire_on_commit=False)
@@ -98,6 +104,19 @@ class Database:
     def dispose(self) -> None:
         """Close all connections."""
         self.engine.dispose()
+
+
+def _to_json(value: Any) -> str:
+    """JSON as PostgreSQL takes it: NaN and infinities, which JSON does not know, become null."""
+    return json.dumps(_finite(value), allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _sqlite_connect(connection: Any, record: Any) -> None:

@@ -42,11 +42,11 @@ def mcnemar_p(worse: int, better: int) -> float:
     return float(binomtest(worse, worse + better, 0.5, alternative="greater").pvalue)
 
 
-def mean_interval(values: Sequence[float]) -> dict[str, float | int]:
+def mean_interval(values: Sequence[float]) -> dict[str, Any]:
     """`{mean, n, low, high}`: normal 95 % interval of a mean (of paired differences, say)."""
     n = len(values)
     if n == 0:
-        return {"mean": math.nan, "n": 0, "low": math.nan, "high": math.nan}
+        return {"mean": None, "n": 0, "low": None, "high": None}
     mean = math.fsum(values) / n
     variance = math.fsum((v - mean) ** 2 for v in values) / (n - 1) if n > 1 else 0.0
     half = Z95 * math.sqrt(variance / n)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from sqlalchemy import select
 from sqlalchemy.orm import Session, aliased, joinedload
 
+from core.messages import conversation_hash
 from feedback.models import Completion, Correction, ImportedPair, Judgment, Prompt, RuleJudgment, Task
 
 RATING_GAP = 2
@@ -164,7 +165,7 @@ def _from_ratings(session: Session, gathered: Gathered, judgments: list[Judgment
 
 def _from_rules(session: Session, gathered: Gathered, by_id: dict[int, Judgment]) -> None:
     """Kept over broken on the same prompt, where no other source paired the two texts."""
-    paired = {frozenset((p.chosen, p.rejected)) for p in gathered.preferences}
+    paired = {_texts(p.prompt, p.chosen, p.rejected) for p in gathered.preferences}
     rows = session.execute(
         select(RuleJudgment, Completion)
         .join(Completion, Completion.id == RuleJudgment.completion_id)
@@ -183,10 +184,16 @@ def _from_rules(session: Session, gathered: Gathered, by_id: dict[int, Judgment]
         broken, kept = by_verdict["broken"], by_verdict["kept"]
         for good_id, (good, first) in kept.items():
             for bad_id, (bad, second) in broken.items():
-                if good_id in broken or bad_id in kept or frozenset((good.text, bad.text)) in paired:
+                texts = _texts(good.prompt.messages, good.text, bad.text)
+                if good_id in broken or bad_id in kept or texts in paired:
                     continue
-                paired.add(frozenset((good.text, bad.text)))
+                paired.add(texts)
                 gathered.add(good.prompt, Side.of(good), Side.of(bad), 2.0, f"rule:{rule_version_id}", [first, second])
+
+
+def _texts(prompt: list[dict[str, str]], one: str, other: str) -> tuple[str, frozenset[str]]:
+    """Two texts of a prompt, whichever is better."""
+    return conversation_hash(prompt), frozenset((one, other))
 
 
 def _from_imports(session: Session, gathered: Gathered, include_simulated: bool, limit: int) -> None:

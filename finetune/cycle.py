@@ -127,7 +127,9 @@ def _finish(db: Database, cycle_id: int, state: str, outcome: str) -> None:
 
 def finish_cycle(session: Session, cycle_id: int, state: str, outcome: str) -> None:
     """Set the end of a cycle in the caller's transaction, so that it stands or falls with what decided it."""
-    cycle = session.get_one(Cycle, cycle_id)
+    cycle = session.get_one(Cycle, cycle_id, with_for_update=True)
+    if cycle.state == "cancelled":
+        raise DunnockError("the cycle was cancelled", code="cancelled")
     cycle.state, cycle.outcome, cycle.finished_at = state, outcome, utcnow()
 
 

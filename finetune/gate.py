@@ -115,7 +115,7 @@ def _helpfulness(evidence: Evidence, settings: GateSettings) -> list[Check]:
 
 def _quality(evidence: Evidence, settings: GateSettings) -> list[Check]:
     found = evidence.likelihoods
-    nothing = {"mean": None, "n": 0, "low": math.nan, "high": math.nan}
+    nothing = {"mean": None, "n": 0, "low": None, "high": None}
     kl: dict[str, Any] = found.kl if found else nothing
     nll: dict[str, Any] = found.reference_nll["difference"] if found else kl
     ability: dict[str, Any] = found.capability if found else {"n": 0, "candidate": math.nan, "base": math.nan}

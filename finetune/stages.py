@@ -34,6 +34,7 @@ from finetune.gate_evidence import gather_evidence
 from finetune.models import StageRun
 from finetune.peak import peak_mb
 from policy.base import base_model_name, base_model_path, base_sha256
+from policy.client import verify_adapter
 from policy.models import GateReport, PolicyVersion
 from policy.versions import active_version, ensure_base_version, promote, register_candidate
 from reward.models import RewardModel
@@ -153,7 +154,8 @@ def _promote(context: StageContext) -> None:
             raise StageError(f"{candidate.name} has no gate report; missing evidence refuses")
         failed = [c["name"] for c in report.checks if not c["passed"]]
     if report.passed:
-        context.ensure_loaded(candidate)  # checked and in memory before anyone is sent to it
+        verify_adapter(candidate, context.artifact_dir)  # also when the engine holds it since the gate
+        context.ensure_loaded(candidate)  # in memory before anyone is sent to it
     with context.db.session() as session:
         version = _candidate(session, context)
         if report.passed:

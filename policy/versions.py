@@ -5,8 +5,6 @@ version and the database allows one `active`. Both change in one transaction, so
 old or the new version and a crash leaves the old one.
 """
 
-from collections.abc import Sequence
-
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -120,13 +118,21 @@ def rollback(session: Session, *, actor: str, reason: str = "", to: str | None =
         if target.id not in been_active or target.id == current.id:
             raise Conflict(f"{to} is active already or never was; only a former version can be brought back")
     else:
-        target = _former(session, history, current)
+        target = former_version(session, current)
     return _activate(session, target, current, kind="rollback", actor=actor, reason=reason)
 
 
-def _former(session: Session, history: Sequence[Promotion], current: PolicyVersion) -> PolicyVersion:
-    """The version before the promotion that made `current` active: a second rollback goes one further back."""
-    row = next((p for p in history if p.policy_version_id == current.id and p.kind != "rollback"), None)
+def former_version(session: Session, current: PolicyVersion) -> PolicyVersion:
+    """The version before the promotion that made `current` active: a second rollback goes one further back.
+
+    Raises:
+        Conflict: there is none.
+    """
+    row = session.scalar(
+        select(Promotion)
+        .where(Promotion.policy_version_id == current.id, Promotion.kind != "rollback")
+        .order_by(Promotion.id.desc())
+    )
     former = session.get(PolicyVersion, row.former_id) if row is not None and row.former_id else None
     if former is None:
         raise Conflict(f"there is no version before {current.name}; nothing was changed")

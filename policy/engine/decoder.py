@@ -123,6 +123,7 @@ class Decoder:
 
         def act() -> None:
             self._shelf.unload(name)
+            self._lanes.pop(name, None)
             with self._change:
                 self._names.pop(name, None)  # somebody may have loaded it again while it drained
 
@@ -169,7 +170,7 @@ class Decoder:
     def _run(self) -> None:
         while True:
             with self._change:
-                while not (self._closing or self._waiting or self._orders or self._lanes):
+                while not (self._closing or self._waiting or self._orders or self._busy()):
                     self._change.wait()
                 if self._closing:
                     break
@@ -179,7 +180,7 @@ class Decoder:
             for order in orders:
                 self._carry_out(order)
             with torch.inference_mode():
-                for name, lane in list(self._lanes.items()):
+                for name, lane in self._busy():
                     self._advance(name, lane)
         self._end_all(EngineError("the engine is shutting down"))
 
@@ -201,10 +202,14 @@ class Decoder:
             del self._lanes[name]
             return
         if not lane.rows:
-            del self._lanes[name]
+            lane.rest()
+
+    def _busy(self) -> list[tuple[str, Lane]]:
+        return [(name, lane) for name, lane in self._lanes.items() if lane.rows]
 
     def _in_use(self, name: str) -> bool:
-        return name in self._lanes or any(waiting == name for waiting, _ in self._waiting)
+        waits = any(waiting == name for waiting, _ in self._waiting)
+        return waits or (name in self._lanes and bool(self._lanes[name].rows))
 
     def _carry_out(self, order: _Order) -> None:
         try:

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from transformers import DynamicCache
 
 from core.errors import DunnockError
 from policy.engine.base import LoadedBase
+from policy.engine.prefill import HEAD_TOKENS, Head, Prefill
 from policy.engine.sampling import Chooser, choose
 from policy.engine.slots import SlotCache
 from policy.engine.text import TextStream
@@ -116,32 +116,6 @@ class Row:
             self.whole.append(text)
 
 
-class _Prefill:
-    """Reads the prompts of a group of rows together, in chunks of columns; shorter ones are padded behind."""
-
-    def __init__(self, base: LoadedBase, rows: list[Row]) -> None:
-        self.rows = rows
-        self.cache = DynamicCache(config=base.model.config)
-        prompts = [row.generation.prompt_ids for row in rows]
-        self.width = max(1, max(len(p) for p in prompts) - 1)
-        padded = [(p + [0] * self.width)[: self.width] for p in prompts]
-        self.ids = torch.tensor(padded, device=base.device)  # (rows, width)
-        self.done = 0
-
-    def advance(self, base: LoadedBase, budget_tokens: int) -> bool:
-        """Read up to so many tokens; returns whether all are read."""
-        until = min(self.width, self.done + max(1, budget_tokens // len(self.rows)))
-        positions = torch.arange(self.done, until, device=base.device)[None].expand(len(self.rows), -1)
-        base.model.base_model(
-            input_ids=self.ids[:, self.done : until],
-            position_ids=positions,
-            past_key_values=self.cache,
-            use_cache=True,
-        )
-        self.done = until
-        return self.done == self.width
-
-
 class Lane:
     """The batch of one adapter. The decode thread alone touches it, with that adapter active."""
 
@@ -150,28 +124,33 @@ class Lane:
         self._cache = SlotCache(base.model.config.num_hidden_layers, base.device)
         self._rows: list[Row] = []
         self._arrivals: list[Row] = []
-        self._prefill: _Prefill | None = None
+        self._reading: list[Row] = []
+        self._prefill: Prefill | None = None
+        self._head: Head | None = None
         self._next: list[int] = []  # the token that each row's next step reads
 
     @property
     def rows(self) -> list[Row]:
         """All rows: running, being read, and waiting to be."""
-        return [*self._rows, *(self._prefill.rows if self._prefill else ()), *self._arrivals]
+        return [*self._rows, *self._reading, *self._arrivals]
 
     def add(self, row: Row) -> None:
         """Have a row join as soon as it can."""
         self._arrivals.append(row)
 
+    def rest(self) -> None:
+        """Give the cache's memory back; called when no rows are left."""
+        self._cache = SlotCache(self._base.model.config.num_hidden_layers, self._base.device)
+
     def step(self) -> None:
         """Read a chunk of waiting prompts, then advance every running row by one token."""
         self._drop_cancelled()
         if self._prefill is None and self._arrivals:
-            self._prefill = _Prefill(self._base, self._next_group())
+            self._begin()
         if self._prefill is not None:
             budget = PREFILL_CHUNK_TOKENS if self._rows else PREFILL_GROUP_TOKENS
             if self._prefill.advance(self._base, budget):
                 self._join(self._prefill)
-                self._prefill = None
         if self._rows:
             self._decode()
 
@@ -183,6 +162,18 @@ class Lane:
         for slot in gone:
             self._rows[slot].end("cancelled")
         self._remove(gone)
+
+    def _begin(self) -> None:
+        """Start to read a group; what all its prompts begin with is read once, for one row."""
+        self._reading = self._next_group()
+        prompts = [row.generation.prompt_ids for row in self._reading]
+        known = self._head.shared(prompts) if self._head else 0
+        common = Head(prompts[0][:HEAD_TOKENS], []).shared(prompts)
+        if len(prompts) > 1 and common > known:
+            first = Prefill(self._base, [prompts[0][: common + 1]], self._head)
+            first.advance(self._base, HEAD_TOKENS)
+            self._head = first.head()
+        self._prefill = Prefill(self._base, prompts, self._head)
 
     def _next_group(self) -> list[Row]:
         """Arrivals, in order, that are read together without much padding."""
@@ -197,14 +188,13 @@ class Lane:
         group, self._arrivals = self._arrivals[:count], self._arrivals[count:]
         return group
 
-    def _join(self, prefill: _Prefill) -> None:
-        first = len(self._rows)
-        prompts = [row.generation.prompt_ids for row in prefill.rows]
-        self._cache.join(prefill.cache, first, prefill.width + 1)
-        positions = self._cache.cursor.positions.tolist() + [len(p) - 1 for p in prompts]
+    def _join(self, prefill: Prefill) -> None:
+        self._cache.join(prefill.cache, len(self._rows), prefill.width + 1)
+        positions = self._cache.cursor.positions.tolist() + [len(p) - 1 for p in prefill.prompts]
         self._cache.cursor.set(positions)
-        self._next += [p[-1] for p in prompts]
-        self._rows += prefill.rows
+        self._next += [p[-1] for p in prefill.prompts]
+        self._rows += self._reading
+        self._reading, self._prefill, self._head = [], None, prefill.head()
 
     def _decode(self) -> None:
         cache, base = self._cache, self._base

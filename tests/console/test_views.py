@@ -1,19 +1,22 @@
 """The operators' pages over HTTP, on real rows."""
 
+import datetime as dt
 import json
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from flask import Flask
+from flask.testing import FlaskClient
 from sqlalchemy import select
 
 from access.models import AuditLog, Person
 from console import views
-from core.db import Database
+from core.db import Database, utcnow
 from core.errors import ArtifactError
 from core.settings import Settings
-from finetune.models import Cycle, StageRun
+from finetune.cycle import LEASE
+from finetune.models import Cycle, Lease, StageRun
 from policy.models import PolicyVersion, Promotion
 from policy.versions import active_version
 from tests.conftest import SignedIn
@@ -60,36 +63,40 @@ def test_empty_pages_say_what_comes(lead: SignedIn, path: str) -> None:
     assert "make demo" in answer.text
 
 
+READING = ["/cycles", "/cycles/1", "/cycles/1.json", "/policies", "/policies/base", "/reports/demo"]
+CHANGING = [
+    ("get", "/rollback"),
+    ("get", "/policies/v1/promote"),
+    ("post", "/cycles"),
+    ("post", "/cycles/1/cancel"),
+    ("post", "/rollback"),
+    ("post", "/policies/v1/promote"),
+]
+
+
 @pytest.mark.parametrize(
-    ("method", "path", "readers_may"),
-    [
-        ("get", "/cycles", True),
-        ("get", "/cycles/1", True),
-        ("get", "/cycles/1.json", True),
-        ("get", "/policies", True),
-        ("get", "/policies/base", True),
-        ("get", "/reports/demo", True),
-        ("get", "/rollback", False),
-        ("get", "/policies/v1/promote", False),
-        ("post", "/cycles", False),
-        ("post", "/cycles/1/cancel", False),
-        ("post", "/rollback", False),
-        ("post", "/policies/v1/promote", False),
-    ],
+    ("role", "reads", "changes"),
+    [("annotator", False, False), ("reviewer", True, False), ("lead", True, True), ("admin", True, True)],
 )
 def test_roles(
-    people: dict[str, Person], sign_in: SignIn, database: Database, settings: Settings, app: Flask,
-    loaded: list[str], method: str, path: str, readers_may: bool,
+    people: dict[str, Person], sign_in: SignIn, database: Database, settings: Settings, loaded: list[str],
+    role: str, reads: bool, changes: bool,
 ) -> None:  # fmt: skip
     with database.session() as session:
         make_promoted(session, settings)
-    answers = {role: getattr(sign_in(person).client, method)(path).status_code for role, person in people.items()}
-    assert answers["annotator"] == 403
-    assert (answers["reviewer"] != 403) == readers_may
-    assert answers["lead"] != 403
-    assert answers["admin"] != 403
-    visitor = getattr(app.test_client(), method)(path)
-    assert (visitor.status_code, visitor.headers["Location"].split("?")[0]) == (302, "/sign-in")
+    client = sign_in(people[role]).client
+    for path in READING:
+        assert (client.get(path).status_code == 403) != reads, path
+    for method, path in CHANGING:
+        assert (getattr(client, method)(path).status_code == 403) != changes, path
+    if not changes:
+        assert (active_name(database), audit(database)) == ("v1", [])
+
+
+def test_visitors_are_asked_to_sign_in(client: FlaskClient) -> None:
+    for method, path in [*CHANGING, *(("get", path) for path in READING)]:
+        answer = getattr(client, method)(path)
+        assert (answer.status_code, answer.headers["Location"].split("?")[0]) == (302, "/sign-in"), path
 
 
 def test_reviewers_see_no_buttons_of_change(
@@ -173,7 +180,11 @@ def test_cycle_json_is_what_the_page_polls(lead: SignedIn, database: Database, s
     assert second["fingerprint"] == first["fingerprint"]  # a step further is no reason to render anew
     with database.session() as session:
         session.scalars(select(StageRun).where(StageRun.name == "reward")).one().state = "done"
-    assert lead.client.get("/cycles/1.json").get_json()["fingerprint"] != first["fingerprint"]
+        session.add(Lease(name=LEASE, holder="host:1:x", expires_at=utcnow() + dt.timedelta(minutes=1)))
+    third = lead.client.get("/cycles/1.json").get_json()
+    assert third["fingerprint"] != first["fingerprint"]
+    assert first["waiting_for"].startswith("No worker is on it")
+    assert third["waiting_for"] == ""  # a worker holds the lease
 
 
 def test_unknown_cycle_is_404(lead: SignedIn) -> None:

@@ -160,6 +160,7 @@ def test_selected_words_become_the_quote(page: Page, database: Database, tasks: 
     expect(page.locator(".quotes").first).to_have_text(f"A: “{words}”")
     page.keyboard.press("2")
     page.keyboard.press("Enter")
+    expect(page.get_by_text("1 of 2 done")).to_be_visible()
     assert wait_for(database, RuleJudgment, 1)[0].span == words
 
 
@@ -185,6 +186,7 @@ def test_skip_flag_and_undo_by_key(page: Page, database: Database, tasks: list[i
     page.locator("html[data-ready=yes]").wait_for()
     page.keyboard.press("7")
     page.keyboard.press("Enter")
+    expect(page.get_by_text("Nothing to judge right now")).to_be_visible()
     first, second = wait_for(database, Judgment, 2)
     assert second.supersedes_id == first.id
     assert {first.choice, second.choice} == {"a", "b"}

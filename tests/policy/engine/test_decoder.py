@@ -9,6 +9,7 @@ from core.messages import user
 from policy.engine.decoder import Decoder
 from policy.engine.lane import Finish, Generation
 from policy.engine.sampling import Sampling
+from policy.engine.text import TextStream
 from tests.policy.conftest import Golden, greedy
 from tests.tiny import CONTEXT_TOKENS, make_tiny_adapter, make_tiny_base
 
@@ -57,6 +58,37 @@ def test_a_long_prompt_is_read_in_chunks_beside_running_rows(decoder: Decoder, g
     assert len(late.prompt_ids) > 256
     assert read(late)[0] == golden("base", long, 12)
     read(running)
+
+
+def test_a_shared_beginning_is_read_once_per_adapter(
+    decoder: Decoder, golden: Golden, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_tokens: list[int] = []
+    forward = decoder.base.model.base_model.forward
+
+    def counting(*args: object, **kwargs: object) -> object:
+        read_tokens.append(kwargs["input_ids"].shape[1])
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(decoder.base.model.base_model, "forward", counting)
+    prompt = "What is the capital of France, and of Spain? "
+    counts = []
+    for name, ending in (("base", "a"), ("one", "a"), ("base", "b"), ("one", "b"), ("one", "b")):
+        read_tokens.clear()
+        assert read(ask(decoder, prompt + ending, greedy(6), name))[0] == golden(name, prompt + ending, 6)
+        counts.append(sum(read_tokens))
+    assert min(counts[:2]) > 20  # each adapter reads for itself what another has read
+    assert max(counts[2:]) < 16
+
+
+def test_characters_are_never_split(decoder: Decoder) -> None:
+    text = "Grüße an die 🐦‍⬛, naïve café. 你好！"
+    tokenizer = decoder.base.tokenizer
+    stream = TextStream(tokenizer, stop=("never",))
+    pieces = [stream.push(token) for token in tokenizer(text)["input_ids"]] + [stream.finish()]
+    assert "".join(pieces) == text
+    assert len(pieces) > 40
+    assert not any("\ufffd" in piece for piece in pieces)
 
 
 def test_adapters_and_base_stream_together_without_mixing(decoder: Decoder, golden: Golden) -> None:

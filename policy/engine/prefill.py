@@ -1,0 +1,81 @@
+"""Reading prompts into a cache: several together, in chunks, and never twice what the last ones began with.
+
+Chat prompts share their template and system turn, and rollouts ask the same prompt again; for short prompts
+that is most of the work, so each lane keeps the keys and values of its last prompt's beginning.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from transformers import DynamicCache
+
+from policy.engine.base import LoadedBase
+
+HEAD_TOKENS = 256  # of a prompt's beginning that is kept
+MIN_SHARED_TOKENS = 4
+
+
+@dataclass(frozen=True)
+class Head:
+    """The beginning of a prompt, read by one adapter.
+
+    Attributes:
+        ids: its tokens.
+        layers: keys and values of each layer, (1, heads, tokens, head_dim).
+    """
+
+    ids: list[int]
+    layers: list[tuple[torch.Tensor, torch.Tensor]]
+
+    def shared(self, prompts: list[list[int]]) -> int:
+        """How many first tokens all prompts have in common with it."""
+        count = len(self.ids)
+        for prompt in prompts:
+            pairs = enumerate(zip(self.ids[:count], prompt, strict=False))
+            count = next((i for i, (a, b) in pairs if a != b), min(count, len(prompt)))
+        return count if count >= MIN_SHARED_TOKENS else 0
+
+
+class Prefill:
+    """Reads all but the last token of a group of prompts; shorter ones are padded behind.
+
+    No mask is needed: attention is causal, so nothing before the padding sees it, and the columns that it
+    leaves in the cache are written over before they are looked at.
+
+    Args:
+        prompts: token ids, each at least one.
+        head: what the same adapter read before, if anything.
+    """
+
+    def __init__(self, base: LoadedBase, prompts: list[list[int]], head: Head | None) -> None:
+        self.prompts = prompts
+        self.cache = DynamicCache(config=base.model.config)
+        self.width = max(1, max(len(p) for p in prompts) - 1)
+        padded = [(p + [0] * self.width)[: self.width] for p in prompts]
+        self._ids = torch.tensor(padded, device=base.device)  # (rows, width)
+        self._done = 0
+        if head is not None and (shared := min(head.shared(prompts), self.width)):
+            for index, (keys, values) in enumerate(head.layers):
+                spread = (len(prompts), -1, -1, -1)
+                self.cache.update(keys[:, :, :shared].expand(spread), values[:, :, :shared].expand(spread), index)
+            self._done = shared
+
+    def advance(self, base: LoadedBase, budget_tokens: int) -> bool:
+        """Read up to so many tokens; returns whether all are read."""
+        until = min(self.width, self._done + max(1, budget_tokens // len(self.prompts)))
+        if until > self._done:
+            positions = torch.arange(self._done, until, device=base.device)[None].expand(len(self.prompts), -1)
+            base.model.base_model(
+                input_ids=self._ids[:, self._done : until],
+                position_ids=positions,
+                past_key_values=self.cache,
+                use_cache=True,
+            )
+        self._done = until
+        return self._done == self.width
+
+    def head(self) -> Head:
+        """The beginning of the first prompt, to keep for the next group."""
+        count = min(max(1, len(self.prompts[0]) - 1), HEAD_TOKENS)
+        kept = [(layer.keys[:1, :, :count], layer.values[:1, :, :count]) for layer in self.cache.layers]
+        return Head(self.prompts[0][:count], [(keys.clone(), values.clone()) for keys, values in kept])

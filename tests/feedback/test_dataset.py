@@ -1,0 +1,308 @@
+"""Snapshots: what goes in, which side it goes to, and that a frozen one stays what it was."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from core.db import Database
+from core.errors import ArtifactError, InvalidInput, NotFound
+from core.settings import SnapshotSettings
+from evals.suites import frozen_texts
+from feedback.dataset import find_snapshot, freeze, load_pairs
+from feedback.importing import Pair, _add
+from feedback.models import Completion, Judgment, Snapshot, SnapshotJudgment
+from feedback.preferences import Preference
+from tests.factories import make_pairwise_task, make_prompt
+
+HALF = SnapshotSettings(heldout_frac=0.5)
+NOUNS = [
+    "nest",
+    "hedge",
+    "river",
+    "window",
+    "ladder",
+    "candle",
+    "bridge",
+    "garden",
+    "kettle",
+    "violin",
+    "engine",
+    "harbour",
+    "lantern",
+    "saddle",
+    "meadow",
+]
+
+
+def ask(number: int) -> str:
+    """Prompts that share no three words in a row."""
+    one, two = NOUNS[number % len(NOUNS)], NOUNS[(number * 4 + 1) % len(NOUNS)]
+    return f"{one}{number} or {two}{number} for {number} people?"
+
+
+def rate(session: Session, prompt: str, a: str = "yes", b: str = "no") -> Judgment:
+    """A pair `a` ≻ `b` of a prompt."""
+    task = make_pairwise_task(session, make_prompt(session, prompt), a=a, b=b)
+    judgment = Judgment(kind="pairwise", task_id=task.id, choice="a", strength=2)
+    session.add(judgment)
+    session.flush()
+    return judgment
+
+
+def sides(folder: Path, snapshot: Snapshot) -> dict[str, str]:
+    """prompt → the split that it went to."""
+    return {
+        pair.prompt[0]["content"]: split
+        for split in ("train", "heldout")
+        for pair in load_pairs(folder / snapshot.path, split, expected_sha256=snapshot.content_sha256)
+    }
+
+
+def all_pairs(folder: Path, snapshot: Snapshot) -> list[Preference]:
+    return [pair for split in ("train", "heldout") for pair in load_pairs(folder / snapshot.path, split)]
+
+
+@pytest.mark.parametrize("kind", ["database", "postgres_database"])
+def test_equal_input_gives_an_equal_hash_and_the_same_row(
+    request: pytest.FixtureRequest, kind: str, tmp_path: Path
+) -> None:
+    db: Database = request.getfixturevalue(kind)
+    with db.session() as session:
+        made = {rate(session, ask(n)).id for n in range(20)}
+        first = freeze(session, tmp_path, HALF)
+        assert freeze(session, tmp_path, HALF).id == first.id
+    with db.session() as session:
+        again = freeze(session, tmp_path / "elsewhere", HALF)
+        assert (again.id, again.content_sha256) == (first.id, first.content_sha256)
+        assert set(session.scalars(select(SnapshotJudgment.judgment_id))) == made
+        rate(session, ask(20))
+        other = freeze(session, tmp_path, HALF)
+        assert other.content_sha256 != first.content_sha256
+        assert session.scalar(select(func.count(Snapshot.id))) == 2
+    assert len(sides(tmp_path, first)) == 20
+    assert len(sides(tmp_path, other)) == 21
+
+
+def test_the_order_of_judging_changes_nothing_but_names(session: Session, tmp_path: Path) -> None:
+    for n in range(12):
+        rate(session, ask(n))
+    before = sides(tmp_path, freeze(session, tmp_path, HALF))
+    for judgment in session.scalars(select(Judgment)).all():
+        session.delete(judgment)
+    for n in reversed(range(12)):
+        rate(session, ask(n))
+    assert sides(tmp_path, freeze(session, tmp_path, HALF)) == before
+
+
+def test_the_manifest_says_what_is_in_it(session: Session, tmp_path: Path) -> None:
+    judgments = [rate(session, ask(n)) for n in range(16)]
+    judgments[3].simulated = True
+    tie = rate(session, ask(90))
+    tie.choice, tie.strength = "tie", 0
+    settings = SnapshotSettings(heldout_frac=0.5, include_simulated=True)
+    snapshot = freeze(session, tmp_path, settings)
+    manifest = json.loads((tmp_path / snapshot.path / "manifest.json").read_text())
+    assert manifest == snapshot.manifest
+    assert manifest["settings"] == settings.model_dump()
+    assert manifest["n_train"] + manifest["n_heldout"] == 16
+    assert manifest["n_train"] == len(load_pairs(tmp_path / snapshot.path, "train"))
+    assert (manifest["n_simulated"], manifest["n_clusters"]) == (1, 16)
+    assert manifest["counts"] == {"from_choice": 16, "left_out_tie": 1, "redactions": 0}
+    assert manifest["judgment_ids"] == [j.id for j in judgments]
+
+
+def test_what_is_loaded_is_what_was_judged(session: Session, tmp_path: Path) -> None:
+    for n in range(12):
+        rate(session, ask(n), a=f'Ja, «{n}» \u2028 und "so"', b="nein\nnein")
+    pairs = all_pairs(tmp_path, freeze(session, tmp_path, HALF))
+    assert sorted(p.chosen for p in pairs) == sorted(f'Ja, «{n}» \u2028 und "so"' for n in range(12))
+    assert {(p.rejected, p.margin, p.source.split(":")[0]) for p in pairs} == {("nein\nnein", 2.0, "choice")}
+
+
+# --- which side
+
+
+def test_a_cluster_is_never_split(session: Session, tmp_path: Path) -> None:
+    words = " ".join(NOUNS)
+    for n in range(24):
+        for ending in ("please", "Please", "thanks", "  now"):  # 15 shared words, one that differs
+            rate(session, f"What of item{n} {words} {ending}")
+    snapshot = freeze(session, tmp_path, HALF)
+    by_item: dict[str, set[tuple[str, str]]] = {}
+    for split in ("train", "heldout"):
+        for pair in load_pairs(tmp_path / snapshot.path, split):
+            by_item.setdefault(pair.prompt[0]["content"].split()[2], set()).add((split, pair.cluster))
+    assert len(by_item) == 24
+    assert all(len(homes) == 1 for homes in by_item.values()), by_item
+
+
+def test_prompts_that_differ_are_clusters_of_their_own(session: Session, tmp_path: Path) -> None:
+    for n in range(30):
+        rate(session, ask(n))
+    snapshot = freeze(session, tmp_path, HALF)
+    assert snapshot.manifest["n_clusters"] == 30
+    assert 5 <= snapshot.manifest["n_heldout"] <= 25  # half, give or take
+
+
+def test_what_is_held_out_stays_held_out_when_data_grows(session: Session, tmp_path: Path) -> None:
+    """Near-duplicates that come later, and sort before the first ones, take nothing over to the training side."""
+    words = " ".join(NOUNS)
+    for n in range(30):
+        rate(session, f"tell me of item{n} {words} please")
+    before = sides(tmp_path, freeze(session, tmp_path, HALF))
+    held_out = {prompt for prompt, split in before.items() if split == "heldout"}
+    for n in range(30):
+        rate(session, f"a tell me of item{n} {words} please")
+        rate(session, f"Tell me of item{n} {words} please thanks")
+    for n in range(20):
+        rate(session, ask(n))
+    after = sides(tmp_path, freeze(session, tmp_path, HALF))
+    assert held_out
+    assert {prompt for prompt in held_out if after[prompt] != "heldout"} == set()
+
+
+def test_a_larger_share_holds_out_what_a_smaller_one_did(session: Session, tmp_path: Path) -> None:
+    for n in range(40):
+        rate(session, ask(n))
+    held_out: list[set[str]] = []
+    for share in (0.2, 0.4, 0.8):
+        found = sides(tmp_path, freeze(session, tmp_path, SnapshotSettings(heldout_frac=share)))
+        held_out.append({prompt for prompt, split in found.items() if split == "heldout"})
+    assert held_out[0] < held_out[1] < held_out[2]
+
+
+# --- what is left out
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "How do I keep a secret diary safe from my nosy brother and his friends at home?",
+        "  how do I keep a secret   diary safe from my nosy brother and his friends at HOME?",
+        "How do I keep a secret diary safe from my nosy brother and his friends at home today?",
+    ],
+    ids=["the very text", "other case and spaces", "a near-duplicate"],
+)
+def test_frozen_prompts_and_their_near_duplicates_are_left_out(session: Session, tmp_path: Path, asked: str) -> None:
+    for n in range(12):
+        rate(session, ask(n))
+    rate(session, asked)
+    frozen = "How do I keep a secret diary safe from my nosy brother and his friends at home?"
+    assert asked in sides(tmp_path, freeze(session, tmp_path, HALF))
+    snapshot = freeze(session, tmp_path, HALF, frozen_prompts=["Something else.", frozen])
+    assert asked not in sides(tmp_path, snapshot)
+    assert snapshot.manifest["counts"]["left_out_frozen_suite"] == 1
+    assert snapshot.manifest["n_train"] + snapshot.manifest["n_heldout"] == 12
+
+
+def test_a_frozen_prompt_at_the_end_of_a_longer_talk_is_left_out(session: Session, tmp_path: Path) -> None:
+    for n in range(12):
+        rate(session, ask(n))
+    talk = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hello there."},
+        {"role": "assistant", "content": "Hello. What can I do?"},
+        {"role": "user", "content": frozen_texts()[0]},
+    ]
+    _add(session, Pair(talk, "No.", "Sure."), "test")
+    snapshot = freeze(session, tmp_path, HALF, frozen_prompts=frozen_texts())
+    assert snapshot.manifest["counts"]["left_out_frozen_suite"] == 1
+
+
+def test_every_frozen_text_is_kept_out(session: Session, tmp_path: Path) -> None:
+    frozen = frozen_texts()
+    for text in [*frozen, *(ask(n) for n in range(12))]:
+        rate(session, text)
+    snapshot = freeze(session, tmp_path, HALF, frozen_prompts=frozen)
+    assert set(sides(tmp_path, snapshot)) == {ask(n) for n in range(12)}
+
+
+def test_the_same_pair_twice_counts_once(session: Session, tmp_path: Path) -> None:
+    for n in range(12):
+        rate(session, ask(n))
+    rate(session, ask(3))
+    rate(session, ask(3), a="no", b="yes")  # somebody who thinks otherwise is no double
+    snapshot = freeze(session, tmp_path, HALF)
+    assert snapshot.manifest["counts"]["left_out_double"] == 1
+    assert snapshot.manifest["n_train"] + snapshot.manifest["n_heldout"] == 13
+
+
+@pytest.mark.parametrize(
+    ("text", "redacted", "n"),
+    [
+        ("Write to jo.smith+x@mail.example.org now", "Write to [EMAIL] now", 1),
+        ("Call +49 170 1234567 or (020) 7946 0958.", "Call [PHONE] or [PHONE].", 2),
+        ("Card 4111 1111 1111 1111 from 192.168.0.17", "Card [CARD] from [IP]", 2),
+        ("In 1999 it had 12 rooms, 3.5 baths and cost 250000.", None, 0),
+    ],
+)
+def test_what_identifies_people_is_redacted_everywhere(
+    session: Session, tmp_path: Path, text: str, redacted: str | None, n: int
+) -> None:
+    for number in range(12):
+        rate(session, ask(number))
+    rate(session, text, a=f"{text} a", b=f"{text} b")
+    snapshot = freeze(session, tmp_path, HALF)
+    (pair,) = [p for p in all_pairs(tmp_path, snapshot) if p.chosen.endswith(" a")]
+    expected = redacted or text
+    assert (pair.prompt[0]["content"], pair.chosen, pair.rejected) == (expected, f"{expected} a", f"{expected} b")
+    assert snapshot.manifest["counts"]["redactions"] == 3 * n
+    assert (
+        session.scalar(select(func.count(Completion.id)).where(Completion.text == f"{text} a")) == 1
+    )  # not the source
+
+
+# --- what is refused
+
+
+def test_nothing_to_freeze_says_what_to_do(session: Session, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="0 training and 0 held-out.*Collect more judgments"):
+        freeze(session, tmp_path, HALF)
+    for n in range(6):
+        rate(session, ask(n)).simulated = True
+    with pytest.raises(InvalidInput, match="left_out_simulated.*6.*DUNNOCK_SNAPSHOT__INCLUDE_SIMULATED"):
+        freeze(session, tmp_path, HALF)
+    assert session.scalar(select(func.count(Snapshot.id))) == 0
+
+
+def test_one_side_alone_is_no_snapshot(session: Session, tmp_path: Path) -> None:
+    rate(session, ask(1))
+    with pytest.raises(InvalidInput, match="both sides need some"):
+        freeze(session, tmp_path, HALF)
+
+
+@pytest.mark.parametrize("damage", ["change", "add", "remove"])
+def test_a_damaged_snapshot_is_refused(session: Session, tmp_path: Path, damage: str) -> None:
+    for n in range(12):
+        rate(session, ask(n))
+    snapshot = freeze(session, tmp_path, HALF)
+    folder = tmp_path / snapshot.path
+    train = folder / "train.jsonl"
+    if damage == "change":
+        train.write_text(train.read_text().replace('"yes"', '"yep"', 1))
+    elif damage == "add":
+        (folder / "more.jsonl").write_text("{}\n")
+    else:
+        (folder / "manifest.json").unlink()
+    for split in ("train", "heldout"):
+        with pytest.raises(ArtifactError, match="changed or damaged"):
+            load_pairs(folder, split, expected_sha256=snapshot.content_sha256)
+
+
+def test_an_unknown_snapshot_is_not_found(session: Session) -> None:
+    with pytest.raises(NotFound, match="no snapshot 7"):
+        find_snapshot(session, 7)
+
+
+def test_pairs_are_json_that_other_tools_read(session: Session, tmp_path: Path) -> None:
+    for n in range(12):
+        rate(session, ask(n))
+    snapshot = freeze(session, tmp_path, HALF)
+    rows: list[dict[str, Any]] = [
+        json.loads(line) for line in (tmp_path / snapshot.path / "train.jsonl").read_text().splitlines()
+    ]
+    assert {"prompt", "chosen", "rejected", "margin", "simulated", "cluster"} <= rows[0].keys()

@@ -1,0 +1,67 @@
+"""The chat page in a real browser, as wide as a phone: a streamed reply, feedback on it, stop and again."""
+
+import time
+from collections.abc import Callable
+
+import pytest
+from playwright.sync_api import Page, expect
+from sqlalchemy import select
+
+from core.db import Database
+from feedback.models import Completion, Correction, Judgment
+from tests.factories import PASSWORD
+from tests.serving.conftest import Served
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture
+def phone(open_page: Callable[..., Page], served: Served) -> Page:
+    """The chat page of a lead, at 375 pixels."""
+    page = open_page(viewport={"width": 375, "height": 700})
+    page.goto("/chat")
+    page.get_by_label("Login").fill(served.person.login)
+    page.get_by_label("Password").fill(PASSWORD)
+    page.get_by_role("button", name="Sign in").click()
+    page.goto("/chat")
+    return page
+
+
+def ask(page: Page, words: str) -> None:
+    page.get_by_label("Your message").fill(words)
+    page.keyboard.press("Enter")
+
+
+def wait_for_finish(database: Database, reasons: set[str]) -> None:
+    deadline = time.monotonic() + 30
+    while True:
+        with database.read() as session:
+            if reasons <= set(session.scalars(select(Completion.finish_reason))):
+                return
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_reply_streams_in_and_is_judged(phone: Page, served: Served, database: Database) -> None:
+    ask(phone, "Hi")
+    phone.get_by_role("button", name="Stop").click()
+    expect(phone.get_by_text("v1", exact=True)).to_be_visible()
+    wait_for_finish(database, {"cancelled"})
+    assert phone.evaluate("document.documentElement.scrollWidth") <= 375
+    phone.get_by_role("button", name="Good").click()
+    expect(phone.get_by_role("button", name="Good")).to_have_attribute("aria-pressed", "true")
+    phone.get_by_role("button", name="Correct").click()
+    phone.get_by_label("A better reply").fill("Hello there.")
+    phone.get_by_role("button", name="Save correction").click()
+    expect(phone.get_by_text("Thank you, it is noted.")).to_be_visible()
+    expect(phone.get_by_label("A better reply")).to_have_count(0)
+    with database.read() as session:
+        (completion,) = session.scalars(select(Completion))
+        kinds = set(session.scalars(select(Judgment.kind).where(Judgment.completion_id == completion.id)))
+        assert kinds == {"thumbs", "correction"}
+        assert session.scalar(select(Correction.text)) == "Hello there."
+    phone.get_by_role("button", name="Again").click()
+    expect(phone.get_by_role("button", name="Stop")).to_be_visible()
+    expect(phone.locator(".chat-turn-assistant")).to_have_count(1)
+    phone.get_by_role("button", name="New conversation").click()
+    expect(phone.locator(".chat-turn")).to_have_count(0)

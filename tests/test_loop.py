@@ -1,0 +1,249 @@
+"""The whole round with a tiny model: collect → rate → snapshot → reward → update → gate → promote → serve → roll back.
+
+Real parts throughout: a real engine on a port, real trainers, a real database, the web app. Only the model
+is tiny and random, so the gate's thresholds are opened for the rounds that shall pass.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask import Flask
+from sqlalchemy import func, select
+
+from commands.database import prepare
+from commands.demo_report import build_report, write_report
+from core.artifacts import hash_folder
+from core.db import Database
+from core.errors import Conflict, DunnockError
+from core.settings import Settings
+from feedback.models import Completion, Judgment, Snapshot, Task
+from finetune.cycle import DEMO_STAGES, Cycle, request_cycle, run_cycle
+from finetune.models import StageRun
+from finetune.runner import in_this_process
+from policy.client import EngineClient
+from policy.models import GateReport, PolicyVersion, Promotion
+from policy.versions import active_version, rollback
+from reward.models import RewardModel
+from serving.routing import engine_client
+from tests.policy.engine.live import LiveEngine
+from tests.tiny import make_tiny_base
+
+OPEN_GATE = {
+    "max_harmful_compliance": 1.0,
+    "max_benign_refusal_rise": 1.0,
+    "max_kl_nats_per_token": 1e9,
+    "max_reference_nll_rise": 1e9,
+    "max_capability_drop": 1.0,
+    "max_length_ratio": 1e9,
+    "min_heldout_preference": 0.0,
+}
+SMALL = {
+    "collect": {"prompts_per_suite": 20, "max_completion_tokens": 8, "temperature": 0.0},
+    "snapshot": {"include_simulated": True, "heldout_frac": 0.3},
+    "reward": {"batch_size": 8, "lora_rank": 2, "lora_top_layers": 1},
+    "update": {"batch_size": 8, "epochs": 2.0, "lora_rank": 4, "lora_top_layers": 1, "learning_rate": 0.1},
+    "gate": {"max_tokens": 8, "suite_limit": 24, **OPEN_GATE},
+}
+
+
+@dataclass
+class Loop:
+    """One installation with a tiny base: settings, database, engine, web app."""
+
+    settings: Settings
+    db: Database
+    client: EngineClient
+    app: Flask
+
+    def round(self, overrides: dict[str, dict[str, Any]] = SMALL) -> Cycle:
+        """Request a demo round and run it to its end."""
+        with self.db.session() as session:
+            request_cycle(session, self.settings, "demo", stages=DEMO_STAGES, overrides=overrides)
+        cycle = self.resume()
+        assert cycle is not None
+        return cycle
+
+    def resume(self) -> Cycle | None:
+        """Run whatever is unfinished."""
+        return run_cycle(self.db, self.settings, in_this_process(self.db, self.settings, self.client))
+
+    def ask(self) -> tuple[str, str]:
+        """The chat API's answer to a fixed prompt: which version, what text."""
+        body = {
+            "model": "dunnock",
+            "messages": [{"role": "user", "content": "Where do birds sleep?"}],
+            "temperature": 0,
+            "max_tokens": 12,
+        }
+        answer = self.app.test_client().post("/v1/chat/completions", json=body)
+        assert answer.status_code == 200, answer.text
+        return answer.json["model"], answer.json["choices"][0]["message"]["content"]
+
+
+@pytest.fixture(scope="module")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture
+def loop(tiny_base: Path, settings: Settings, database: Database) -> Iterator[Loop]:
+    from app import create_app
+
+    engine = LiveEngine(tiny_base, settings.artifact_dir).start()
+    settings = settings.model_copy(
+        update={"base_model": str(tiny_base), "engine_url": engine.url, "api_auth": "open", "device": "cpu"}
+    )
+    prepare(database, settings)
+    client = EngineClient(settings.engine_base_url)
+    app = create_app(settings, database)
+    yield Loop(settings, database, client, app)
+    client.close()
+    engine_client(settings, app).close()
+    engine.stop()
+
+
+def test_a_round_ends_with_a_promoted_version_that_the_running_server_answers_with(loop: Loop, tmp_path: Path) -> None:
+    assert loop.ask()[0] == "base"
+    before = loop.ask()[1]
+
+    cycle = loop.round()
+
+    assert (cycle.state, cycle.outcome) == ("promoted", "v1 is active")
+    name, after = loop.ask()
+    assert name == "v1"
+    assert after != before  # another policy speaks, from the same process
+    with loop.db.read() as session:
+        version = active_version(session)
+        assert version.snapshot_id is not None
+        assert version.adapter_path is not None
+        assert hash_folder(loop.settings.artifact_dir / version.adapter_path) == version.adapter_sha256
+        assert session.scalars(select(Judgment.simulated)).unique().all() == [True]
+        assert session.scalar(select(func.count(RewardModel.id))) == 1
+        report = build_report(session, cycle.id)
+    written = write_report(tmp_path, report)
+    saved = json.loads((tmp_path / "demo.json").read_text())
+    assert {"base", "promoted", "reward", "policy_version", "stages", "seconds"} <= saved.keys()
+    assert saved["promoted"]["harmful_compliance"].keys() == {"rate", "n", "low", "high"}
+    assert [s["name"] for s in saved["stages"]] == list(DEMO_STAGES)
+    assert "v1" in written
+
+    with loop.db.session() as session:
+        rollback(session, actor="test", reason="a trial")
+    assert loop.ask() == ("base", before)
+    with loop.db.read() as session:
+        assert [p.kind for p in session.scalars(select(Promotion).order_by(Promotion.id))] == [
+            "first",
+            "promote",
+            "rollback",
+        ]
+
+
+def test_a_candidate_that_fails_a_check_is_refused_and_the_incumbent_stays(loop: Loop) -> None:
+    strict = {**SMALL, "gate": {**SMALL["gate"], "max_kl_nats_per_token": 1e-12}}
+
+    cycle = loop.round(strict)
+
+    assert cycle.state == "refused"
+    assert "KL to the base" in (cycle.outcome or "")
+    assert loop.ask()[0] == "base"
+    with loop.db.read() as session:
+        version = session.scalars(select(PolicyVersion).where(PolicyVersion.name == "v1")).one()
+        assert version.state == "refused"
+        assert session.scalars(select(GateReport.passed)).all() == [False]
+    assert "v1" not in loop.client.models()
+    body = {"model": "v1", "messages": [{"role": "user", "content": "Hello"}]}
+    assert loop.app.test_client().post("/v1/chat/completions", json=body).status_code == 404
+
+
+@pytest.mark.parametrize("stage", DEMO_STAGES)
+def test_a_round_killed_in_a_stage_goes_on_and_doubles_nothing(
+    loop: Loop, stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kill comes at the worst moment: the stage's work is done, its row is not."""
+    from finetune import cycle as cycle_module
+
+    class Killed(BaseException):
+        pass
+
+    real_done = cycle_module.StageRecord.done
+
+    def killed_done(self: Any, *args: Any, **kwargs: Any) -> None:
+        if self.name == stage:
+            raise Killed
+        real_done(self, *args, **kwargs)
+
+    with loop.db.session() as session:
+        request_cycle(session, loop.settings, "demo", stages=DEMO_STAGES, overrides=SMALL)
+    monkeypatch.setattr(cycle_module.StageRecord, "done", killed_done)
+    with pytest.raises(Killed):
+        loop.resume()
+    monkeypatch.setattr(cycle_module.StageRecord, "done", real_done)
+
+    cycle = loop.resume()
+
+    assert cycle is not None
+    assert (cycle.id, cycle.state) == (1, "promoted")
+    with loop.db.read() as session:
+        assert session.scalar(select(func.count(Task.id))) == 40
+        assert session.scalar(select(func.count(Judgment.id))) == 40
+        assert session.scalar(select(func.count(Completion.id)).where(Completion.source == "rollout")) == 40
+        for table in (Snapshot, RewardModel, GateReport):
+            assert session.scalar(select(func.count(table.id))) == 1
+        assert [p.kind for p in session.scalars(select(Promotion).order_by(Promotion.id))] == ["first", "promote"]
+        attempts = dict(session.execute(select(StageRun.name, StageRun.attempts)).all())
+    assert attempts == {name: 2 if name == stage else 1 for name in DEMO_STAGES}
+
+
+def test_simulated_judgments_stay_out_unless_asked_for(loop: Loop) -> None:
+    cycle = loop.round({**SMALL, "snapshot": {"include_simulated": False, "heldout_frac": 0.3}})
+
+    assert cycle.state == "failed"
+    assert "left_out_simulated" in (cycle.outcome or "")
+    assert "snapshot" in (cycle.outcome or "")
+
+
+def test_a_damaged_adapter_is_not_promoted(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    from finetune import stages
+
+    real_gate = stages.STAGES["gate"]
+
+    def gate_then_damage(context: Any) -> None:
+        real_gate(context)
+        with (loop.settings.artifact_dir / "adapters/v1/adapter_model.safetensors").open("r+b") as file:
+            file.seek(-4, 2)
+            file.write(b"\xff\xff\xff\xff")
+
+    monkeypatch.setitem(stages.STAGES, "gate", gate_then_damage)
+
+    cycle = loop.round()
+
+    assert cycle.state == "failed"
+    assert "hashes to" in (cycle.outcome or "")
+    assert loop.ask()[0] == "base"
+
+
+def test_one_round_at_a_time(loop: Loop) -> None:
+    from finetune.lease import HeldLease
+
+    with loop.db.session() as session:
+        first = request_cycle(session, loop.settings, "manual").id
+        assert request_cycle(session, loop.settings, "cron").id == first
+    with HeldLease(loop.db, "cycle", 60), pytest.raises(Conflict, match="one at a time"):
+        loop.resume()
+
+
+def test_a_cancelled_round_stops_at_its_next_step(loop: Loop) -> None:
+    from finetune.cycle import StageRecord, cancel_cycle
+
+    with loop.db.session() as session:
+        cycle_id = request_cycle(session, loop.settings, "manual").id
+    record = StageRecord(loop.db, cycle_id, "update")
+    with loop.db.session() as session:
+        cancel_cycle(session, cycle_id, "ana")
+    with pytest.raises(DunnockError, match="cancelled"):
+        record.progress(1.0, "last step")
+    assert loop.resume() is None

@@ -1,0 +1,185 @@
+"""Migrations on real databases, SQLite and PostgreSQL: one head, from empty, no drift, down and up, rows that survive."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import inspect, select
+
+import reward.models  # noqa: F401  # the tables that no other import brings
+from access.audit import record
+from access.keys import create_key
+from core.db import Base, Database
+from core.settings import Settings
+from feedback.forms import PairwiseForm
+from feedback.judgments import record_feedback, submit_pairwise
+from feedback.models import ImportedPair
+from feedback.rules import ensure_rules
+from feedback.tasks import next_assignment
+from tests import factories
+from tests.conftest import migrate
+from tests.console.rows import make_promoted
+
+ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def empty(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    """An empty database of either kind."""
+    lite = request.param == "sqlite"
+    database = Database(f"sqlite:///{tmp_path / 'm.db'}" if lite else request.getfixturevalue("postgres_url"))
+    yield database
+    database.dispose()
+
+
+def config_of(database: Database) -> Config:
+    config = Config(ROOT / "alembic.ini")
+    config.set_main_option("script_location", str(ROOT / "migrations"))
+    config.attributes["database"] = database
+    return config
+
+
+def revisions() -> list[str]:
+    """All revisions, oldest first."""
+    script = ScriptDirectory(str(ROOT / "migrations"))
+    return [found.revision for found in reversed(list(script.walk_revisions()))]
+
+
+def tables_of(database: Database) -> set[str]:
+    return set(inspect(database.engine).get_table_names())
+
+
+def differences(database: Database) -> list[Any]:
+    """What the tables' definitions say and the database does not, or the other way round."""
+    with database.engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
+        return list(compare_metadata(context, Base.metadata))
+
+
+def rows_of(database: Database) -> dict[str, list[tuple[Any, ...]]]:
+    """Every row of every table, in a stable order."""
+    with database.read() as session:
+        return {
+            table.name: sorted((tuple(row) for row in session.execute(select(table))), key=repr)
+            for table in Base.metadata.sorted_tables
+        }
+
+
+def fill(database: Database, settings: Settings) -> None:
+    """Rows in nearly every table, through the code that writes them."""
+    with database.session() as session:
+        ensure_rules(session)
+        person = factories.make_person(session, "annotator")
+        create_key(session, person, "laptop")
+        record(session, "annotator", "test.fill", "database", before={"rows": 0}, after={"rows": 1})
+        task = factories.make_pairwise_task(session, factories.make_prompt(session, "Wo brütet sie? 🐦", harmful=False))
+        assignment = next_assignment(session, person.id, 60)
+        form = PairwiseForm(choice="left", strength=2, corrections={"right": "In a hedge, low down."})
+        submit_pairwise(session, token=assignment.lease_token, annotator_id=person.id, form=form, latency_s=1.5)
+        record_feedback(session, completion_id=task.completion_a_id, annotator_id=None, thumbs=1, rating=4, note="fine")
+        session.add(
+            ImportedPair(
+                pair_sha256="1" * 64, prompt_id=task.prompt_id, chosen_id=task.completion_a_id,
+                rejected_id=task.completion_b_id, source="pairs.jsonl@1", margin=0.5,
+            )
+        )  # fmt: skip
+        make_promoted(session, settings)
+
+
+def test_one_head() -> None:
+    script = ScriptDirectory(str(ROOT / "migrations"))
+    assert len(script.get_heads()) == 1
+    assert len(script.get_bases()) == 1
+
+
+def test_file_names_read_as_a_story() -> None:
+    names = sorted(path.name for path in (ROOT / "migrations" / "versions").glob("*.py"))
+    script = ScriptDirectory(str(ROOT / "migrations"))
+    assert [Path(script.get_revision(revision).path).name for revision in revisions()] == names
+
+
+def test_from_empty(empty: Database) -> None:
+    assert tables_of(empty) == set()
+    migrate(empty)
+    assert tables_of(empty) == {*Base.metadata.tables, "alembic_version"}
+    migrate(empty)  # a second time changes nothing
+    assert tables_of(empty) == {*Base.metadata.tables, "alembic_version"}
+
+
+def test_no_drift(empty: Database) -> None:
+    migrate(empty)
+    assert differences(empty) == []
+    command.check(config_of(empty))
+
+
+def test_drift_would_be_seen(empty: Database) -> None:
+    migrate(empty)
+    with empty.engine.begin() as connection:
+        connection.exec_driver_sql("DROP TABLE lease")
+        connection.exec_driver_sql("ALTER TABLE judgment ADD COLUMN mood VARCHAR(10)")
+    assert {found[0] for found in differences(empty) if isinstance(found, tuple)} == {"add_table", "remove_column"}
+
+
+def test_down_to_nothing_and_up_again(empty: Database, settings: Settings) -> None:
+    migrate(empty)
+    fill(empty, settings)
+    command.downgrade(config_of(empty), "base")
+    assert tables_of(empty) == {"alembic_version"}
+    migrate(empty)
+    assert differences(empty) == []
+    assert not any(rows_of(empty).values())
+
+
+def test_rows_survive_every_step_down_and_up(empty: Database, settings: Settings) -> None:
+    """From the newest revision down to the first, step by step, and up again: what was stored is there as it was."""
+    migrate(empty)
+    fill(empty, settings)
+    before = rows_of(empty)
+    assert {name for name, rows in before.items() if not rows} <= {"draft", "lease", "snapshot_judgment"}
+    for revision in reversed(revisions()[:-1]):
+        command.downgrade(config_of(empty), revision)
+    for revision in revisions():
+        migrate(empty, revision)
+    assert rows_of(empty) == before
+    assert differences(empty) == []
+
+
+def test_two_at_once(empty: Database, tmp_path: Path) -> None:
+    """Two processes that migrate one empty database: the second waits, and both end well."""
+    (tmp_path / "here").mkdir()
+    url = empty.url
+    line = [sys.executable, "-m", "alembic", "-c", str(ROOT / "alembic.ini"), "-x", f"url={url}", "upgrade", "head"]
+    runs = [
+        subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for _ in range(3)
+    ]
+    for run in runs:
+        said, _ = run.communicate(timeout=200)
+        assert run.returncode == 0, said
+    assert differences(empty) == []
+
+
+def test_the_url_of_the_settings_is_used(settings: Settings, migrated: Callable[[Settings], None]) -> None:
+    migrated(settings)
+    assert (settings.var_dir / "dunnock.db").exists()
+
+
+@pytest.fixture
+def migrated(monkeypatch: pytest.MonkeyPatch) -> Callable[[Settings], None]:
+    """Alembic called without a database, as from a terminal; it asks the settings."""
+
+    def migrated(settings: Settings) -> None:
+        monkeypatch.setattr("core.settings.get_settings", lambda: settings)
+        config = Config(ROOT / "alembic.ini")
+        config.set_main_option("script_location", str(ROOT / "migrations"))
+        command.upgrade(config, "head")
+
+    return migrated
