@@ -2,7 +2,7 @@
 
 A snapshot is a folder `train.jsonl`, `heldout.jsonl`, `manifest.json`. Near-duplicate prompts are one
 cluster (MinHash LSH over word 3-grams; Broder 1997) and a cluster is never split; which side it goes to
-hangs on its hash alone, so that a held-out prompt stays held out in later rounds. Prompts of the frozen
+hangs on its lowest hash alone, so that a held-out prompt stays held out while data grows. Prompts of the frozen
 suites, and near-duplicates of them, are left out. No time stands in it: equal input, equal hash.
 """
 
@@ -122,8 +122,9 @@ def _cluster(
     index = MinHashLSH(threshold=jaccard, num_perm=PERMUTATIONS)
     for text, signature in signatures.items():
         index.insert(text, signature)
-    forbidden = {hit for frozen in frozen_prompts for hit in index.query(_minhash(_normal(frozen)))}
-    forbidden |= {text for text in texts if _last_turn(text) in {_normal(f) for f in frozen_prompts}}
+    frozen = {_normal(f) for f in frozen_prompts}
+    forbidden = {hit for text in frozen for hit in index.query(_minhash(text))}
+    forbidden |= {text for text in texts if _last_turn(text) in frozen}
     root = {text: text for text in texts}
 
     def find(text: str) -> str:
@@ -133,7 +134,7 @@ def _cluster(
 
     for text, signature in signatures.items():
         for other in index.query(signature):
-            low, high = sorted((find(text), find(other)))
+            low, high = sorted((find(text), find(other)), key=_name)
             root[high] = low
     kept = []
     for pair in pairs:
@@ -141,7 +142,7 @@ def _cluster(
         if text in forbidden:
             counts["left_out_frozen_suite"] += 1
             continue
-        kept.append(replace(pair, cluster=hashlib.sha256(find(text).encode()).hexdigest()[:16]))
+        kept.append(replace(pair, cluster=_name(find(text))))
     return sorted(kept, key=lambda p: (p.cluster, p.source, p.chosen, p.rejected))
 
 
@@ -160,7 +161,12 @@ def _normal(text: str) -> str:
 
 
 def _prompt_text(prompt: list[dict[str, str]]) -> str:
-    return _normal("\x1f ".join(m["content"] for m in prompt if m["role"] != "system"))
+    return "\x1f ".join(_normal(m["content"]) for m in prompt if m["role"] != "system")
+
+
+def _name(text: str) -> str:
+    """A prompt's hash. The lowest of a cluster names it, so its share never rises and what is held out stays so."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _last_turn(text: str) -> str:

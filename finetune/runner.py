@@ -8,6 +8,7 @@ the worker alive when the system kills a stage for memory. On Linux it dies with
 
 import ctypes
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -25,6 +26,8 @@ from policy.client import EngineClient
 ROOT = Path(__file__).resolve().parent.parent
 PR_SET_PDEATHSIG = 1
 POLL_S = 0.25
+THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "2000"}
+"""Threads that wait asleep: an engine on the same cores would otherwise be starved by spinning ones."""
 
 
 def in_this_process(db: Database, settings: Settings, client: EngineClient) -> RunStage:
@@ -48,7 +51,7 @@ def in_own_process(db: Database, settings: Settings) -> RunStage:
         with log_path.open("a") as out:
             child = subprocess.Popen(  # noqa: S603 (our own words)
                 [sys.executable, "-m", "finetune.runner", str(cycle_id), name],
-                cwd=ROOT, stdout=out, stderr=subprocess.STDOUT, preexec_fn=_die_with_parent,  # noqa: PLW1509
+                cwd=ROOT, env=os.environ | THREADS, stdout=out, stderr=subprocess.STDOUT, preexec_fn=_die_with_parent,  # noqa: PLW1509
             )  # fmt: skip
             try:
                 while child.poll() is None:

@@ -119,7 +119,7 @@ def test_every_flask_command_is_documented(app: Flask) -> None:
     assert sorted(name for name, _ in listed) == sorted(app.cli.commands)
     for name, options in listed:
         known = {o for p in app.cli.commands[name].params for o in p.opts if o.startswith("--")}
-        assert known == {o for o in re.findall(r"`(--[a-z-]+)", options)}, name
+        assert known == set(re.findall(r"`(--[a-z-]+)", options)), name
 
 
 def test_the_commands_are_the_ones_of_the_module(app: Flask) -> None:

@@ -12,17 +12,17 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import inspect, select
+from sqlalchemy import insert, inspect, select
 
 import reward.models  # noqa: F401  # the tables that no other import brings
 from access.audit import record
 from access.keys import create_key
 from core.db import Base, Database
 from core.settings import Settings
-from feedback.forms import PairwiseForm
+from feedback.forms import PairwiseForm, RuleVerdict
 from feedback.judgments import record_feedback, submit_pairwise
 from feedback.models import ImportedPair
-from feedback.rules import ensure_rules
+from feedback.rules import active_rules, ensure_rules
 from feedback.tasks import next_assignment
 from tests import factories
 from tests.conftest import migrate
@@ -83,7 +83,10 @@ def fill(database: Database, settings: Settings) -> None:
         record(session, "annotator", "test.fill", "database", before={"rows": 0}, after={"rows": 1})
         task = factories.make_pairwise_task(session, factories.make_prompt(session, "Wo brütet sie? 🐦", harmful=False))
         assignment = next_assignment(session, person.id, 60)
-        form = PairwiseForm(choice="left", strength=2, corrections={"right": "In a hedge, low down."})
+        broken = RuleVerdict(rule_version_id=active_rules(session)[0].id, side="left", span="moss")
+        form = PairwiseForm(
+            choice="right", strength=2, rule_verdicts=[broken], corrections={"left": "In a hedge, low down."}
+        )
         submit_pairwise(session, token=assignment.lease_token, annotator_id=person.id, form=form, latency_s=1.5)
         record_feedback(session, completion_id=task.completion_a_id, annotator_id=None, thumbs=1, rating=4, note="fine")
         session.add(
@@ -130,13 +133,21 @@ def test_drift_would_be_seen(empty: Database) -> None:
 
 
 def test_down_to_nothing_and_up_again(empty: Database, settings: Settings) -> None:
+    """What comes up again takes back the rows that were there, and gives them out as they were."""
     migrate(empty)
     fill(empty, settings)
+    before = rows_of(empty)
     command.downgrade(config_of(empty), "base")
     assert tables_of(empty) == {"alembic_version"}
     migrate(empty)
     assert differences(empty) == []
     assert not any(rows_of(empty).values())
+    with empty.session() as session:
+        for table in Base.metadata.sorted_tables:
+            names = [column.name for column in table.columns]
+            for row in before[table.name]:
+                session.execute(insert(table).values(dict(zip(names, row, strict=True))))
+    assert rows_of(empty) == before
 
 
 def test_rows_survive_every_step_down_and_up(empty: Database, settings: Settings) -> None:
@@ -153,13 +164,11 @@ def test_rows_survive_every_step_down_and_up(empty: Database, settings: Settings
     assert differences(empty) == []
 
 
-def test_two_at_once(empty: Database, tmp_path: Path) -> None:
+def test_two_at_once(empty: Database) -> None:
     """Two processes that migrate one empty database: the second waits, and both end well."""
-    (tmp_path / "here").mkdir()
-    url = empty.url
-    line = [sys.executable, "-m", "alembic", "-c", str(ROOT / "alembic.ini"), "-x", f"url={url}", "upgrade", "head"]
+    line = [sys.executable, "-m", "alembic", "-x", f"url={empty.url}", "upgrade", "head"]
     runs = [
-        subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for _ in range(3)
+        subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for _ in range(2)
     ]
     for run in runs:
         said, _ = run.communicate(timeout=200)

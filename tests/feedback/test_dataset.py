@@ -44,6 +44,11 @@ def ask(number: int) -> str:
     return f"{one}{number} or {two}{number} for {number} people?"
 
 
+def long_ask(number: int) -> str:
+    """A prompt so long that one word more or less makes a near-duplicate of it."""
+    return " ".join(f"{noun}{number}" for noun in NOUNS)
+
+
 def rate(session: Session, prompt: str, a: str = "yes", b: str = "no") -> Judgment:
     """A pair `a` ≻ `b` of a prompt."""
     task = make_pairwise_task(session, make_prompt(session, prompt), a=a, b=b)
@@ -92,7 +97,7 @@ def test_the_order_of_judging_changes_nothing_but_names(session: Session, tmp_pa
         rate(session, ask(n))
     before = sides(tmp_path, freeze(session, tmp_path, HALF))
     for judgment in session.scalars(select(Judgment)).all():
-        session.delete(judgment)
+        judgment.surplus = True
     for n in reversed(range(12)):
         rate(session, ask(n))
     assert sides(tmp_path, freeze(session, tmp_path, HALF)) == before
@@ -127,46 +132,45 @@ def test_what_is_loaded_is_what_was_judged(session: Session, tmp_path: Path) -> 
 
 
 def test_a_cluster_is_never_split(session: Session, tmp_path: Path) -> None:
-    words = " ".join(NOUNS)
-    for n in range(24):
-        for ending in ("please", "Please", "thanks", "  now"):  # 15 shared words, one that differs
-            rate(session, f"What of item{n} {words} {ending}")
+    for n in range(12):
+        for ending in ("please", "Please ", "thanks", "now"):
+            rate(session, f"{long_ask(n)} {ending}")
     snapshot = freeze(session, tmp_path, HALF)
-    by_item: dict[str, set[tuple[str, str]]] = {}
-    for split in ("train", "heldout"):
-        for pair in load_pairs(tmp_path / snapshot.path, split):
-            by_item.setdefault(pair.prompt[0]["content"].split()[2], set()).add((split, pair.cluster))
-    assert len(by_item) == 24
-    assert all(len(homes) == 1 for homes in by_item.values()), by_item
+    clusters: dict[str, set[str]] = {}
+    for prompt, split in sides(tmp_path, snapshot).items():
+        clusters.setdefault(prompt.split()[0], set()).add(split)
+    assert [len(splits) for splits in clusters.values()] == [1] * 12
+    assert snapshot.manifest["n_clusters"] == 12
 
 
 def test_prompts_that_differ_are_clusters_of_their_own(session: Session, tmp_path: Path) -> None:
-    for n in range(30):
+    for n in range(20):
         rate(session, ask(n))
     snapshot = freeze(session, tmp_path, HALF)
-    assert snapshot.manifest["n_clusters"] == 30
-    assert 5 <= snapshot.manifest["n_heldout"] <= 25  # half, give or take
+    assert snapshot.manifest["n_clusters"] == 20
+    assert 3 <= snapshot.manifest["n_heldout"] <= 17  # half, give or take
 
 
 def test_what_is_held_out_stays_held_out_when_data_grows(session: Session, tmp_path: Path) -> None:
-    """Near-duplicates that come later, and sort before the first ones, take nothing over to the training side."""
-    words = " ".join(NOUNS)
-    for n in range(30):
-        rate(session, f"tell me of item{n} {words} please")
+    """Near-duplicates that come later, sorted before the first ones or after, take none to the training side."""
+    for n in range(16):
+        rate(session, long_ask(n))
     before = sides(tmp_path, freeze(session, tmp_path, HALF))
-    held_out = {prompt for prompt, split in before.items() if split == "heldout"}
-    for n in range(30):
-        rate(session, f"a tell me of item{n} {words} please")
-        rate(session, f"Tell me of item{n} {words} please thanks")
-    for n in range(20):
+    for n in range(16):
+        rate(session, f"a {long_ask(n)}")
+        rate(session, f"{long_ask(n)} zzz")
         rate(session, ask(n))
-    after = sides(tmp_path, freeze(session, tmp_path, HALF))
-    assert held_out
+    snapshot = freeze(session, tmp_path, HALF)
+    after = sides(tmp_path, snapshot)
+    held_out = {prompt for prompt, split in before.items() if split == "heldout"}
+    assert len(held_out) > 3
     assert {prompt for prompt in held_out if after[prompt] != "heldout"} == set()
+    assert {f"a {prompt}" for prompt in held_out if after[f"a {prompt}"] != "heldout"} == set()
+    assert snapshot.manifest["n_clusters"] == 32
 
 
 def test_a_larger_share_holds_out_what_a_smaller_one_did(session: Session, tmp_path: Path) -> None:
-    for n in range(40):
+    for n in range(24):
         rate(session, ask(n))
     held_out: list[set[str]] = []
     for share in (0.2, 0.4, 0.8):
