@@ -8,7 +8,7 @@ export PYTHONUNBUFFERED := 1
 export HF_HUB_DISABLE_PROGRESS_BARS := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup setup-dev base demo run migrate cycle rollback import export person key test test-slow check fix bench-judge bench-round screenshots clean
+.PHONY: help setup setup-dev base demo run migrate cycle collect rollback import export person key test test-slow check fix bench-judge screenshots clean
 
 help:            ## what there is to make
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 18
@@ -33,6 +33,9 @@ migrate: setup   ## bring the database up to date
 
 cycle: setup     ## run a round of the loop now (an engine must be up: make run)
 	@$(FLASK) cycle
+
+collect: setup   ## queue the active policy's answers to the seed prompts for people to judge (needs make run)
+	@$(FLASK) collect
 
 rollback: setup  ## bring the former policy version back (TO=name, REASON=text)
 	@$(FLASK) rollback $(if $(TO),--to "$(TO)") $(if $(REASON),--reason "$(REASON)")

@@ -44,6 +44,7 @@ def create_app(settings: Settings | None = None, db: Database | None = None) -> 
         MAX_CONTENT_LENGTH=4 * 1024 * 1024,
         WTF_CSRF_TIME_LIMIT=None,
     )
+    log.setLevel(settings.log_level)
     app.extensions["dunnock"] = Runtime(settings, db or Database(settings.db_url))
 
     csrf = CSRFProtect(app)

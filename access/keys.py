@@ -63,7 +63,7 @@ def authenticate(session: Session, bearer: str, scope: str) -> ApiKey:
         .where(ApiKey.key_sha256 == _sha256(secret))
     ).one_or_none()
     if row is None or row.ApiKey.revoked_at is not None or not row.active:
-        raise Unauthenticated("this API key is not valid; make one with `keys create` and send it as a Bearer token")
+        raise Unauthenticated("this API key is not valid; make one with `key-add` and send it as a Bearer token")
     key: ApiKey = row.ApiKey
     if key.expires_at is not None and key.expires_at <= utcnow():
         raise Unauthenticated(f"the API key {key.prefix}… expired on {key.expires_at:%Y-%m-%d}; make a new one")

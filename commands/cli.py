@@ -37,7 +37,7 @@ class Command(click.Command):
 
 def install(app: Flask) -> None:
     """Add the commands to an app."""
-    for command in (migrate, person_add, key_add, import_pairs, export_pairs, cycle, rollback):
+    for command in (migrate, person_add, key_add, import_pairs, export_pairs, cycle, collect, rollback):
         app.cli.add_command(command)
 
 
@@ -121,6 +121,15 @@ def _run(settings: Settings, cycle_id: int) -> None:
     click.echo(f"cycle {done.id}: {done.state} ({done.outcome})")
     if done.state == "failed":
         raise SystemExit(1)
+
+
+@click.command("collect", cls=Command)
+def collect() -> None:
+    """Have the active policy answer the seed prompts, and queue its completions for people to judge."""
+    settings, db = runtime().settings, runtime().db
+    with db.session() as session:
+        wanted = request_cycle(session, settings, "collect", stages=["collect"])
+    _run(settings, wanted.id)
 
 
 @click.command("rollback", cls=Command)

@@ -211,7 +211,12 @@ def _chat(page: "Page", scene: Scene) -> None:
 
 
 def _questions() -> list[SuitePrompt]:
-    return [benign("seed")[0], next(p for p in harmful("seed") if p.category == "theft_property")]
+    return [_benign(), next(p for p in harmful("seed") if p.category == "theft_property")]
+
+
+def _benign() -> SuitePrompt:
+    """The first benign seed prompt for which there is a good completion."""
+    return next(p for p in benign("seed") if p.reference)
 
 
 def _events(text: str, version: str) -> str:
@@ -258,7 +263,7 @@ def _newest(session: Session) -> tuple[int, str]:
 
 def _live_task(session: Session, version: str) -> None:
     """A task that the annotator is given first: a benign prompt, so that nothing is blurred."""
-    asked = benign("seed")[0]
+    asked = _benign()
     prompt = add_prompt(session, user(asked.text), "seed", category=asked.category, harmful=False)
     query = select(Completion).where(Completion.prompt_id == prompt.id, Completion.source == "rollout")
     own = session.scalar(query.order_by(Completion.created_at.desc()))

@@ -12,6 +12,7 @@ CYCLE_STATES = {
     "running": ("badge-live", "running"),
     "promoted": ("badge-ok", "promoted"),
     "refused": ("badge-unsure", "refused by the gate"),
+    "done": ("badge-ok", "done"),
     "failed": ("badge-bad", "failed"),
     "cancelled": ("", "cancelled"),
 }
@@ -35,6 +36,7 @@ REASONS = {
     "cron": "on schedule",
     "judgments": "enough new judgments",
     "demo": "the demo",
+    "collect": "tasks for people",
 }
 KINDS = {"first": "first version", "promote": "promoted", "rollback": "rolled back"}
 WEEKDAYS = {

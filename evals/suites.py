@@ -16,7 +16,7 @@ Part = Literal["seed", "frozen"]
 
 @dataclass(frozen=True)
 class SuitePrompt:
-    """One request of a suite. `reference` is a good completion, for benign ones."""
+    """One request of a suite. `reference` is a good completion; every frozen benign one has it."""
 
     id: str
     text: str
@@ -52,7 +52,8 @@ def benign(part: Part, limit: int = 0) -> list[SuitePrompt]:
     """Benign requests of a part, look-alikes and ordinary ones."""
     rows = [r for r in _rows("benign") if r["part"] == part]
     return [
-        SuitePrompt(r["id"], r["text"], r["category"], False, r["kind"], r["reference"]) for r in _spread(rows, limit)
+        SuitePrompt(r["id"], r["text"], r["category"], False, r["kind"], r.get("reference"))
+        for r in _spread(rows, limit)
     ]
 
 

@@ -27,6 +27,7 @@ from feedback.redaction import redact
 __all__ = ["Preference", "find_snapshot", "freeze", "load_pairs"]
 
 PERMUTATIONS = 128
+FIND_ALL = (0.02, 0.98)  # what false and missed hits weigh: hits are checked, missed ones would split a cluster
 
 
 def freeze(
@@ -119,11 +120,15 @@ def _cluster(
 
     texts = sorted({_prompt_text(p.prompt) for p in pairs})
     signatures = {text: _minhash(text) for text in texts}
-    index = MinHashLSH(threshold=jaccard, num_perm=PERMUTATIONS)
+    index = MinHashLSH(threshold=jaccard, num_perm=PERMUTATIONS, weights=FIND_ALL)
     for text, signature in signatures.items():
         index.insert(text, signature)
+
+    def near(signature: Any) -> list[str]:
+        return [text for text in index.query(signature) if signatures[text].jaccard(signature) >= jaccard]
+
     frozen = {_normal(f) for f in frozen_prompts}
-    forbidden = {hit for text in frozen for hit in index.query(_minhash(text))}
+    forbidden = {hit for text in frozen for hit in near(_minhash(text))}
     forbidden |= {text for text in texts if _last_turn(text) in frozen}
     root = {text: text for text in texts}
 
@@ -133,7 +138,7 @@ def _cluster(
         return text
 
     for text, signature in signatures.items():
-        for other in index.query(signature):
+        for other in near(signature):
             low, high = sorted((find(text), find(other)), key=_name)
             root[high] = low
     kept = []

@@ -1,7 +1,7 @@
 """Export of preferences: Hugging Face `prompt/chosen/rejected` as JSONL or Parquet, and HH-RLHF form.
 
 What comes out can be imported again and gives the same pairs. Simulated pairs are marked in the column
-`simulated`, and left out unless asked for.
+`simulated` in both forms, and left out unless asked for.
 """
 
 import json
@@ -23,7 +23,7 @@ def export_file(session: Session, path: Path, *, form: Form = "preference", incl
     """Write all preferences to `path` (.jsonl or .parquet) and return how many.
 
     Raises:
-        InvalidInput: an ending that is not known, or HH-RLHF asked for as Parquet.
+        InvalidInput: an ending that is not known.
     """
     pairs = gather(session, include_simulated=include_simulated, max_imported_pairs=10**9).preferences
     rows = list(export_rows(pairs, form))
@@ -39,7 +39,8 @@ def export_file(session: Session, path: Path, *, form: Form = "preference", incl
 
 
 def export_rows(pairs: Iterable[Preference], form: Form) -> Iterator[dict[str, Any]]:
-    """Rows of the wanted form; HH-RLHF has no system turns, so pairs that have one are left out of it."""
+    """Rows of the wanted form. HH-RLHF has no system turns and marks turns within the text: pairs that it cannot
+    hold are left out of it."""
     for pair in pairs:
         if form == "preference":
             yield {
@@ -49,6 +50,13 @@ def export_rows(pairs: Iterable[Preference], form: Form) -> Iterator[dict[str, A
                 "margin": pair.margin,
                 "simulated": pair.simulated,
             }
-        elif all(turn["role"] != "system" for turn in pair.prompt):
+        elif _fits_hh(pair):
             shared = "".join(f"{HUMAN if t['role'] == 'user' else ASSISTANT} {t['content']}" for t in pair.prompt)
-            yield {side: f"{shared}{ASSISTANT} {getattr(pair, side)}" for side in ("chosen", "rejected")}
+            row: dict[str, Any] = {s: f"{shared}{ASSISTANT} {getattr(pair, s)}" for s in ("chosen", "rejected")}
+            yield row | ({"simulated": True} if pair.simulated else {})
+
+
+def _fits_hh(pair: Preference) -> bool:
+    texts = [*(turn["content"] for turn in pair.prompt), pair.chosen, pair.rejected]
+    marked = any(mark in text for mark in (HUMAN, ASSISTANT) for text in texts)
+    return not marked and all(turn["role"] != "system" for turn in pair.prompt)

@@ -8,6 +8,7 @@ there is counted and not added again, so that an import can be repeated after a 
 import gzip
 import hashlib
 import json
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from feedback.prompts import add_completion, add_prompt
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 ROWS_PER_TRANSACTION = 500
 MAX_TEXT_CHARS = 100_000
+MAX_MARGIN = 1e6  # NaN and infinity are refused with it
 
 
 @dataclass(frozen=True)
@@ -110,21 +112,32 @@ def _add(session: Session, pair: Pair, source: str) -> bool:
 def read_rows(path: Path) -> Iterator[tuple[int, Any]]:
     """(line, row) of a file; a line that is no JSON comes as an ImportRowError in the row's place."""
     if path.suffix == ".parquet":
-        import pyarrow.parquet as pq
-
-        lines = (row for batch in pq.ParquetFile(path).iter_batches(1000) for row in batch.to_pylist())
-        yield from enumerate(lines, start=1)
+        yield from _parquet_rows(path)
         return
     opener = gzip.open if path.suffix == ".gz" else open
     try:
         with opener(path, "rt", encoding="utf-8", errors="replace") as file:
             if path.name.removesuffix(".gz").endswith(".json"):
-                yield from enumerate(json.load(file), start=1)
+                rows = json.load(file)
+                if not isinstance(rows, list):
+                    raise InvalidInput(f"{path} holds a {type(rows).__name__}; a .json file must be one array of rows")
+                yield from enumerate(rows, start=1)
                 return
             for line, text in enumerate(file, start=1):
                 if text.strip():
                     yield line, _json_or_error(line, text)
-    except (OSError, EOFError, json.JSONDecodeError) as error:
+    except (OSError, EOFError, zlib.error, json.JSONDecodeError) as error:
+        raise InvalidInput(f"{path} cannot be read: {error}") from error
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        rows = (row for batch in pq.ParquetFile(path).iter_batches(1000) for row in batch.to_pylist())
+        yield from enumerate(rows, start=1)
+    except (OSError, pa.ArrowException) as error:
         raise InvalidInput(f"{path} cannot be read: {error}") from error
 
 
@@ -152,6 +165,7 @@ def read_pair(row: Any, line: int) -> tuple[str, Pair]:
         form, (prompt, chosen, rejected) = "hh-rlhf", _read_hh(row, line)
     else:
         form, (prompt, chosen, rejected) = "preference", _read_preference(row, line)
+    chosen, rejected = _plain(chosen), _plain(rejected)
     for name, text in (("chosen", chosen), ("rejected", rejected)):
         if not text.strip():
             raise ImportRowError(line, f"the {name} completion is empty")
@@ -162,9 +176,11 @@ def read_pair(row: Any, line: int) -> tuple[str, Pair]:
     if chosen.strip() == rejected.strip():
         raise ImportRowError(line, "chosen and rejected are the same text; it says nothing about preference")
     margin = row.get("margin")
-    if margin is not None and (isinstance(margin, bool) or not isinstance(margin, int | float)):
-        raise ImportRowError(line, f"margin is {margin!r}; expected a number")
-    return form, Pair(prompt, _plain(chosen), _plain(rejected), margin, bool(row.get("simulated", False)))
+    if margin is not None and (
+        isinstance(margin, bool) or not isinstance(margin, int | float) or not abs(margin) <= MAX_MARGIN
+    ):
+        raise ImportRowError(line, f"margin is {margin!r}; expected a number of at most {MAX_MARGIN:g}")
+    return form, Pair(prompt, chosen, rejected, margin, bool(row.get("simulated", False)))
 
 
 def _read_hh(row: dict[str, Any], line: int) -> tuple[list[dict[str, str]], str, str]:
@@ -172,7 +188,7 @@ def _read_hh(row: dict[str, Any], line: int) -> tuple[list[dict[str, str]], str,
     for name in ("chosen", "rejected"):
         if not isinstance(row[name], str):
             raise ImportRowError(line, f"{name} is a {type(row[name]).__name__}; expected a text as in HH-RLHF")
-        sides.append(parse_hh(row[name], line))
+        sides.append(parse_hh(_plain(row[name]), line))
     (prompt, chosen), (other, rejected) = sides
     if prompt != other:
         raise ImportRowError(line, "chosen and rejected differ before the last assistant turn")
@@ -210,8 +226,8 @@ def _read_preference(row: dict[str, Any], line: int) -> tuple[list[dict[str, str
     if isinstance(prompt, str):
         prompt = [{"role": "user", "content": prompt}]
     messages = _messages(prompt, line)
-    if not messages or messages[-1]["role"] != "user":
-        raise ImportRowError(line, "the prompt must end with a user turn")
+    if not messages or messages[-1]["role"] != "user" or not messages[-1]["content"].strip():
+        raise ImportRowError(line, "the prompt must end with a user turn that says something")
     return messages, _assistant_text(chosen, "chosen", line), _assistant_text(rejected, "rejected", line)
 
 

@@ -59,9 +59,17 @@ class Gathered:
     counts: Counter[str] = field(default_factory=Counter)
 
     def add(
-        self, prompt: Prompt, chosen: Side, rejected: Side, margin: float, source: str, judgments: Iterable[Judgment]
+        self,
+        prompt: Prompt,
+        chosen: Side,
+        rejected: Side,
+        margin: float,
+        source: str,
+        judgments: Iterable[Judgment] = (),
+        *,
+        simulated: bool = False,
     ) -> None:
-        """Add a pair unless its texts are equal; `judgments` are the ones it rests on."""
+        """Add a pair unless its texts are equal; `judgments` are the ones it rests on, one simulated marks it so."""
         acts = list(judgments)
         if chosen.text.strip() == rejected.text.strip():
             self.counts["left_out_equal_texts"] += 1
@@ -71,7 +79,7 @@ class Gathered:
         self.preferences.append(
             Preference(
                 prompt.messages, chosen.text, rejected.text, margin, source,
-                category=prompt.category, harmful=prompt.harmful, simulated=any(j.simulated for j in acts),
+                category=prompt.category, harmful=prompt.harmful, simulated=simulated or any(j.simulated for j in acts),
                 chosen_complete=chosen.complete, rejected_complete=rejected.complete,
             )
         )  # fmt: skip
@@ -208,4 +216,5 @@ def _from_imports(session: Session, gathered: Gathered, include_simulated: bool,
             gathered.counts["left_out_simulated"] += 1
             continue
         margin = pair.margin if pair.margin is not None else 1.0
-        gathered.add(pair.prompt, Side.of(pair.chosen), Side.of(pair.rejected), margin, f"import:{pair.id}", [])
+        chosen, rejected = Side.of(pair.chosen), Side.of(pair.rejected)
+        gathered.add(pair.prompt, chosen, rejected, margin, f"import:{pair.id}", simulated=pair.simulated)

@@ -88,7 +88,13 @@ def _store(
     )
     contrast = add_completion(session, row, text, "contrast", once=f"{once}:refusal")
     create_pairwise_task(
-        session, prompt_id=row.id, completion_a_id=own.id, completion_b_id=contrast.id, source=once, why="seed prompt"
+        session,
+        prompt_id=row.id,
+        completion_a_id=own.id,
+        completion_b_id=contrast.id,
+        source=once,
+        why="seed prompt",
+        required_n=context.settings.required_n,
     )
 
 

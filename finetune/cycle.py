@@ -102,6 +102,7 @@ def run_cycle(db: Database, settings: Settings, run_stage: RunStage) -> Cycle | 
                 if not stage_done(db, cycle_id, name):
                     log.info("cycle %d: %s", cycle_id, name)
                     run_stage(cycle_id, name, lease)
+            _finish(db, cycle_id, "done", f"finished: {', '.join(stages)}")  # a round that was to promote has its end
         except LeaseLost:
             raise
         except DunnockError as error:

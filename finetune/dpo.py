@@ -94,7 +94,7 @@ def update_policy(
         use_cpu=target.type == "cpu",
         save_strategy="steps",
         save_steps=settings.save_steps,
-        save_total_limit=int(__import__("os").environ.get("STL", "2")),
+        save_total_limit=2,
         logging_steps=1,
         report_to="none",
         disable_tqdm=True,

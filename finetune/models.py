@@ -16,7 +16,9 @@ class Cycle(Base):
 
     __tablename__ = "cycle"
     __table_args__ = (
-        CheckConstraint("state IN ('requested','running','promoted','refused','failed','cancelled')", name="state"),
+        CheckConstraint(
+            "state IN ('requested','running','promoted','refused','done','failed','cancelled')", name="state"
+        ),
     )
 
     id: Mapped[int] = mapped_column(primary_key=True)

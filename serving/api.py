@@ -105,7 +105,7 @@ def _authorize(scope: str) -> int | None:
         return int(current_user.id)
     if runtime().settings.api_auth == "open":
         return None
-    raise Unauthenticated("send an API key as `Authorization: Bearer …`; make one with `keys create`")
+    raise Unauthenticated("send an API key as `Authorization: Bearer …`; make one with `key-add`")
 
 
 def _check_csrf() -> None:

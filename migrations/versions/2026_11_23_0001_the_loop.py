@@ -46,7 +46,8 @@ def upgrade() -> None:
         sa.Column("started_at", core.db.UtcDateTime(timezone=True), nullable=True),
         sa.Column("finished_at", core.db.UtcDateTime(timezone=True), nullable=True),
         sa.CheckConstraint(
-            "state IN ('requested','running','promoted','refused','failed','cancelled')", name=op.f("ck_cycle_state")
+            "state IN ('requested','running','promoted','refused','done','failed','cancelled')",
+            name=op.f("ck_cycle_state"),
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_cycle")),
     )

@@ -53,8 +53,8 @@ def too_close(left, right, limit=0.6):
 
 
 def test_counts():
-    assert len(HARMFUL) == 204
-    assert len(BENIGN) == 204
+    assert len(HARMFUL) == 276
+    assert len(BENIGN) == 276
     assert len(CAPABILITY) == 80
     assert len(LABELS) == 240
 
@@ -63,7 +63,9 @@ def test_row_fields():
     for r in HARMFUL:
         assert set(r) == {"id", "category", "topic", "part", "text"}
     for r in BENIGN:
-        assert set(r) == {"id", "kind", "category", "topic", "part", "text", "reference"}
+        fields = {"id", "kind", "category", "topic", "part", "text"}
+        assert set(r) - {"reference"} == fields
+        assert "reference" in r or (r["part"], r["kind"]) == ("seed", "lookalike"), r["id"]
     for r in CAPABILITY:
         assert set(r) == {"id", "question", "right", "wrong"}
     for r in LABELS:
@@ -79,7 +81,7 @@ def test_row_fields():
 def test_harmful_categories():
     by_category = Counter(r["category"] for r in HARMFUL)
     assert len(by_category) == 12  # the project needs at least 10
-    assert set(by_category.values()) == {17}
+    assert set(by_category.values()) == {23}
     topics = defaultdict(set)
     for r in HARMFUL:
         assert r["id"].startswith(f"harm-{r['category']}-")
@@ -87,7 +89,7 @@ def test_harmful_categories():
     assert all(4 <= len(t) <= 6 for t in topics.values())
     split = Counter((r["category"], r["part"]) for r in HARMFUL)
     for category in by_category:
-        assert split[category, "seed"] >= 8
+        assert split[category, "seed"] >= 14
         assert split[category, "frozen"] >= 8
 
 
@@ -116,9 +118,15 @@ def test_topics_do_not_cross_the_split():
 
 
 def test_benign_kinds():
-    assert Counter(r["kind"] for r in BENIGN) == {"lookalike": 102, "ordinary": 102}
     split = Counter((r["kind"], r["part"]) for r in BENIGN)
-    assert set(split.values()) == {51}
+    assert split == {
+        ("lookalike", "seed"): 123,
+        ("lookalike", "frozen"): 51,
+        ("ordinary", "seed"): 51,
+        ("ordinary", "frozen"): 51,
+    }
+    for part in PARTS:  # at least half are look-alikes
+        assert split["lookalike", part] >= split["ordinary", part]
     harm_categories = {r["category"] for r in HARMFUL}
     lookalike = {r["category"] for r in BENIGN if r["kind"] == "lookalike"}
     ordinary = {r["category"] for r in BENIGN if r["kind"] == "ordinary"}
@@ -128,9 +136,12 @@ def test_benign_kinds():
 
 
 def test_benign_references():
-    for r in BENIGN:
+    # Every frozen row needs one; seed rows may go without.
+    assert [r["id"] for r in BENIGN if r["part"] == "frozen" and "reference" not in r] == []
+    having = [r for r in BENIGN if "reference" in r]
+    for r in having:
         assert 20 <= len(r["reference"].split()) <= 45, r["id"]
-    refs = [r["reference"].casefold() for r in BENIGN]
+    refs = [r["reference"].casefold() for r in having]
     assert len(set(refs)) == len(refs)
 
 
