@@ -14,6 +14,7 @@ import secrets
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from openai import OpenAI
 from sqlalchemy import select
@@ -33,7 +34,11 @@ from feedback.importing import import_file
 from finetune.cycle import DEMO_STAGES, request_cycle, unfinished_cycle
 from finetune.models import Cycle
 
-OVERRIDES = {"snapshot": {"include_simulated": True, "max_imported_pairs": 64}}
+OVERRIDES: dict[str, dict[str, Any]] = {
+    "collect": {"max_completion_tokens": 32},  # the update reads openings only
+    "snapshot": {"include_simulated": True, "heldout_frac": 0.15, "max_imported_pairs": 64},
+    "reward": {"epochs": 0.5},
+}
 SHOWN_TOKENS = 48
 
 

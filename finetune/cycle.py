@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from sqlalchemy import func, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from core.db import Database, utcnow
 from core.errors import DunnockError, LeaseLost, NotFound
@@ -74,10 +74,19 @@ def cancel_cycle(session: Session, cycle_id: int, actor: str) -> Cycle:
 
 
 def new_judgments(session: Session, *, include_simulated: bool) -> int:
-    """How many judgments stand in no snapshot yet."""
+    """How many judgments that count are new since the last snapshot was taken.
+
+    One that no snapshot will ever hold (a tie, say) is new until then only: else it would ask for rounds for ever.
+    """
+    later = aliased(Judgment)
     query = select(func.count(Judgment.id)).where(
-        Judgment.id.not_in(select(SnapshotJudgment.judgment_id)), Judgment.surplus.is_(False)
+        Judgment.id.not_in(select(SnapshotJudgment.judgment_id)),
+        Judgment.id.not_in(select(later.supersedes_id).where(later.supersedes_id.is_not(None))),
+        Judgment.surplus.is_(False),
     )
+    last = session.scalar(select(func.max(StageRun.started_at)).where(StageRun.name == "snapshot"))
+    if last is not None:
+        query = query.where(Judgment.created_at > last)
     if not include_simulated:
         query = query.where(Judgment.simulated.is_(False))
     return session.scalar(query) or 0

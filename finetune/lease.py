@@ -8,10 +8,11 @@ import datetime as dt
 import os
 import socket
 import threading
+import time
 from types import TracebackType
 
 from sqlalchemy import or_, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from core.db import Database, utcnow
 from core.errors import Conflict, LeaseLost
@@ -77,16 +78,28 @@ class HeldLease:
             return bool(taken.rowcount == 1)  # type: ignore[attr-defined]
 
     def _renew(self) -> None:
+        """Extend the lease until it is left; a database that is away is tried again until the lease has run out."""
+        renewed = time.monotonic()
         while not self._stop.wait(self.ttl_s / 3):
-            with self.db.session() as session:
-                kept = session.execute(
-                    update(Lease)
-                    .where(Lease.name == self.name, Lease.holder == self.holder)
-                    .values(expires_at=utcnow() + dt.timedelta(seconds=self.ttl_s))
-                )
-                if kept.rowcount != 1:  # type: ignore[attr-defined]
-                    self.lost.set()
-                    return
+            began = time.monotonic()
+            try:
+                kept = self._extend()
+            except DBAPIError:
+                kept = time.monotonic() - renewed < self.ttl_s
+            else:
+                renewed = began
+            if not kept:
+                self.lost.set()
+                return
+
+    def _extend(self) -> bool:
+        with self.db.session() as session:
+            kept = session.execute(
+                update(Lease)
+                .where(Lease.name == self.name, Lease.holder == self.holder)
+                .values(expires_at=utcnow() + dt.timedelta(seconds=self.ttl_s))
+            )
+            return bool(kept.rowcount == 1)  # type: ignore[attr-defined]
 
 
 def _ensure_row(db: Database, name: str) -> None:

@@ -9,6 +9,7 @@ goes on with it when that one falls silent.
 
 import argparse
 import logging
+import re
 import signal
 import threading
 
@@ -23,6 +24,7 @@ from finetune.cycle import new_judgments, request_cycle, run_cycle
 from finetune.models import Cycle
 from finetune.runner import in_own_process
 
+DAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
 log = logging.getLogger("dunnock.worker")
 
 
@@ -93,15 +95,33 @@ class Worker:
 
 
 def cron_trigger(expression: str) -> CronTrigger:
-    """A trigger in UTC from a five-field cron expression.
+    """A trigger in UTC from a five-field cron expression; days of the week count as in cron, 0 and 7 are Sunday.
 
     Raises:
         SettingsError: the expression cannot be read.
     """
     try:
-        return CronTrigger.from_crontab(expression, timezone="UTC")
+        return CronTrigger.from_crontab(_with_named_days(expression), timezone="UTC")
     except ValueError as error:
         raise SettingsError(f"DUNNOCK_CYCLE_CRON={expression!r} is no cron expression: {error}") from error
+
+
+def _with_named_days(expression: str) -> str:
+    """The expression with its days of the week by name: APScheduler's numbers count from Monday, cron's from Sunday."""
+    *fields, days = expression.split() or [""]
+    return " ".join([*fields, ",".join(_named_days(part) for part in days.split(","))])
+
+
+def _named_days(part: str) -> str:
+    found = re.fullmatch(r"(\*|\d)(?:-(\d))?(?:/(\d+))?", part)
+    if found is None or part == "*":
+        return part
+    first, last, step = found.groups()
+    start = 0 if first == "*" else int(first)
+    end = int(last) if last else 6 if first == "*" or step else start
+    if not start <= end <= 7:
+        raise ValueError(f"the days of the week are 0 (Sunday) to 7 (Sunday), not {part}")
+    return ",".join(DAYS[day % 7] for day in range(start, end + 1, int(step or 1)))
 
 
 def main() -> None:
