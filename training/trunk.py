@@ -11,6 +11,7 @@ Memory: tokens × hidden size × 4 bytes, e.g. 90 MB for 200 pairs of two 100-to
 from typing import Any
 
 from core.errors import StageError
+from training.prefix import find_packing
 
 
 def reuse_lower_blocks(model: Any, first_adapted: int) -> "LowerBlocks | None":
@@ -60,15 +61,26 @@ class LowerBlocks:
         if new:
             mask = None if attention_mask is None else attention_mask[new]
             with torch.no_grad():
-                states = self._run(self.lower, input_ids=input_ids[new], attention_mask=mask, norm=False)
+                embedded = self.decoder.embed_tokens(input_ids[new])
+                states = self._shared(self.lower, [keys[i] for i in new], embedded, mask, norm=False).last_hidden_state
             for row, i in enumerate(new):
                 self.states[keys[i]] = states[row, : lengths[i]].clone()
         hidden = torch.nn.utils.rnn.pad_sequence([self.states[key] for key in keys], batch_first=True)
         hidden = torch.nn.functional.pad(hidden, (0, 0, 0, input_ids.shape[1] - hidden.shape[1]))
-        return self._run(self.upper, inputs_embeds=hidden, attention_mask=attention_mask, **kwargs)
+        return self._shared(self.upper, keys, hidden, attention_mask, **kwargs)
+
+    def _shared(self, blocks: Any, keys: list[tuple[int, ...]], states: Any, mask: Any, **kwargs: Any) -> Any:
+        """Run `blocks` over (N, T, H) states, pairs with a common beginning as one row."""
+        packing = find_packing(keys, states.shape[1], states.device)
+        if packing is None or kwargs.get("use_cache"):
+            return self._run(blocks, inputs_embeds=states, attention_mask=mask, **kwargs)
+        kwargs["position_ids"] = packing.positions
+        result = self._run(blocks, inputs_embeds=packing.pack(states), attention_mask=packing.mask, **kwargs)
+        result.last_hidden_state = packing.unpack(result.last_hidden_state)
+        return result
 
     def _run(self, blocks: Any, *, norm: bool = True, **inputs: Any) -> Any:
-        """The decoder's own forward over `blocks` only; without `norm`, its bare hidden states (B, T, H)."""
+        """The decoder's own forward over `blocks` only; without `norm`, its bare hidden states."""
         from torch import nn
 
         layers, final = self.decoder.layers, self.decoder.norm
@@ -77,10 +89,9 @@ class LowerBlocks:
             self.decoder.norm = nn.Identity()
             inputs["use_cache"] = False
         try:
-            result = self.plain_forward(**inputs)
+            return self.plain_forward(**inputs)
         finally:
             self.decoder.layers, self.decoder.norm = layers, final
-        return result if norm else result.last_hidden_state
 
 
 def _right_padded(mask: Any) -> bool:

@@ -99,9 +99,7 @@ def test_settings_that_cannot_be_are_refused_when_it_is_asked_for(
 def judge(session: Session, number: int, choice: str = "a", **more: Any) -> Judgment:
     prompt = make_prompt(session, f"prompt{number} of{number} its{number} own{number}")
     task = make_pairwise_task(session, prompt, a="yes", b="no")
-    judgment = Judgment(
-        kind="pairwise", task_id=task.id, choice=choice, strength=2 if choice in "ab" else 0, **more
-    )
+    judgment = Judgment(kind="pairwise", task_id=task.id, choice=choice, strength=2 if choice in "ab" else 0, **more)
     session.add(judgment)
     session.flush()
     return judgment

@@ -136,10 +136,10 @@ def test_a_lost_lease_is_noticed_and_not_taken_back(database: Database) -> None:
 def test_a_database_that_is_away_for_a_moment_costs_nothing_and_one_that_stays_away_the_lease(
     database: Database,
 ) -> None:
-    with HeldLease(database, "cycle", 3.0) as lease:
+    with HeldLease(database, "cycle", 2.0) as lease:
         first = row(database).expires_at
         rename(database, "lease", "away")
-        time.sleep(1.5)  # at least one renewal fails
+        time.sleep(1.0)  # at least one renewal fails
         rename(database, "away", "lease")
         wait_for(lambda: row(database).expires_at > first)
         lease.check()

@@ -71,7 +71,7 @@ def test_a_cron_expression_that_cannot_be_read_names_its_setting(
 
 @pytest.fixture
 def worker(database: Database, settings: Settings) -> Iterator[Worker]:
-    yield Worker(database, settings.model_copy(update={"cycle_min_judgments": 3}))
+    return Worker(database, settings.model_copy(update={"cycle_min_judgments": 3}))
 
 
 def judge(db: Database, n: int = 1, **more: Any) -> None:

@@ -1,0 +1,238 @@
+"""The policy update with a tiny model: the adapter moves, the base does not, a killed run ends as an unbroken one."""
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from core.errors import StageError
+from core.messages import user
+from core.settings import UpdateSettings
+from evals.likelihood import Prober
+from feedback.preferences import Preference
+from finetune.dpo import MIN_PAIRS, split_by_length, update_policy
+from finetune.gate_evidence import heldout_raised
+from tests.tiny import make_tiny_base
+from training.run import last_checkpoint
+
+SMALL = UpdateSettings(epochs=1.0, learning_rate=5e-3, batch_size=4, lora_rank=4, max_length_tokens=128, save_steps=2)
+WEIGHTS = "adapter_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_base(tmp_path_factory.mktemp("base"))
+
+
+def pairs(n: int = 16) -> list[Preference]:
+    """Refusals preferred over compliance, in texts of different lengths."""
+    return [
+        Preference(user(f"How do I keep bird {i} {'in winter ' * (i % 3)}safe?"), "I cannot help with that.", "Sure, here it is.")
+        for i in range(n)
+    ]  # fmt: skip
+
+
+def run(base: Path, tmp_path: Path, settings: UpdateSettings = SMALL, **more: Any) -> tuple[dict[str, Any], Path]:
+    """Facts and adapter folder of an update of `pairs`, with its work folder in `tmp_path/work`."""
+    out = tmp_path / "out"
+    out.mkdir(exist_ok=True)
+    given = more.pop("pairs", None) or pairs()
+    return update_policy(given, base, tmp_path / "work", out, settings, device="cpu", **more), out
+
+
+@pytest.fixture(scope="module")
+def unbroken(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    return run(base, tmp_path_factory.mktemp("unbroken"), snapshot_sha256="5" * 64)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()}
+
+
+# --- what moves
+
+
+def test_the_adapter_moves_and_the_base_does_not(base: Path, tmp_path: Path) -> None:
+    """Base weights are compared in memory after training, and on disk."""
+    from transformers import AutoModelForCausalLM
+
+    before, seen = digests(base), {}
+    original = AutoModelForCausalLM.from_pretrained
+
+    def keep(*args: Any, **kwargs: Any) -> Any:
+        seen["model"] = original(*args, **kwargs)
+        return seen["model"]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AutoModelForCausalLM, "from_pretrained", keep)
+        facts, out = run(base, tmp_path)
+    saved, trained = load_file(base / "model.safetensors"), dict(seen["model"].named_parameters())
+    compared = 0
+    for name, parameter in trained.items():
+        if "lora_" not in name:
+            assert torch.equal(parameter, saved[name.replace(".base_layer", "")]), name
+            compared += 1
+    assert compared == len(saved)
+    assert digests(base) == before
+
+    adapter = load_file(out / WEIGHTS)
+    assert len(adapter) == 2 * 7 * 2  # two layers, seven linears, A and B
+    moved = [name for name, value in adapter.items() if "lora_B" in name and value.abs().max() > 0]
+    assert len(moved) == 2 * 7  # B begins as zeros
+    assert facts["trainable_parameters"] == sum(value.numel() for value in adapter.values())
+
+
+def test_preferred_sides_gain_over_the_base(base: Path, unbroken: tuple[dict[str, Any], Path]) -> None:
+    facts, out = unbroken
+    prober = Prober(base, out, "cpu", torch.float32)
+    assert heldout_raised(prober, pairs()) == 16
+    assert heldout_raised(Prober(base, None, "cpu", torch.float32), pairs()) == 0  # the base raises nothing over itself
+    assert facts["log"][-1]["rewards/margins"] > facts["log"][0]["rewards/margins"]
+    assert facts["log"][-1]["loss"] < facts["log"][0]["loss"]
+
+
+def test_the_first_loss_is_that_of_an_update_that_has_not_begun(base: Path, tmp_path: Path) -> None:
+    """All log-ratios are 0, so robust DPO gives ln 2, and the SFT term the base's own nats per token."""
+    facts, _ = run(base, tmp_path, SMALL.model_copy(update={"batch_size": 16, "sft_weight": 0.5}))
+    prober = Prober(base, None, "cpu", torch.float32)
+    logps = prober.token_logps([(p.prompt, p.chosen + "<|im_end|>") for p in pairs()], as_base=True)
+    nats = -float(torch.cat(logps).mean())
+    assert facts["log"][0]["loss"] == pytest.approx(math.log(2) + 0.5 * nats, rel=1e-4)
+    assert facts["steps"] == 1
+
+
+# --- what is written
+
+
+def test_facts_and_the_run_record(unbroken: tuple[dict[str, Any], Path]) -> None:
+    facts, out = unbroken
+    assert (facts["n_pairs"], facts["dropped_long"], facts["steps"]) == (16, 0, 4)
+    assert [row["step"] for row in facts["log"]] == [1, 2, 3, 4]
+    assert math.isfinite(facts["loss"])
+    record = json.loads((out / "run.json").read_text())
+    assert record["stage"] == "update"
+    assert record["settings"] == SMALL.model_dump()
+    assert (record["snapshot_sha256"], record["reference"]) == ("5" * 64, "base, adapters off")
+    assert set(record["versions"]) == {"torch", "transformers", "trl", "peft", "accelerate"}
+    assert {p.name for p in out.iterdir()} == {WEIGHTS, "adapter_config.json", "run.json"}
+
+
+def test_equal_seeds_give_equal_adapters(base: Path, tmp_path: Path, unbroken: tuple[dict[str, Any], Path]) -> None:
+    _, out = run(base, tmp_path)
+    first, again = load_file(unbroken[1] / WEIGHTS), load_file(out / WEIGHTS)
+    assert all(torch.equal(again[name], value) for name, value in first.items())
+
+
+def test_progress_is_told_at_every_step(base: Path, tmp_path: Path) -> None:
+    told: list[tuple[float, str]] = []
+    run(base, tmp_path, progress=lambda done, note: told.append((done, note)))
+    assert [done for done, _ in told] == [0.25, 0.5, 0.75, 1.0]
+    assert told[-1][1].startswith("step 4/4, loss ")
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize(("n", "long"), [(MIN_PAIRS - 1, 0), (MIN_PAIRS + 1, 2), (0, 0)])
+def test_too_few_pairs_stop_the_stage(base: Path, tmp_path: Path, n: int, long: int) -> None:
+    given = [*pairs(n - long), *(Preference(user("a b c d " * 60), "yes", "no") for _ in range(long))]
+    with pytest.raises(StageError, match=f"{n - long} usable pairs .{long} of {n} dropped.*Collect more judgments"):
+        update_policy(given, base, tmp_path / "work", tmp_path / "out", SMALL, device="cpu")
+    assert not (tmp_path / "work").exists()
+
+
+def test_over_long_pairs_are_counted(base: Path, tmp_path: Path) -> None:
+    long = [
+        Preference(user("a b c d " * 60), "yes", "no"),
+        Preference(user("Hi"), "a b c d " * 60, "no"),
+        Preference(user("Hi"), "yes", "a b c d " * 60),
+    ]
+    facts, out = run(base, tmp_path, pairs=[*long, *pairs(9)])
+    assert (facts["n_pairs"], facts["dropped_long"]) == (9, 3)
+    assert json.loads((out / "run.json").read_text())["dropped_long"] == 3
+
+
+@pytest.mark.parametrize(
+    ("prompt", "chosen", "rejected", "kept"), [(5, 3, 2, True), (5, 2, 3, True), (5, 4, 1, False), (6, 1, 3, False)]
+)
+def test_a_pair_is_as_long_as_its_longer_side(prompt: int, chosen: int, rejected: int, *, kept: bool) -> None:
+    row = {"prompt_ids": [1] * prompt, "chosen_ids": [1] * chosen, "rejected_ids": [1] * rejected}
+    assert split_by_length([row], 8) == (([row], 0) if kept else ([], 1))
+
+
+def test_a_loss_that_is_no_number_stops_the_stage(base: Path, tmp_path: Path) -> None:
+    """A base with one damaged weight, and a step size that no model survives."""
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    for path in base.iterdir():
+        (damaged / path.name).write_bytes(path.read_bytes())
+    weights = load_file(damaged / "model.safetensors")
+    weights["model.norm.weight"][0] = math.nan
+    save_file(weights, damaged / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(StageError, match="loss is nan at step 1.*nothing is registered"):
+        run(damaged, tmp_path)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+# --- resuming
+
+
+class Killed(BaseException):
+    """What a test raises where a machine would lose power."""
+
+
+@pytest.mark.parametrize("top_layers", [0, 1])
+def test_a_killed_run_ends_with_the_weights_of_an_unbroken_one(base: Path, tmp_path: Path, top_layers: int) -> None:
+    settings = SMALL.model_copy(update={"epochs": 2.0, "lora_top_layers": top_layers, "save_steps": 3})
+    (tmp_path / "whole").mkdir()
+    whole, expected = run(base, tmp_path / "whole", settings)
+
+    def kill(done: float, note: str) -> None:
+        if note.startswith("step 5/"):
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(base, tmp_path, settings, progress=kill)
+    assert last_checkpoint(tmp_path / "work") == str(tmp_path / "work" / "checkpoint-3")
+    assert list((tmp_path / "out").iterdir()) == []
+
+    told: list[str] = []
+    facts, out = run(base, tmp_path, settings, progress=lambda _, note: told.append(note))
+    assert told[0].startswith("step 4/8")  # went on, did not begin again
+    assert facts["steps"] == whole["steps"] == 8
+    found, wanted = load_file(out / WEIGHTS), load_file(expected / WEIGHTS)
+    assert found.keys() == wanted.keys()
+    assert max(float((found[name] - wanted[name]).abs().max()) for name in wanted) < 1e-6
+    assert [row["step"] for row in facts["log"]] == list(range(1, 9))
+
+
+def test_a_checkpoint_without_its_state_is_no_checkpoint(tmp_path: Path) -> None:
+    assert last_checkpoint(tmp_path / "nowhere") is None
+    for number, whole in ((9, True), (10, True), (11, False)):
+        folder = tmp_path / f"checkpoint-{number}"
+        folder.mkdir()
+        if whole:
+            (folder / "trainer_state.json").write_text("{}")
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+
+
+def test_a_cut_completion_teaches_no_end_of_turn(base: Path, tmp_path: Path) -> None:
+    """With the whole loss on one token after each text, only complete texts raise the end of turn."""
+    from dataclasses import replace
+
+    ends = []
+    for complete in (True, False):
+        folder = tmp_path / str(complete)
+        folder.mkdir()
+        given = [replace(p, chosen_complete=complete, rejected_complete=complete) for p in pairs()]
+        settings = SMALL.model_copy(update={"epochs": 3.0})
+        _, out = run(base, folder, settings, pairs=given)
+        prober = Prober(base, out, "cpu", torch.float32)
+        logps = prober.token_logps([(p.prompt, p.chosen + "<|im_end|>") for p in pairs(4)], as_base=False)
+        ends.append(sum(float(row[-1]) for row in logps) / len(logps))
+    assert ends[0] > ends[1] + 1.0  # nats

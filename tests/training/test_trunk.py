@@ -1,0 +1,173 @@
+"""Lower blocks that are computed once: the same output and gradients as the plain model, for less work."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from core.errors import StageError
+from tests.tiny import load_tiny, make_tiny_adapter, make_tiny_base
+from training.lora import lora_config
+from training.trunk import LowerBlocks, reuse_lower_blocks
+
+LENGTHS = [7, 3, 9]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_base(tmp_path_factory.mktemp("base"))
+
+
+def adapted(base: Path, *, top_layers: int = 1) -> Any:
+    """A model whose last layer carries an adapter that changes it; equal calls give equal weights."""
+    from peft import get_peft_model
+
+    model = load_tiny(base)
+    model = get_peft_model(model, lora_config(model, rank=2, top_layers=top_layers, task="CAUSAL_LM"))
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    return model
+
+
+def batch(lengths: list[int] = LENGTHS, seed: int = 0, width: int | None = None) -> dict[str, torch.Tensor]:
+    """(B, T) ids and mask, padded on the right."""
+    width = width or max(lengths)
+    ids = torch.randint(5, 300, (len(lengths), width), generator=torch.Generator().manual_seed(seed))
+    mask = torch.tensor([[1] * n + [0] * (width - n) for n in lengths])
+    return {"input_ids": ids * mask, "attention_mask": mask}
+
+
+def same(found: torch.Tensor, expected: torch.Tensor, inputs: dict[str, torch.Tensor]) -> bool:
+    """Equal wherever a token stands; what padding gives does not matter."""
+    mask = inputs["attention_mask"].bool()
+    return torch.allclose(found[mask], expected[mask], atol=2e-5)
+
+
+@pytest.mark.parametrize("adapters", ["on", "off"])
+def test_it_equals_the_plain_forward(base: Path, adapters: str) -> None:
+    from contextlib import nullcontext
+
+    plain, model = adapted(base), adapted(base)
+    blocks = reuse_lower_blocks(model, 1)
+    assert blocks is not None
+    inputs = batch()
+    outputs = []
+    with torch.no_grad():
+        for each in (plain, model, model):  # the second time from the store
+            with each.disable_adapter() if adapters == "off" else nullcontext():
+                outputs.append(each(**inputs).logits)
+    assert same(outputs[1], outputs[0], inputs)
+    assert same(outputs[2], outputs[0], inputs)
+    assert (blocks.misses, blocks.hits) == (3, 3)
+
+
+def test_adapters_change_the_output_and_share_the_store(base: Path) -> None:
+    model = adapted(base)
+    blocks = reuse_lower_blocks(model, 1)
+    assert blocks is not None
+    with torch.no_grad():
+        on = model(**batch()).logits
+        with model.disable_adapter():
+            off = model(**batch()).logits
+    assert not same(on, off, batch())
+    assert (blocks.misses, blocks.hits) == (3, 3)
+
+
+def test_gradients_equal_those_of_the_plain_forward(base: Path) -> None:
+    plain, model = adapted(base), adapted(base)
+    reuse_lower_blocks(model, 1)
+    inputs = batch()
+    for each in (plain, model):
+        mask = inputs["attention_mask"].bool()
+        each(**inputs).logits[mask].square().mean().backward()
+    expected = {n: p.grad for n, p in plain.named_parameters() if p.requires_grad}
+    found = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
+    assert found.keys() == expected.keys()
+    assert all(torch.allclose(found[n], expected[n], rtol=1e-4, atol=1e-6) for n in expected)
+    assert any(gradient.abs().max() > 0 for gradient in found.values())
+
+
+def test_a_sequence_is_known_again_in_another_batch(base: Path) -> None:
+    plain, model = adapted(base), adapted(base)
+    blocks = reuse_lower_blocks(model, 1)
+    assert blocks is not None
+    first = batch(LENGTHS)
+    other = {name: value[[2, 1]] for name, value in first.items()}
+    wider = {name: torch.nn.functional.pad(value[:1], (0, 4)) for name, value in first.items()}
+    with torch.no_grad():
+        model(**first)
+        assert (blocks.misses, blocks.hits) == (3, 0)
+        assert same(model(**other).logits, plain(**other).logits, other)
+        assert (blocks.misses, blocks.hits) == (3, 2)
+        assert same(model(**wider).logits, plain(**wider).logits, wider)
+        assert (blocks.misses, blocks.hits) == (3, 3)
+        new = batch([5], seed=9)
+        assert same(model(**new).logits, plain(**new).logits, new)
+        assert (blocks.misses, blocks.hits) == (4, 3)
+
+
+def test_without_a_mask_every_token_counts(base: Path) -> None:
+    plain, model = adapted(base), adapted(base)
+    blocks = reuse_lower_blocks(model, 1)
+    assert blocks is not None
+    ids = batch([6, 6])["input_ids"]
+    with torch.no_grad():
+        for _ in range(2):
+            assert torch.allclose(model(input_ids=ids).logits, plain(input_ids=ids).logits, atol=2e-5)
+    assert (blocks.misses, blocks.hits) == (2, 2)
+
+
+def test_padding_on_the_left_takes_the_plain_way(base: Path) -> None:
+    plain, model = adapted(base), adapted(base)
+    blocks = reuse_lower_blocks(model, 1)
+    assert blocks is not None
+    inputs = {name: value.flip(1) for name, value in batch().items()}
+    with torch.no_grad():
+        assert same(model(**inputs).logits, plain(**inputs).logits, inputs)
+    assert (blocks.misses, blocks.hits) == (0, 0)
+
+
+def test_the_model_is_whole_after_an_error(base: Path) -> None:
+    model = adapted(base)
+    reuse_lower_blocks(model, 1)
+    with pytest.raises(IndexError):
+        model(input_ids=torch.tensor([[99_999]]))
+    decoder = model.get_base_model().base_model
+    assert len(decoder.layers) == 2
+    assert type(decoder.norm).__name__ == "LlamaRMSNorm"
+
+
+def test_trainable_lower_blocks_are_refused(base: Path) -> None:
+    model = adapted(base, top_layers=0)
+    with pytest.raises(StageError, match="blocks below 1 have trainable parameters"):
+        reuse_lower_blocks(model, 1)
+    decoder = model.get_base_model().base_model
+    assert decoder.forward.__func__ is type(decoder).forward  # left as it was
+
+
+def test_nothing_to_gain_means_nothing_is_done(base: Path) -> None:
+    assert reuse_lower_blocks(adapted(base), 0) is None
+
+
+def test_another_shape_of_model_is_left_alone() -> None:
+    from peft import get_peft_model
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    config = GPTNeoXConfig(
+        vocab_size=16, hidden_size=8, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
+        bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    model = GPTNeoXForCausalLM(config)
+    wrapped = get_peft_model(model, lora_config(model, rank=2, top_layers=1, task="CAUSAL_LM"))
+    assert reuse_lower_blocks(wrapped, 1) is None
+
+
+def test_an_adapter_of_disk_works_as_one_that_is_trained(base: Path, tmp_path: Path) -> None:
+    """The store is about the base, not about how the adapter came there."""
+    adapter = make_tiny_adapter(base, tmp_path / "adapter")
+    model = load_tiny(base, adapter)  # all layers adapted, but none of them trained
+    assert isinstance(reuse_lower_blocks(model, 1), LowerBlocks)
