@@ -17,7 +17,7 @@ from core.settings import Settings
 from core.web import runtime
 from feedback.exporting import export_file
 from feedback.importing import import_file
-from finetune.cycle import request_cycle
+from finetune.cycle import reopen_cycle, request_cycle
 from policy.client import verify_adapter
 from policy.versions import active_version
 from policy.versions import rollback as roll_back
@@ -101,11 +101,12 @@ def export_pairs(file: Path, form: str, simulated: bool) -> None:
 
 @click.command("cycle", cls=Command)
 @click.option("--request", "only_request", is_flag=True, help="Only ask for it; a running worker takes it up.")
-def cycle(only_request: bool) -> None:
+@click.option("--reopen", type=int, default=None, help="Take this failed cycle up again instead.")
+def cycle(only_request: bool, reopen: int | None) -> None:
     """Run a round of the loop now (or go on with the unfinished one)."""
     settings, db = runtime().settings, runtime().db
     with db.session() as session:
-        wanted = request_cycle(session, settings, "manual")
+        wanted = reopen_cycle(session, reopen) if reopen else request_cycle(session, settings, "manual")
         click.echo(f"cycle {wanted.id} is {wanted.state}")
     if not only_request:
         _run(settings, wanted.id)

@@ -31,7 +31,7 @@ from core.errors import DunnockError
 from core.settings import Settings, get_settings
 from evals.suites import benign, harmful
 from feedback.importing import import_file
-from finetune.cycle import DEMO_STAGES, request_cycle, unfinished_cycle
+from finetune.cycle import DEMO_STAGES, reopen_cycle, request_cycle, unfinished_cycle
 from finetune.models import Cycle
 
 OVERRIDES: dict[str, dict[str, Any]] = {
@@ -66,6 +66,9 @@ def _demo(settings: Settings, again: bool, pairs: Path | None) -> int:
     with db.session() as session:
         finished = session.scalar(select(Cycle).where(Cycle.reason == "demo", Cycle.state.in_(("promoted", "refused"))))
         waiting = unfinished_cycle(session)
+        failed = session.scalar(select(Cycle).where(Cycle.reason == "demo").order_by(Cycle.id.desc()).limit(1))
+        if waiting is None and failed is not None and failed.state == "failed":
+            waiting = reopen_cycle(session, failed.id)
         if waiting is None and finished is not None and not again:
             print("The demo round is finished; its report follows. One more round: make demo AGAIN=1")
             cycle = None

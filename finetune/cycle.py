@@ -16,7 +16,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session, aliased
 
 from core.db import Database, utcnow
-from core.errors import DunnockError, LeaseLost, NotFound
+from core.errors import Conflict, DunnockError, LeaseLost, NotFound
 from core.settings import Settings
 from feedback.models import Judgment, SnapshotJudgment
 from finetune.lease import HeldLease
@@ -70,6 +70,23 @@ def cancel_cycle(session: Session, cycle_id: int, actor: str) -> Cycle:
         raise NotFound(f"there is no cycle {cycle_id}")
     if cycle.state in UNFINISHED:
         cycle.state, cycle.outcome, cycle.finished_at = "cancelled", f"cancelled by {actor}", utcnow()
+    return cycle
+
+
+def reopen_cycle(session: Session, cycle_id: int) -> Cycle:
+    """Take a failed cycle up again; it goes on from its last finished stage.
+
+    Raises:
+        Conflict: it did not fail, or another one is unfinished.
+    """
+    cycle = session.get(Cycle, cycle_id)
+    if cycle is None:
+        raise NotFound(f"there is no cycle {cycle_id}")
+    if cycle.state != "failed" or unfinished_cycle(session) is not None:
+        raise Conflict(
+            f"cycle {cycle_id} is {cycle.state}; only a failed one is taken up again, and only while none is unfinished"
+        )
+    cycle.state, cycle.outcome, cycle.finished_at = "requested", None, None
     return cycle
 
 

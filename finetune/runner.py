@@ -26,6 +26,7 @@ from policy.client import EngineClient
 ROOT = Path(__file__).resolve().parent.parent
 PR_SET_PDEATHSIG = 1
 POLL_S = 0.25
+ATTEMPTS = 2
 THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "2000"}
 """Threads that wait asleep: an engine on the same cores would otherwise be starved by spinning ones."""
 
@@ -48,21 +49,30 @@ def in_own_process(db: Database, settings: Settings) -> RunStage:
     def run(cycle_id: int, name: str, lease: HeldLease) -> None:
         log_path = settings.var_dir / "logs" / f"cycle-{cycle_id}-{name}.log"
         log_path.parent.mkdir(parents=True, exist_ok=True)
-        with log_path.open("a") as out:
-            child = subprocess.Popen(  # noqa: S603 (our own words)
-                [sys.executable, "-m", "finetune.runner", str(cycle_id), name],
-                cwd=ROOT, env=os.environ | THREADS, stdout=out, stderr=subprocess.STDOUT, preexec_fn=_die_with_parent,  # noqa: PLW1509
-            )  # fmt: skip
-            try:
-                while child.poll() is None:
-                    lease.check()
-                    time.sleep(POLL_S)
-            finally:
-                _end(child)
-        if child.returncode != 0 and not stage_done(db, cycle_id, name):
-            raise StageError(_reason(db, cycle_id, name, child.returncode, log_path))
+        for _ in range(ATTEMPTS):
+            code = _run_child(cycle_id, name, lease, log_path)
+            if code >= 0:  # ended by itself; a killed one is tried again, from its last checkpoint
+                break
+        if code != 0 and not stage_done(db, cycle_id, name):
+            raise StageError(_reason(db, cycle_id, name, code, log_path))
 
     return run
+
+
+def _run_child(cycle_id: int, name: str, lease: HeldLease, log_path: Path) -> int:
+    """Run one stage in a child to its end and return its exit status, negative for a signal."""
+    with log_path.open("a") as out:
+        child = subprocess.Popen(  # noqa: S603 (our own words)
+            [sys.executable, "-m", "finetune.runner", str(cycle_id), name],
+            cwd=ROOT, env=os.environ | THREADS, stdout=out, stderr=subprocess.STDOUT, preexec_fn=_die_with_parent,  # noqa: PLW1509
+        )  # fmt: skip
+        try:
+            while child.poll() is None:
+                lease.check()
+                time.sleep(POLL_S)
+        finally:
+            _end(child)
+    return child.returncode
 
 
 def _end(child: "subprocess.Popen[bytes]") -> None:
