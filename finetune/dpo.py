@@ -96,6 +96,7 @@ def update_policy(
         save_steps=settings.save_steps,
         save_total_limit=2,
         logging_steps=1,
+        logging_nan_inf_filter=False,  # else a NaN loss is logged as 0 and the run goes on
         report_to="none",
         disable_tqdm=True,
         seed=settings.seed,

@@ -116,6 +116,7 @@ def train_reward(  # noqa: PLR0913 (inputs, outputs and settings of a stage)
             save_steps=10,
             save_total_limit=2,
             logging_steps=1,
+            logging_nan_inf_filter=False,  # else a NaN loss is logged as 0 and the run goes on
             report_to="none",
             disable_tqdm=True,
             seed=settings.seed,

@@ -20,7 +20,10 @@ from finetune.gate_evidence import heldout_raised
 from tests.tiny import make_tiny_base
 from training.run import last_checkpoint
 
-SMALL = UpdateSettings(epochs=1.0, learning_rate=5e-3, batch_size=4, lora_rank=4, max_length_tokens=128, save_steps=2)
+SMALL = UpdateSettings(
+    epochs=1.0, learning_rate=5e-3, batch_size=4, lora_rank=4, lora_top_layers=0, max_length_tokens=128,
+    opening_tokens=0, save_steps=2,
+)  # fmt: skip
 WEIGHTS = "adapter_model.safetensors"
 
 
@@ -96,12 +99,16 @@ def test_preferred_sides_gain_over_the_base(base: Path, unbroken: tuple[dict[str
     assert facts["log"][-1]["loss"] < facts["log"][0]["loss"]
 
 
-def test_the_first_loss_is_that_of_an_update_that_has_not_begun(base: Path, tmp_path: Path) -> None:
-    """All log-ratios are 0, so robust DPO gives ln 2, and the SFT term the base's own nats per token."""
-    facts, _ = run(base, tmp_path, SMALL.model_copy(update={"batch_size": 16, "sft_weight": 0.5}))
+@pytest.mark.parametrize(("opening", "top_layers"), [(0, 0), (0, 1), (3, 0)])
+def test_the_first_loss_is_that_of_an_update_that_has_not_begun(
+    base: Path, tmp_path: Path, opening: int, top_layers: int
+) -> None:
+    """All log-ratios are 0, so robust DPO gives ln 2, and the SFT term the base's own nats per trained token."""
+    settings = {"batch_size": 16, "sft_weight": 0.5, "opening_tokens": opening, "lora_top_layers": top_layers}
+    facts, _ = run(base, tmp_path, SMALL.model_copy(update=settings))
     prober = Prober(base, None, "cpu", torch.float32)
     logps = prober.token_logps([(p.prompt, p.chosen + "<|im_end|>") for p in pairs()], as_base=True)
-    nats = -float(torch.cat(logps).mean())
+    nats = -float(torch.cat([row[: opening or None] for row in logps]).mean())
     assert facts["log"][0]["loss"] == pytest.approx(math.log(2) + 0.5 * nats, rel=1e-4)
     assert facts["steps"] == 1
 
@@ -166,7 +173,7 @@ def test_a_pair_is_as_long_as_its_longer_side(prompt: int, chosen: int, rejected
 
 
 def test_a_loss_that_is_no_number_stops_the_stage(base: Path, tmp_path: Path) -> None:
-    """A base with one damaged weight, and a step size that no model survives."""
+    """Transformers would log such a loss as 0 and go on, and a useless adapter would be registered."""
     damaged = tmp_path / "damaged"
     damaged.mkdir()
     for path in base.iterdir():

@@ -125,16 +125,24 @@ def test_a_reload_of_what_was_trained_passes(base: Path, trained: tuple[dict[str
     check_reload(one, other, toy(0, 8))
 
 
-def test_a_lost_head_is_noticed(base: Path, trained: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
-    """The file without the head: PEFT loads it and leaves a head of chance."""
+@pytest.mark.parametrize("lost", ["fresh", "absent"])
+def test_a_lost_head_is_noticed(base: Path, trained: tuple[dict[str, Any], Path], tmp_path: Path, lost: str) -> None:
+    """A head that is as new as before training, and a file without one."""
     _, out = trained
     for path in out.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     weights = load_file(tmp_path / "adapter_model.safetensors")
-    kept = {name: value for name, value in weights.items() if "score" not in name}
-    assert len(kept) == len(weights) - 1
-    save_file(kept, tmp_path / "adapter_model.safetensors", metadata={"format": "pt"})
-    whole, headless = RewardScorer.load(out, base, "cpu"), RewardScorer.load(tmp_path, base, "cpu")
+    (head,) = [name for name in weights if "score" in name]
+    trained_head = weights.pop(head)
+    if lost == "fresh":
+        weights[head] = torch.randn(trained_head.shape, generator=torch.Generator().manual_seed(1)) * 0.02
+    save_file(weights, tmp_path / "adapter_model.safetensors", metadata={"format": "pt"})
+    whole = RewardScorer.load(out, base, "cpu")
+    if lost == "absent":
+        with pytest.raises(KeyError, match="score"):
+            RewardScorer.load(tmp_path, base, "cpu")
+        return
+    headless = RewardScorer.load(tmp_path, base, "cpu")
     with pytest.raises(StageError, match="scores changed by up to .* when the reward model was saved and loaded"):
         check_reload(whole, headless, toy(0, 8))
 

@@ -1,0 +1,166 @@
+"""Likelihood measures with a tiny model, against plain forwards worked out here."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from core.messages import user
+from evals.likelihood import Prober, measure
+from evals.suites import CapabilityItem
+from tests.tiny import load_tiny, make_tiny_adapter, make_tiny_base
+from training.encode import encode_completion, encode_prompt
+
+ITEMS = [
+    (user("Where do birds sleep?"), "In a hedge, when it is dark and cold outside."),
+    (user("What is the capital of France, please?"), "Paris."),
+    ([{"role": "system", "content": "Be brief."}, *user("Bread?")], "Butter and bread, and people in the garden."),
+    (user("Hi"), "No"),
+]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_adapter(base, tmp_path_factory.mktemp("adapter"))
+
+
+@pytest.fixture(scope="module")
+def prober(base: Path, adapter: Path) -> Prober:
+    return Prober(base, adapter, "cpu", torch.float32)
+
+
+@pytest.fixture(scope="module")
+def alone(base: Path) -> Prober:
+    """The base beside itself."""
+    return Prober(base, None, "cpu", torch.float32)
+
+
+def plain(prober: Prober, model: Any, prompt: list[dict[str, str]], text: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """(T, V) log-probabilities and (T,) ids of a completion, one sequence at a time."""
+    head = encode_prompt(prober.tokenizer, prompt)
+    tail = encode_completion(prober.tokenizer, text, complete=False)
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([head + tail])).logits[0]
+    return logits[len(head) - 1 : -1].log_softmax(-1), torch.tensor(tail)
+
+
+@pytest.mark.parametrize("as_base", [True, False])
+def test_token_log_probabilities_equal_a_plain_forward(
+    prober: Prober, base: Path, adapter: Path, *, as_base: bool
+) -> None:
+    model = load_tiny(base, None if as_base else adapter)
+    found = prober.token_logps(ITEMS, as_base=as_base)
+    for (prompt, text), logps in zip(ITEMS, found, strict=True):
+        distribution, ids = plain(prober, model, prompt, text)
+        expected = distribution[torch.arange(len(ids)), ids]
+        assert logps.shape == expected.shape
+        assert torch.allclose(logps, expected, atol=1e-4)
+        assert bool((logps < 0).all())
+
+
+def test_more_items_than_a_batch_come_back_in_their_order(prober: Prober) -> None:
+    many = ITEMS * 9  # 36, in batches of 16
+    found = prober.token_logps(many, as_base=False)
+    assert len(found) == 36
+    first = prober.token_logps(ITEMS, as_base=False)
+    for i, logps in enumerate(found):
+        assert torch.allclose(logps, first[i % 4], atol=1e-4)
+
+
+def test_an_empty_completion_has_no_tokens(prober: Prober) -> None:
+    assert [len(t) for t in prober.token_logps([(user("Hi"), ""), ITEMS[0]], as_base=True)][0] == 0
+
+
+def test_kl_equals_its_definition(prober: Prober, base: Path, adapter: Path) -> None:
+    ours, theirs = load_tiny(base, adapter), load_tiny(base)
+    found = prober.kl_per_token(ITEMS)
+    for (prompt, text), kl in zip(ITEMS, found, strict=True):
+        p, _ = plain(prober, ours, prompt, text)
+        q, _ = plain(prober, theirs, prompt, text)
+        expected = torch.nn.functional.kl_div(q, p, log_target=True, reduction="sum") / len(p)
+        assert kl == pytest.approx(float(expected), rel=1e-3)
+        assert kl > 0.01
+
+
+def test_kl_of_the_base_with_itself_is_zero(alone: Prober, base: Path, tmp_path: Path) -> None:
+    assert alone.kl_per_token(ITEMS) == pytest.approx([0.0] * 4, abs=1e-7)
+    idle = make_tiny_adapter(base, tmp_path / "idle", scale=0.0)
+    assert Prober(base, idle, "cpu", torch.float32).kl_per_token(ITEMS) == pytest.approx([0.0] * 4, abs=1e-7)
+
+
+def test_a_stronger_adapter_is_further_away(base: Path, tmp_path: Path) -> None:
+    found = []
+    for scale in (0.1, 0.3, 0.6):
+        adapter = make_tiny_adapter(base, tmp_path / str(scale), scale=scale)
+        found.append(sum(Prober(base, adapter, "cpu", torch.float32).kl_per_token(ITEMS)))
+    assert 0 < found[0] < found[1] < found[2]
+
+
+def test_the_adapter_is_on_again_after_the_base_was_asked(prober: Prober) -> None:
+    before = prober.token_logps(ITEMS[:1], as_base=False)[0]
+    base = prober.token_logps(ITEMS[:1], as_base=True)[0]
+    assert torch.equal(prober.token_logps(ITEMS[:1], as_base=False)[0], before)
+    assert not torch.allclose(base, before, atol=1e-2)
+
+
+# --- all measures
+
+
+CAPABILITY = [CapabilityItem(str(n), f"What is {n}?", f"right {n}", (f"wrong {n}", "Paris", "bread")) for n in range(8)]
+
+
+def nll(prober: Prober, items: list[tuple[list[dict[str, str]], str]], *, as_base: bool) -> list[float]:
+    return [-float(t.mean()) for t in prober.token_logps(items, as_base=as_base)]
+
+
+def test_measures_put_candidate_and_base_side_by_side(prober: Prober) -> None:
+    own, base_own, references = ITEMS[:2], [(p, "Butter.") for p, _ in ITEMS[:2]], ITEMS[2:]
+    found = measure(prober, own, base_own, references, CAPABILITY)
+
+    kl = prober.kl_per_token(own)
+    assert found.kl["mean"] == pytest.approx(sum(kl) / 2)
+    assert found.kl["n"] == 2
+    mine, theirs = nll(prober, references, as_base=False), nll(prober, references, as_base=True)
+    assert found.reference_nll["candidate"] == pytest.approx(sum(mine) / 2)
+    assert found.reference_nll["base"] == pytest.approx(sum(theirs) / 2)
+    assert found.reference_nll["difference"]["mean"] == pytest.approx(sum(mine) / 2 - sum(theirs) / 2)
+    judged_by_base = nll(prober, own, as_base=True)
+    assert found.fluency["candidate"] == pytest.approx(sum(judged_by_base) / 2)
+    assert found.fluency["base"] == pytest.approx(sum(nll(prober, base_own, as_base=True)) / 2)
+    for as_base, name in ((False, "candidate"), (True, "base")):
+        right = 0
+        for item in CAPABILITY:
+            options = [(user(item.question), text) for text in (item.right, *item.wrong)]
+            scores = [-value for value in nll(prober, options, as_base=as_base)]
+            right += scores.index(max(scores)) == 0
+        assert found.capability[name] == right / 8
+    assert found.capability["n"] == 8
+
+
+def test_the_base_with_itself_differs_in_nothing(alone: Prober) -> None:
+    found = measure(alone, ITEMS, ITEMS, ITEMS, CAPABILITY)
+    assert found.kl["mean"] == pytest.approx(0.0, abs=1e-7)
+    assert found.reference_nll["difference"]["mean"] == 0.0
+    assert found.fluency["difference"]["mean"] == 0.0
+    assert found.capability["candidate"] == found.capability["base"]
+
+
+def test_empty_completions_are_left_out_in_pairs(prober: Prober) -> None:
+    own = [ITEMS[0], (ITEMS[1][0], "  "), ITEMS[2]]
+    base_own = [(ITEMS[0][0], ""), ITEMS[1], ITEMS[2]]
+    found = measure(prober, own, base_own, ITEMS, CAPABILITY)
+    assert (found.kl["n"], found.fluency["difference"]["n"], found.reference_nll["difference"]["n"]) == (1, 1, 4)
+
+
+def test_nothing_to_measure_is_no_number(prober: Prober) -> None:
+    found = measure(prober, [], [], [], [])
+    assert found.kl["mean"] is found.reference_nll["difference"]["mean"] is found.fluency["base"] is None
+    assert math.isnan(found.capability["candidate"])
+    assert (found.kl["n"], found.capability["n"]) == (0, 0)
