@@ -85,7 +85,8 @@ def test_by_mouse(page: Page, database: Database, tasks: list[int]) -> None:
 
 def test_by_keyboard_alone(page: Page, database: Database, tasks: list[int]) -> None:
     page.goto("/annotate")
-    page.keyboard.type("annotator")  # the login has the focus
+    expect(page.get_by_label("Login")).to_be_focused()  # from the start, so that nothing typed is lost
+    page.keyboard.type("annotator")
     page.keyboard.press("Tab")
     page.keyboard.type(PASSWORD)
     page.keyboard.press("Enter")

@@ -9,6 +9,7 @@ from sqlalchemy import select
 
 from core.db import Database
 from feedback.models import Completion, Correction, Judgment
+from policy.engine.lane import Row
 from tests.factories import PASSWORD
 from tests.serving.conftest import Served
 
@@ -42,8 +43,22 @@ def wait_for_finish(database: Database, reasons: set[str]) -> None:
         time.sleep(0.05)
 
 
+@pytest.fixture
+def slow_talker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A policy that speaks no faster than people read and never comes to an end by itself: time to press Stop."""
+    real = Row.take
+
+    def take(row: Row, token: int, eos_ids: frozenset[int]) -> bool:
+        time.sleep(0.02)
+        return real(row, token, frozenset())
+
+    monkeypatch.setattr(Row, "take", take)
+
+
+@pytest.mark.usefixtures("slow_talker")
 def test_a_reply_streams_in_and_is_judged(phone: Page, served: Served, database: Database) -> None:
     ask(phone, "Hi")
+    expect(phone.locator(".chat-turn .user-text").nth(1)).not_to_be_empty()  # stopped sooner, there is nothing to judge
     phone.get_by_role("button", name="Stop").click()
     expect(phone.get_by_text("v1", exact=True)).to_be_visible()
     wait_for_finish(database, {"cancelled"})
