@@ -82,11 +82,12 @@ def as_text(report: dict[str, Any]) -> str:
         f"{label:34}{percent(report['base'][key]):>28}   {percent(report['promoted'][key])}" for key, label in RATES
     ]
     lines += [
-        f"{'reference answers, nats/token':34}{nll['base']:>28.3f}   {nll['candidate']:.3f}",
-        f"{'own answers under base, nats/token':34}{fluency['base']:>28.3f}   {fluency['candidate']:.3f}",
-        f"{'capability (n ' + str(able['n']) + ')':34}{able['base']:>28.1%}   {able['candidate']:.1%}",
-        f"KL to base {quality['kl']['mean']:.3f} nats/token. Reward accuracy {reward['accuracy']:.3f}"
-        f" ({reward['low']:.3f}–{reward['high']:.3f}, n {reward['n']}), length only {reward['length_only']:.3f}.",
+        f"{'reference answers, nats/token':34}{_number(nll['base']):>28}   {_number(nll['candidate'])}",
+        f"{'own answers under base, nats/token':34}{_number(fluency['base']):>28}   {_number(fluency['candidate'])}",
+        f"{'capability (share right, n ' + str(able['n']) + ')':34}{_number(able['base']):>28}   {_number(able['candidate'])}",
+        f"KL to base {_number(quality['kl']['mean'])} nats/token. Reward accuracy {_number(reward['accuracy'])}"
+        f" ({_number(reward['low'])}–{_number(reward['high'])}, n {reward['n']}), length only"
+        f" {_number(reward['length_only'])}.",
         f"Judge's own error on hand-labelled text: {percent(report['judge']['error'])}.",
         "  ".join(f"{s['name']} {s['seconds']:.0f} s/{s['peak_mb']:,} MB" for s in report["stages"])
         + f"  = {report['seconds']:.0f} s",

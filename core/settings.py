@@ -208,7 +208,7 @@ class Settings(BaseSettings):
         if self.secret_key:
             return self.secret_key
         path = self.var_dir / "secret_key"
-        if not path.exists():
+        if not path.exists() or not path.read_text().strip():  # a crash may have left it empty
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch(mode=0o600)
             path.write_text(secrets.token_urlsafe(48))
