@@ -22,7 +22,7 @@ def ask(database: Database, settings: Settings, stages: list[str]) -> int:
 def test_only_a_killed_stage_is_tried_again(
     database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch, codes: list[int], tries: int
 ) -> None:
-    cycle_id = ask(database, settings, ["snapshot"])
+    ask(database, settings, ["snapshot"])
     left = list(codes)
 
     def child(cycle_id: int, name: str, lease: HeldLease, log_path: Path) -> int:
