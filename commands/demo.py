@@ -76,7 +76,7 @@ def _demo(settings: Settings, again: bool, pairs: Path | None) -> int:
             print(
                 "Going on with the unfinished round."
                 if waiting
-                else "One round of the loop; about ten minutes on 2 cores."
+                else "One round of the loop. README.md says how long the last one took, and where."
             )
             cycle = request_cycle(session, settings, "demo", stages=DEMO_STAGES, overrides=OVERRIDES)
     if cycle is not None and not _run_round(db, settings):

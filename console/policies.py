@@ -12,6 +12,7 @@ from core.errors import Conflict
 from feedback.models import Snapshot
 from finetune.cycle import UNFINISHED
 from finetune.models import Cycle
+from policy import versions
 from policy.models import GateReport, PolicyVersion, Promotion
 from policy.versions import active_version
 from reward.models import RewardModel
@@ -130,9 +131,10 @@ def former_version(session: Session) -> PolicyVersion | None:
     current = current_version(session)
     if current is None:
         return None
-    query = select(Promotion.former_id).where(Promotion.policy_version_id == current.id, Promotion.kind != "rollback")
-    former_id = session.scalar(query.order_by(Promotion.id.desc()).limit(1))
-    return session.get(PolicyVersion, former_id) if former_id is not None else None
+    try:
+        return versions.former_version(session, current)
+    except Conflict:
+        return None
 
 
 def why_not_promotable(session: Session, version: PolicyVersion) -> str | None:
