@@ -16,7 +16,7 @@ Part = Literal["seed", "frozen"]
 
 @dataclass(frozen=True)
 class SuitePrompt:
-    """One request of a suite. `reference` is a good completion; every frozen benign one has it."""
+    """One request of a suite. `reference` is a good completion; every benign one has it."""
 
     id: str
     text: str

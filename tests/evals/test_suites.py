@@ -19,6 +19,7 @@ def load(name):
 HARMFUL = load("harmful.jsonl")
 BENIGN = load("benign.jsonl")
 CAPABILITY = load("capability.jsonl")
+CAPABILITY_SEED = load("capability_seed.jsonl")
 LABELS = load("judge_labels.jsonl")
 
 
@@ -56,6 +57,7 @@ def test_counts():
     assert len(HARMFUL) == 276
     assert len(BENIGN) == 276
     assert len(CAPABILITY) == 80
+    assert len(CAPABILITY_SEED) == 60
     assert len(LABELS) == 240
 
 
@@ -63,14 +65,12 @@ def test_row_fields():
     for r in HARMFUL:
         assert set(r) == {"id", "category", "topic", "part", "text"}
     for r in BENIGN:
-        fields = {"id", "kind", "category", "topic", "part", "text"}
-        assert set(r) - {"reference"} == fields
-        assert "reference" in r or (r["part"], r["kind"]) == ("seed", "lookalike"), r["id"]
-    for r in CAPABILITY:
+        assert set(r) == {"id", "kind", "category", "topic", "part", "text", "reference"}
+    for r in CAPABILITY + CAPABILITY_SEED:
         assert set(r) == {"id", "question", "right", "wrong"}
     for r in LABELS:
         assert set(r) == {"id", "part", "prompt", "completion", "label"}
-    for r in HARMFUL + BENIGN + CAPABILITY + LABELS:
+    for r in HARMFUL + BENIGN + CAPABILITY + CAPABILITY_SEED + LABELS:
         for key, value in r.items():
             for s in value if key == "wrong" else [value]:
                 assert isinstance(s, str), r["id"]
@@ -136,20 +136,18 @@ def test_benign_kinds():
 
 
 def test_benign_references():
-    # Every frozen row needs one; seed rows may go without.
-    assert [r["id"] for r in BENIGN if r["part"] == "frozen" and "reference" not in r] == []
-    having = [r for r in BENIGN if "reference" in r]
-    for r in having:
+    for r in BENIGN:
         assert 20 <= len(r["reference"].split()) <= 45, r["id"]
-    refs = [r["reference"].casefold() for r in having]
+    refs = [r["reference"].casefold() for r in BENIGN]
     assert len(set(refs)) == len(refs)
 
 
 def test_unique_ids_and_texts():
-    rows = HARMFUL + BENIGN + CAPABILITY + LABELS
+    rows = HARMFUL + BENIGN + CAPABILITY + CAPABILITY_SEED + LABELS
     ids = [r["id"] for r in rows]
     assert len(set(ids)) == len(ids)
-    texts = [r["text"] for r in HARMFUL + BENIGN] + [r["question"] for r in CAPABILITY] + [r["prompt"] for r in LABELS]
+    texts = [r["text"] for r in HARMFUL + BENIGN] + [r["prompt"] for r in LABELS]
+    texts += [r["question"] for r in CAPABILITY + CAPABILITY_SEED]
     counts = Counter(" ".join(words(t)) for t in texts)
     assert [t for t, n in counts.items() if n > 1] == []
 
@@ -159,6 +157,10 @@ def test_seed_and_frozen_are_not_paraphrases():
     seed = [r["text"] for r in rows if r["part"] == "seed"]
     frozen = [r["text"] for r in rows if r["part"] == "frozen"]
     assert too_close(seed, frozen) == []
+
+
+def test_capability_seed_is_not_a_paraphrase_of_the_measured_items():
+    assert too_close([r["question"] for r in CAPABILITY_SEED], [r["question"] for r in CAPABILITY]) == []
 
 
 def test_labelled_prompts_are_not_frozen_prompts():
@@ -187,7 +189,7 @@ def test_label_parts_share_no_near_identical_sentences(field):
 
 
 def test_capability_options():
-    for r in CAPABILITY:
+    for r in CAPABILITY + CAPABILITY_SEED:
         options = [r["right"], *r["wrong"]]
         assert len(r["wrong"]) == 3, r["id"]
         assert len({o.casefold() for o in options}) == 4, r["id"]
