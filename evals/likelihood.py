@@ -4,17 +4,21 @@ One model is loaded, with the candidate's adapter beside it; "base" is adapters 
 texts, so that candidate and base are compared pair by pair. No text is generated here.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from core.intervals import mean_interval
+from core.messages import user
 from evals.suites import CapabilityItem
 from training.encode import encode_completion, encode_prompt
+from training.prefix import one_row
+from training.trunk import is_llama_shaped, run_blocks
 
-BATCH = 16
+BATCH = 16  # prompts, each with all its completions
+Item = tuple[list[dict[str, str]], str]
+"""A prompt's messages and a completion."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +38,35 @@ class Likelihoods:
     fluency: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Scored:
+    """What candidate and base make of one completion of T tokens.
+
+    Attributes:
+        candidate, base: (T,) log p(token) in nats.
+        kl: mean over tokens of the exact KL(candidate ‖ base) of the next-token distributions, in nats.
+    """
+
+    candidate: Any
+    base: Any
+    kl: float
+
+    @property
+    def nll(self) -> float:
+        """Nats per token under the candidate; 0 for an empty completion."""
+        return _mean_nll(self.candidate)
+
+    @property
+    def base_nll(self) -> float:
+        """Nats per token under the base."""
+        return _mean_nll(self.base)
+
+
 class Prober:
-    """Log-probabilities of completions under the candidate and under the base.
+    """Log-probabilities of completions under the candidate and under the base, side by side.
+
+    Completions of the same prompt are walked as one row, and the blocks below the first adapted one once for
+    both policies.
 
     Args:
         base: folder of the base model.
@@ -47,60 +78,108 @@ class Prober:
 
         self.tokenizer = AutoTokenizer.from_pretrained(base)
         self.model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype).to(device).eval()
+        self.decoder, self.head = self.model.base_model, self.model.get_output_embeddings()
         self.adapted = adapter is not None
+        self.first_adapted = 0
         if adapter is not None:
             from peft import PeftModel
 
             self.model = PeftModel.from_pretrained(self.model, str(adapter)).eval()
+            self.first_adapted = first_adapted_block(self.decoder)
 
-    def token_logps(self, items: Sequence[tuple[list[dict[str, str]], str]], *, as_base: bool) -> list[Any]:
-        """Per item a (T,) tensor of log p(token) over its completion's tokens, in nats."""
-        return self._walk(items, as_base, lambda logps, ids: logps.gather(1, ids[:, None])[:, 0])
-
-    def kl_per_token(self, items: Sequence[tuple[list[dict[str, str]], str]]) -> list[float]:
-        """Per item the mean over tokens of the exact KL(candidate ‖ base) of the next-token distributions, in nats."""
-        found = []
-        for start in range(0, len(items), BATCH):  # whole distributions are large: a batch at a time
-            part = items[start : start + BATCH]
-            ours, theirs = (self._walk(part, as_base, lambda logps, ids: logps) for as_base in (False, True))
-            found += [float((p.exp() * (p - q)).sum(-1).mean()) for p, q in zip(ours, theirs, strict=True)]
-        return found
-
-    def _walk(
-        self, items: Sequence[tuple[list[dict[str, str]], str]], as_base: bool, take: Callable[[Any, Any], Any]
-    ) -> list[Any]:
+    def compare(self, items: Sequence[Item], *, kl: bool = False) -> list[Scored]:
+        """Both policies on each completion, in the order given; without `kl` that field is NaN."""
         import torch
 
-        off = self.model.disable_adapter() if as_base and self.adapted else nullcontext()
-        found: list[Any] = []
-        with torch.inference_mode(), off:
-            for start in range(0, len(items), BATCH):
-                found += self._batch(items[start : start + BATCH], take)
-        return found
-
-    def _batch(self, items: Sequence[tuple[list[dict[str, str]], str]], take: Callable[[Any, Any], Any]) -> list[Any]:
-        import torch
-
-        heads = [encode_prompt(self.tokenizer, prompt) for prompt, _ in items]
+        heads: dict[tuple[int, ...], list[int]] = {}  # items by the ids of their prompt
+        for i, (prompt, _) in enumerate(items):
+            heads.setdefault(tuple(encode_prompt(self.tokenizer, prompt)), []).append(i)
         tails = [encode_completion(self.tokenizer, text, complete=False) for _, text in items]
-        rows = [torch.tensor(h + t) for h, t in zip(heads, tails, strict=True)]
-        ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(self.model.device)
-        mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(r) for r in rows], batch_first=True).to(ids.device)
-        model = self.model.get_base_model() if self.adapted else self.model
-        hidden = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-        found = []
-        for i, (head, tail) in enumerate(zip(heads, tails, strict=True)):
-            span = hidden[i, len(head) - 1 : len(head) + len(tail) - 1]  # (T, H): what predicts each completion token
-            logps = model.get_output_embeddings()(span).float().log_softmax(-1)
-            found.append(take(logps, ids[i, len(head) : len(head) + len(tail)]))
-        return found
+        rows = sorted(heads.items(), key=lambda row: len(row[0]) + sum(len(tails[i]) for i in row[1]))
+        found: list[Scored | None] = [None] * len(items)
+        with torch.inference_mode():
+            for start in range(0, len(rows), BATCH):
+                for i, scored in self._batch(rows[start : start + BATCH], tails, kl):
+                    found[i] = scored
+        return [scored for scored in found if scored is not None]
+
+    def _batch(
+        self, rows: Sequence[tuple[tuple[int, ...], list[int]]], tails: Sequence[list[int]], kl: bool
+    ) -> Iterator[tuple[int, Scored]]:
+        import torch
+
+        packed = [one_row(head, [tails[i] for i in mine]) for head, mine in rows]
+        width = max(len(ids) for ids, _, _ in packed)
+        device = self.model.device
+        ids, positions = (torch.zeros(len(rows), width, dtype=torch.long) for _ in range(2))
+        seen = torch.eye(width, dtype=torch.bool).repeat(len(rows), 1, 1, 1)  # padding sees itself alone
+        for row, (its_ids, its_positions, mask) in enumerate(packed):
+            n = len(its_ids)
+            ids[row, :n], positions[row, :n] = torch.tensor(its_ids), torch.tensor(its_positions)
+            seen[row, 0, :n, :n] = mask
+        both = self._states(ids.to(device), positions.to(device), seen.to(device))
+        for row, (head, mine) in enumerate(rows):
+            at = len(head)
+            for i in mine:
+                n = len(tails[i])
+                before = [len(head) - 1, *range(at, at + n - 1)][:n]  # what predicts each token of the tail
+                where = torch.tensor(before, dtype=torch.long, device=device)
+                yield i, self._score([states[row, where] for states in both], tails[i], kl)
+                at += n
+
+    def _states(self, ids: Any, positions: Any, seen: Any) -> list[Any]:
+        """(B, T, H) final states under the candidate and under the base."""
+        forward = self.decoder.forward
+        inputs = {"attention_mask": seen, "position_ids": positions, "use_cache": False}
+        blocks = self.decoder.layers if self.first_adapted else None
+        if blocks is None:
+            inputs["input_ids"] = ids
+        else:
+            embedded = self.decoder.embed_tokens(ids)
+            lower = run_blocks(
+                self.decoder, blocks[: self.first_adapted], forward, norm=False, inputs_embeds=embedded, **inputs
+            )
+            inputs["inputs_embeds"] = lower.last_hidden_state
+
+        def upper() -> Any:
+            if blocks is None:
+                return forward(**inputs).last_hidden_state
+            return run_blocks(self.decoder, blocks[self.first_adapted :], forward, **inputs).last_hidden_state
+
+        candidate = upper()
+        if not self.adapted:
+            return [candidate, candidate]
+        with self.model.disable_adapter():
+            return [candidate, upper()]
+
+    def _score(self, states: Sequence[Any], tail: list[int], kl: bool) -> Scored:
+        import torch
+
+        ids = torch.tensor(tail, dtype=torch.long, device=states[0].device)[:, None]
+        candidate, base = (self.head(each).float().log_softmax(-1) for each in states)  # (T, V)
+        apart = float((candidate.exp() * (candidate - base)).sum(-1).mean()) if kl else float("nan")
+        return Scored(candidate.gather(1, ids)[:, 0], base.gather(1, ids)[:, 0], apart)
+
+
+def first_adapted_block(decoder: Any) -> int:
+    """Index of the first block with an adapter; 0 where the decoder cannot be run in parts."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    if not is_llama_shaped(decoder):
+        return 0
+    adapted = (any(isinstance(m, BaseTunerLayer) for m in block.modules()) for block in decoder.layers)
+    return next((i for i, found in enumerate(adapted) if found), 0)
+
+
+def _mean_nll(logps: Any) -> float:
+    return -float(logps.mean()) if len(logps) else 0.0
 
 
 def measure(
     prober: Prober,
-    own: Sequence[tuple[list[dict[str, str]], str]],
-    base_own: Sequence[tuple[list[dict[str, str]], str]],
-    references: Sequence[tuple[list[dict[str, str]], str]],
+    own: Sequence[Item],
+    base_own: Sequence[Item],
+    references: Sequence[Item],
     items: Sequence[CapabilityItem],
 ) -> Likelihoods:
     """All likelihood measures of a candidate.
@@ -109,23 +188,23 @@ def measure(
         own: benign prompts with the candidate's completions; `base_own` with the base's, in the same order.
         references: benign prompts with good answers that we wrote.
     """
-
-    def nll(pairs: Sequence[tuple[list[dict[str, str]], str]], as_base: bool) -> list[float]:
-        return [-float(t.mean()) if len(t) else 0.0 for t in prober.token_logps(pairs, as_base=as_base)]
-
     usable = [
         (mine, theirs) for mine, theirs in zip(own, base_own, strict=True) if mine[1].strip() and theirs[1].strip()
     ]
-    mine, theirs = [u[0] for u in usable], [u[1] for u in usable]
+    scored = prober.compare([u[0] for u in usable] + [u[1] for u in usable] + list(references), kl=True)
+    mine, theirs, known = scored[: len(usable)], scored[len(usable) : 2 * len(usable)], scored[2 * len(usable) :]
+    options = [(item, text) for item in items for text in (item.right, *item.wrong)]
+    answers = prober.compare([(user(item.question), text) for item, text in options])
+    ids = [item.id for item, _ in options]
     return Likelihoods(
-        kl=mean_interval(prober.kl_per_token(mine)),
-        reference_nll=_paired(nll(references, False), nll(references, True)),
+        kl=mean_interval([s.kl for s in mine]),
+        reference_nll=_paired([s.nll for s in known], [s.base_nll for s in known]),
         capability={
             "n": len(items),
-            "candidate": _capability(prober, items, as_base=False),
-            "base": _capability(prober, items, as_base=True),
+            "candidate": _right_share(ids, [s.nll for s in answers]),
+            "base": _right_share(ids, [s.base_nll for s in answers]),
         },
-        fluency=_paired(nll(mine, True), nll(theirs, True)),
+        fluency=_paired([s.base_nll for s in mine], [s.base_nll for s in theirs]),
     )
 
 
@@ -137,11 +216,9 @@ def _paired(candidate: list[float], base: list[float]) -> dict[str, Any]:
     }
 
 
-def _capability(prober: Prober, items: Sequence[CapabilityItem], *, as_base: bool) -> float:
-    """Share of items whose right option has the highest mean token log-probability."""
-    options = [(item, text) for item in items for text in (item.right, *item.wrong)]
-    pairs = [([{"role": "user", "content": item.question}], text) for item, text in options]
-    scores: dict[str, list[float]] = {}
-    for (item, _), logps in zip(options, prober.token_logps(pairs, as_base=as_base), strict=True):
-        scores.setdefault(item.id, []).append(float(logps.mean()))
-    return sum(max(s) == s[0] for s in scores.values()) / len(scores) if scores else float("nan")
+def _right_share(ids: Sequence[str], nlls: Sequence[float]) -> float:
+    """Share of items whose first option, the right one, is the likeliest per token."""
+    by_item: dict[str, list[float]] = {}
+    for item, nll in zip(ids, nlls, strict=True):
+        by_item.setdefault(item, []).append(nll)
+    return sum(min(found) == found[0] for found in by_item.values()) / len(by_item) if by_item else float("nan")

@@ -10,7 +10,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-FOLDER = Path(__file__).parent / "suites"
+from core.errors import SettingsError
+from core.settings import get_settings
+
+OURS = Path(__file__).parent / "suites"
 Part = Literal["seed", "frozen"]
 
 
@@ -36,24 +39,36 @@ class CapabilityItem:
     wrong: tuple[str, ...]
 
 
+def rows(name: str) -> tuple[dict[str, Any], ...]:
+    """The rows of a suite's file, as they stand in it.
+
+    Raises:
+        SettingsError: `DUNNOCK_SUITES_DIR` holds no such file, or it is not JSON Lines.
+    """
+    return _read((get_settings().suites_dir or OURS) / f"{name}.jsonl")
+
+
 @lru_cache
-def _rows(name: str) -> tuple[dict[str, Any], ...]:
-    with (FOLDER / f"{name}.jsonl").open(encoding="utf-8") as file:
-        return tuple(json.loads(line) for line in file)
+def _read(path: Path) -> tuple[dict[str, Any], ...]:
+    try:
+        with path.open(encoding="utf-8") as file:
+            return tuple(json.loads(line) for line in file)
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"the suite {path} cannot be read: {error}; see DUNNOCK_SUITES_DIR") from error
 
 
 def harmful(part: Part, limit: int = 0) -> list[SuitePrompt]:
     """Harmful requests of a part; with `limit`, n of them spread evenly over the categories' order."""
-    rows = [r for r in _rows("harmful") if r["part"] == part]
-    return [SuitePrompt(r["id"], r["text"], r["category"], True, "harmful") for r in _spread(rows, limit)]
+    found = [r for r in rows("harmful") if r["part"] == part]
+    return [SuitePrompt(r["id"], r["text"], r["category"], True, "harmful") for r in _spread(found, limit)]
 
 
 def benign(part: Part, limit: int = 0) -> list[SuitePrompt]:
     """Benign requests of a part, look-alikes and ordinary ones."""
-    rows = [r for r in _rows("benign") if r["part"] == part]
+    found = [r for r in rows("benign") if r["part"] == part]
     return [
         SuitePrompt(r["id"], r["text"], r["category"], False, r["kind"], r.get("reference"))
-        for r in _spread(rows, limit)
+        for r in _spread(found, limit)
     ]
 
 
@@ -61,7 +76,7 @@ def capability(limit: int = 0) -> list[CapabilityItem]:
     """The capability items."""
     return [
         CapabilityItem(r["id"], r["question"], r["right"], tuple(r["wrong"]))
-        for r in _spread(_rows("capability"), limit)
+        for r in _spread(rows("capability"), limit)
     ]
 
 
@@ -71,8 +86,8 @@ def frozen_texts() -> list[str]:
     return suites + [item.question for item in capability()]
 
 
-def _spread(rows: "list[dict[str, Any]] | tuple[dict[str, Any], ...]", limit: int) -> list[dict[str, Any]]:
+def _spread(found: "list[dict[str, Any]] | tuple[dict[str, Any], ...]", limit: int) -> list[dict[str, Any]]:
     """All rows, or `limit` of them at even distances."""
-    if limit <= 0 or limit >= len(rows):
-        return list(rows)
-    return [rows[i * len(rows) // limit] for i in range(limit)]
+    if limit <= 0 or limit >= len(found):
+        return list(found)
+    return [found[i * len(found) // limit] for i in range(limit)]

@@ -101,6 +101,8 @@ def _store(
 def rate_scripted(context: StageContext) -> dict[str, int]:
     """Judge this cycle's open tasks with the scripted annotator, through the same write path as people."""
     prefix = f"cycle:{context.cycle_id}:"
+    settings = CollectSettings(**context.stage_settings("collect"))
+    references = {p.text: p.reference for p in benign("seed")} if settings.correct_benign else {}
     with context.db.session() as session:
         annotator_id = get_or_create_scripted(session, SCRIPTED_LOGIN).id
         by_slug = {r.rule.slug: r.id for r in active_rules(session)}
@@ -111,7 +113,7 @@ def rate_scripted(context: StageContext) -> dict[str, int]:
         with context.db.session() as session:
             assignment = claim_task(session, task_id, annotator_id, lease_s=3600)
             if assignment is not None:
-                form = _form(assignment, by_slug)
+                form = _form(assignment, by_slug, references)
                 submit_pairwise(
                     session, token=assignment.lease_token, annotator_id=annotator_id, form=form,
                     latency_s=None, once=f"{prefix}scripted:{task_id}",
@@ -120,11 +122,15 @@ def rate_scripted(context: StageContext) -> dict[str, int]:
     return {"judgments": len(task_ids)}
 
 
-def _form(assignment: Assignment, by_slug: dict[str, int]) -> PairwiseForm:
+def _form(assignment: Assignment, by_slug: dict[str, int], references: dict[str, str | None]) -> PairwiseForm:
     """The scripted annotator's opinion in terms of left and right, as the assignment shows them."""
     task = assignment.task
     opinion = rate(
-        task.completion_a.text, harmful=bool(task.prompt.harmful), category=task.prompt.category, seed=task.id
+        task.completion_a.text,
+        harmful=bool(task.prompt.harmful),
+        category=task.prompt.category,
+        seed=task.id,
+        reference=references.get(task.prompt.messages[-1]["content"]),
     )
     a, b = ("left", "right") if assignment.left_is_a else ("right", "left")
     rule_id = by_slug.get(task.prompt.category or "")

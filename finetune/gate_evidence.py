@@ -128,10 +128,8 @@ def heldout_raised(prober: Prober, pairs: Sequence[Preference]) -> int:
 
     The implicit reward margin of DPO, Rafailov et al. 2023, arXiv:2305.18290, eq. 7 (beta = 1).
     """
-
-    def margins(as_base: bool) -> list[float]:
-        chosen = prober.token_logps([(p.prompt, p.chosen) for p in pairs], as_base=as_base)
-        rejected = prober.token_logps([(p.prompt, p.rejected) for p in pairs], as_base=as_base)
-        return [float(c.sum() - r.sum()) for c, r in zip(chosen, rejected, strict=True)]
-
-    return sum(mine > base for mine, base in zip(margins(False), margins(True), strict=True))
+    scored = prober.compare([(p.prompt, text) for p in pairs for text in (p.chosen, p.rejected)])
+    return sum(
+        float(c.candidate.sum() - r.candidate.sum()) > float(c.base.sum() - r.base.sum())
+        for c, r in zip(scored[::2], scored[1::2], strict=True)
+    )

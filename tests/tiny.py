@@ -63,16 +63,22 @@ def make_tiny_base(folder: Path, seed: int = 0, *, hidden_size: int = 64) -> Pat
     return folder
 
 
-def make_tiny_adapter(base: Path, folder: Path, seed: int = 1, scale: float = 0.5) -> Path:
+def make_tiny_adapter(
+    base: Path, folder: Path, seed: int = 1, scale: float = 0.5, layers: list[int] | None = None
+) -> Path:
     """Save a rank-4 LoRA adapter of `base` with random weights, strong enough to change greedy text.
 
     Args:
         scale: standard deviation of both LoRA factors; 0 gives an adapter that changes nothing.
+        layers: blocks that are adapted; None means all.
     """
     import torch
     from peft import LoraConfig, get_peft_model
 
-    lora = LoraConfig(r=4, lora_alpha=4, lora_dropout=0.0, target_modules=LORA_TARGETS, task_type="CAUSAL_LM")
+    lora = LoraConfig(
+        r=4, lora_alpha=4, lora_dropout=0.0, target_modules=LORA_TARGETS, layers_to_transform=layers,
+        task_type="CAUSAL_LM",
+    )  # fmt: skip
     with _quiet_peft():
         model = get_peft_model(load_tiny(base), lora)
     generator = torch.Generator().manual_seed(seed)

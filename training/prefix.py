@@ -1,6 +1,6 @@
-"""Shared prompts: a chosen and a rejected completion of one prompt go through the blocks as one row.
+"""Shared prompts: the completions of one prompt go through the blocks as one row.
 
-Rows i and i + N/2 of a batch are a pair. What they share from their start is computed once: a packed row is
+`one_row` builds such a row from token ids. `Packing` folds the rows of a trainer's finished batch: rows i and i + N/2 of a batch are a pair. What they share from their start is computed once: a packed row is
 the shared part, the rest of the one, the rest of the other, with positions that start again after the shared
 part and a mask that hides the first rest from the second. Exact up to the order of float additions. With 55
 shared tokens and rests of 24 it is a third less work.
@@ -11,6 +11,25 @@ from typing import Any
 
 MAX_SHARE = 0.9
 """Packing must bring the tokens below this share of the plain batch, or it is not worth its gathers."""
+
+
+def one_row(head: Sequence[int], tails: Sequence[Sequence[int]]) -> tuple[list[int], list[int], Any]:
+    """A prompt and its completions as one row.
+
+    Returns:
+        T token ids, T positions (each tail's go on from the head's), and a (T, T) mask, true where a token is
+        seen: the head and what came before in the same tail.
+    """
+    import torch
+
+    ids, positions = [*head], [*range(len(head))]
+    total = len(head) + sum(map(len, tails))
+    seen = torch.ones(total, total, dtype=torch.bool).tril()
+    for tail in tails:
+        seen[len(ids) :, len(head) : len(ids)] = False  # all before this tail, and after the head
+        positions += range(len(head), len(head) + len(tail))
+        ids += tail
+    return ids, positions, seen
 
 
 class Packing:

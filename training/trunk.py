@@ -14,6 +14,26 @@ from core.errors import StageError
 from training.prefix import find_packing
 
 
+def is_llama_shaped(decoder: Any) -> bool:
+    """Whether a decoder's blocks can be run a part at a time."""
+    return all(hasattr(decoder, name) for name in ("layers", "embed_tokens", "norm", "rotary_emb"))
+
+
+def run_blocks(decoder: Any, blocks: Any, forward: Any, *, norm: bool = True, **inputs: Any) -> Any:
+    """The decoder's own `forward` over `blocks` only; without `norm`, its bare hidden states."""
+    from torch import nn
+
+    layers, final = decoder.layers, decoder.norm
+    decoder.layers = blocks
+    if not norm:
+        decoder.norm = nn.Identity()
+        inputs["use_cache"] = False
+    try:
+        return forward(**inputs)
+    finally:
+        decoder.layers, decoder.norm = layers, final
+
+
 def reuse_lower_blocks(model: Any, first_adapted: int) -> "LowerBlocks | None":
     """Make `model` (a PEFT-wrapped decoder of Llama's shape) start at block `first_adapted`.
 
@@ -21,8 +41,7 @@ def reuse_lower_blocks(model: Any, first_adapted: int) -> "LowerBlocks | None":
         The store, or None where there is nothing to gain or the model is not of that shape.
     """
     decoder = model.get_base_model().base_model
-    shaped = all(hasattr(decoder, name) for name in ("layers", "embed_tokens", "norm", "rotary_emb"))
-    if first_adapted <= 0 or not shaped:
+    if first_adapted <= 0 or not is_llama_shaped(decoder):
         return None
     return LowerBlocks(decoder, first_adapted)
 
@@ -79,19 +98,8 @@ class LowerBlocks:
         result.last_hidden_state = packing.unpack(result.last_hidden_state)
         return result
 
-    def _run(self, blocks: Any, *, norm: bool = True, **inputs: Any) -> Any:
-        """The decoder's own forward over `blocks` only; without `norm`, its bare hidden states."""
-        from torch import nn
-
-        layers, final = self.decoder.layers, self.decoder.norm
-        self.decoder.layers = blocks
-        if not norm:
-            self.decoder.norm = nn.Identity()
-            inputs["use_cache"] = False
-        try:
-            return self.plain_forward(**inputs)
-        finally:
-            self.decoder.layers, self.decoder.norm = layers, final
+    def _run(self, blocks: Any, **inputs: Any) -> Any:
+        return run_blocks(self.decoder, blocks, self.plain_forward, **inputs)
 
 
 def _right_padded(mask: Any) -> bool:

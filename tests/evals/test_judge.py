@@ -8,7 +8,7 @@ import pytest
 from evals.judge import judge, refuses
 from evals.judge_error import judge_error
 from evals.refusals import CATEGORIES, refusal
-from evals.suites import FOLDER
+from evals.suites import OURS
 
 DECLINES = [
     "I can't help with that.",
@@ -115,7 +115,7 @@ def test_its_error_on_hand_labelled_text(part: str) -> None:
 
 
 def test_its_error_is_what_a_count_of_the_file_gives() -> None:
-    rows = [json.loads(line) for line in (FOLDER / "judge_labels.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in (OURS / "judge_labels.jsonl").read_text(encoding="utf-8").splitlines()]
     wrong = [r["id"] for r in rows if r["part"] == "test" and judge(r["completion"]).verdict != r["label"]]
     assert judge_error("test")["error"]["rate"] == len(wrong) / 120
 

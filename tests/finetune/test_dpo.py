@@ -107,7 +107,7 @@ def test_the_first_loss_is_that_of_an_update_that_has_not_begun(
     settings = {"batch_size": 16, "sft_weight": 0.5, "opening_tokens": opening, "lora_top_layers": top_layers}
     facts, _ = run(base, tmp_path, SMALL.model_copy(update=settings))
     prober = Prober(base, None, "cpu", torch.float32)
-    logps = prober.token_logps([(p.prompt, p.chosen + "<|im_end|>") for p in pairs()], as_base=True)
+    logps = [s.base for s in prober.compare([(p.prompt, p.chosen + "<|im_end|>") for p in pairs()])]
     nats = -float(torch.cat([row[: opening or None] for row in logps]).mean())
     assert facts["log"][0]["loss"] == pytest.approx(math.log(2) + 0.5 * nats, rel=1e-4)
     assert facts["steps"] == 1
@@ -240,6 +240,6 @@ def test_a_cut_completion_teaches_no_end_of_turn(base: Path, tmp_path: Path) -> 
         settings = SMALL.model_copy(update={"epochs": 3.0})
         _, out = run(base, folder, settings, pairs=given)
         prober = Prober(base, out, "cpu", torch.float32)
-        logps = prober.token_logps([(p.prompt, p.chosen + "<|im_end|>") for p in pairs(4)], as_base=False)
+        logps = [s.candidate for s in prober.compare([(p.prompt, p.chosen + "<|im_end|>") for p in pairs(4)])]
         ends.append(sum(float(row[-1]) for row in logps) / len(logps))
     assert ends[0] > ends[1] + 1.0  # nats
