@@ -60,6 +60,7 @@ class RewardSettings(StageSettings):
     center_rewards_coefficient: float = Field(
         0.01, ge=0, description="Weight of the squared-sum term that keeps rewards near zero."
     )
+    save_steps: int = Field(10, ge=1, description="Optimiser steps between checkpoints.")
     seed: int = Field(0, description="Seed of initialisation and order.")
     require_bar: bool = Field(
         False,

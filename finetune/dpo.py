@@ -20,7 +20,7 @@ from training.device import Device, find_device, find_dtype
 from training.encode import encode_completion, encode_prompt
 from training.head import score_labels_only
 from training.lora import lora_config
-from training.run import Progress, last_checkpoint, progress_callback, silent, write_run
+from training.run import Progress, common_arguments, last_checkpoint, progress_callback, silent, write_run
 from training.trunk import reuse_lower_blocks
 
 MIN_PAIRS = 8
@@ -77,30 +77,12 @@ def update_policy(
     target = find_device(device)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=find_dtype(target))
     config = DPOConfig(
-        output_dir=str(work),
-        per_device_train_batch_size=settings.batch_size,
-        num_train_epochs=settings.epochs,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=0.1,  # a share of all steps
-        max_length=None,
+        **common_arguments(settings, work, target),
         loss_type=["robust", "sft"],
         loss_weights=[1.0, settings.sft_weight],
         label_smoothing=settings.label_smoothing,
         beta=settings.beta,
         precompute_ref_log_probs=True,
-        gradient_checkpointing=False,
-        bf16=target.type == "cuda",
-        use_cpu=target.type == "cpu",
-        save_strategy="steps",
-        save_steps=settings.save_steps,
-        save_total_limit=2,
-        logging_steps=1,
-        logging_nan_inf_filter=False,  # else a NaN loss is logged as 0 and the run goes on
-        report_to="none",
-        disable_tqdm=True,
-        seed=settings.seed,
-        dataloader_pin_memory=target.type == "cuda",
     )
     trainer = _trainer_class(settings)(
         model=model,

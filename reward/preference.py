@@ -18,7 +18,7 @@ from feedback.dataset import Preference
 from training.device import Device, find_device, find_dtype
 from training.encode import encode
 from training.lora import lora_config
-from training.run import Progress, last_checkpoint, progress_callback, silent, write_run
+from training.run import Progress, common_arguments, last_checkpoint, progress_callback, silent, write_run
 from training.trunk import reuse_lower_blocks
 
 MIN_PAIRS = 8
@@ -101,26 +101,8 @@ def train_reward(  # noqa: PLR0913 (inputs, outputs and settings of a stage)
     trainer = RewardTrainer(
         model=model,
         args=RewardConfig(
-            output_dir=str(work),
-            per_device_train_batch_size=settings.batch_size,
-            num_train_epochs=settings.epochs,
-            learning_rate=settings.learning_rate,
-            lr_scheduler_type="cosine",
-            warmup_steps=0.1,  # a share of all steps
-            max_length=None,  # filtered above, and counted
+            **common_arguments(settings, work, find_device(device)),
             center_rewards_coefficient=settings.center_rewards_coefficient,
-            gradient_checkpointing=False,
-            bf16=find_device(device).type == "cuda",
-            use_cpu=find_device(device).type == "cpu",
-            save_strategy="steps",
-            save_steps=10,
-            save_total_limit=2,
-            logging_steps=1,
-            logging_nan_inf_filter=False,  # else a NaN loss is logged as 0 and the run goes on
-            report_to="none",
-            disable_tqdm=True,
-            seed=settings.seed,
-            dataloader_pin_memory=False,
         ),
         train_dataset=Dataset.from_list(kept),
         processing_class=tokenizer,

@@ -10,11 +10,40 @@ from typing import Any
 
 from core.artifacts import write_json
 from core.errors import StageError
+from core.settings import RewardSettings, UpdateSettings
+from training.device import find_dtype
 
 Progress = Callable[[float, str], None]
 """Called with the finished share (0…1) and a short note; it may raise to stop the run (lease lost, cancelled)."""
 
 VERSIONED = ("torch", "transformers", "trl", "peft", "accelerate")
+
+
+def common_arguments(settings: RewardSettings | UpdateSettings, work: Path, device: Any) -> dict[str, Any]:
+    """What all our TRL trainers are told alike: one schedule, resumable checkpoints, no silent losses."""
+    import torch
+
+    return {
+        "output_dir": str(work),
+        "per_device_train_batch_size": settings.batch_size,
+        "num_train_epochs": settings.epochs,
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 0.1,  # a share of all steps
+        "max_length": None,  # we drop long pairs ourselves, and count them
+        "gradient_checkpointing": False,
+        "bf16": find_dtype(device) is torch.bfloat16,
+        "use_cpu": device.type == "cpu",
+        "save_strategy": "steps",
+        "save_steps": settings.save_steps,
+        "save_total_limit": 2,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,  # else a NaN loss is logged as 0 and the run goes on
+        "report_to": "none",
+        "disable_tqdm": True,
+        "seed": settings.seed,
+        "dataloader_pin_memory": device.type == "cuda",
+    }
 
 
 def silent(done_frac: float, note: str) -> None:
