@@ -16,7 +16,7 @@ from core.intervals import rate
 from core.settings import RewardSettings
 from feedback.dataset import Preference
 from training.device import Device, find_device, find_dtype
-from training.encode import encode
+from training.encode import encode, encode_completion, encode_prompt
 from training.lora import lora_config
 from training.run import Progress, common_arguments, last_checkpoint, progress_callback, silent, write_run
 from training.trunk import reuse_lower_blocks
@@ -48,9 +48,12 @@ class RewardScorer:
 
     def score(self, items: Sequence[tuple[list[dict[str, str]], str]]) -> list[float]:
         """One reward per (prompt, completion), in the units of the Bradley-Terry logit."""
+        return self.score_ids([encode(self.tokenizer, prompt, completion) for prompt, completion in items])
+
+    def score_ids(self, ids: Sequence[list[int]]) -> list[float]:
+        """One reward per encoded conversation."""
         import torch
 
-        ids = [encode(self.tokenizer, prompt, completion) for prompt, completion in items]
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
         scores = [0.0] * len(ids)
         for start in range(0, len(order), SCORE_BATCH):
@@ -91,7 +94,7 @@ def train_reward(  # noqa: PLR0913 (inputs, outputs and settings of a stage)
     from trl import RewardConfig, RewardTrainer
 
     model, tokenizer = _classifier(base, device, seed=settings.seed)
-    rows = [_row(pair, tokenizer) for pair in train]
+    rows = [encode_pair(tokenizer, pair) for pair in train]
     kept = [r for r in rows if max(len(r["chosen_ids"]), len(r["rejected_ids"])) <= settings.max_length_tokens]
     if len(kept) < MIN_PAIRS or not heldout:
         raise StageError(
@@ -145,8 +148,8 @@ def evaluate(scorer: RewardScorer, train: Sequence[Preference], heldout: Sequenc
 
     The bar: the accuracy's lower 95 % bound lies above the baseline's accuracy.
     """
-    chosen = scorer.score([(p.prompt, p.chosen) for p in heldout])
-    rejected = scorer.score([(p.prompt, p.rejected) for p in heldout])
+    pairs = [encode_pair(scorer.tokenizer, pair) for pair in heldout]
+    chosen, rejected = (scorer.score_ids([pair[side] for pair in pairs]) for side in ("chosen_ids", "rejected_ids"))
     right = sum(c > r for c, r in zip(chosen, rejected, strict=True))
     found = rate(right, len(heldout))
     baseline = length_only_accuracy(train, heldout)
@@ -183,8 +186,16 @@ def _classifier(base: Path, device: Device, seed: int = 0) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def _row(pair: Preference, tokenizer: Any) -> dict[str, Any]:
-    return {
-        "chosen_ids": encode(tokenizer, pair.prompt, pair.chosen),
-        "rejected_ids": encode(tokenizer, pair.prompt, pair.rejected),
-    }
+def encode_pair(tokenizer: Any, pair: Preference) -> dict[str, list[int]]:
+    """`chosen_ids` and `rejected_ids`, prompt included.
+
+    Where one side was cut at a token limit, both are cut to the same number of tokens: else the model would learn that
+    a text which breaks off is the worse one, and nothing of what it says.
+    """
+    prompt = encode_prompt(tokenizer, pair.prompt)
+    chosen = encode_completion(tokenizer, pair.chosen, complete=pair.chosen_complete)
+    rejected = encode_completion(tokenizer, pair.rejected, complete=pair.rejected_complete)
+    if not (pair.chosen_complete and pair.rejected_complete):
+        n = min(len(chosen), len(rejected))
+        chosen, rejected = chosen[:n], rejected[:n]
+    return {"chosen_ids": prompt + chosen, "rejected_ids": prompt + rejected}

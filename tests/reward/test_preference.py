@@ -1,6 +1,7 @@
 """The reward model with a tiny base: it learns a toy preference, and what is saved is what was trained."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from feedback.preferences import Preference
 from reward.preference import (
     RewardScorer,
     check_reload,
+    encode_pair,
     evaluate,
     length_only_accuracy,
     train_reward,
@@ -206,3 +208,16 @@ def test_a_killed_run_goes_on_from_its_checkpoint(
     assert told[0].startswith("step 11/15")
     found, wanted = (load_file(f / "adapter_model.safetensors") for f in (tmp_path / "out", trained[1]))
     assert max(float((found[name] - wanted[name]).abs().max()) for name in wanted) < 1e-6
+
+
+def test_a_cut_side_cuts_the_other(base: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    pair = Preference(user("How?"), "I cannot help with bread.", "Here is bread and butter for people in")
+    whole = encode_pair(tokenizer, pair)
+    assert whole["chosen_ids"][-1] == whole["rejected_ids"][-1] == tokenizer.eos_token_id
+    cut = encode_pair(tokenizer, replace(pair, rejected_complete=False))
+    assert len(cut["chosen_ids"]) == len(cut["rejected_ids"]) < len(whole["rejected_ids"])
+    assert cut["chosen_ids"] == whole["chosen_ids"][: len(cut["chosen_ids"])]
+    assert cut["rejected_ids"][-1] != tokenizer.eos_token_id
