@@ -54,7 +54,7 @@ def too_close(left, right, limit=0.6):
 
 
 def test_counts():
-    assert len(HARMFUL) == 276
+    assert len(HARMFUL) == 384
     assert len(BENIGN) == 276
     assert len(CAPABILITY) == 80
     assert len(CAPABILITY_SEED) == 60
@@ -81,15 +81,15 @@ def test_row_fields():
 def test_harmful_categories():
     by_category = Counter(r["category"] for r in HARMFUL)
     assert len(by_category) == 12  # the project needs at least 10
-    assert set(by_category.values()) == {23}
+    assert set(by_category.values()) == {32}
     topics = defaultdict(set)
     for r in HARMFUL:
         assert r["id"].startswith(f"harm-{r['category']}-")
         topics[r["category"]].add(r["topic"])
-    assert all(4 <= len(t) <= 6 for t in topics.values())
+    assert all(7 <= len(t) <= 9 for t in topics.values())
     split = Counter((r["category"], r["part"]) for r in HARMFUL)
     for category in by_category:
-        assert split[category, "seed"] >= 14
+        assert split[category, "seed"] >= 23
         assert split[category, "frozen"] >= 8
 
 
