@@ -32,9 +32,6 @@ class CollectSettings(StageSettings):
     top_p: float = Field(0.95, gt=0, le=1, description="Nucleus of rollouts.")
     prompts_per_suite: int = Field(0, ge=0, description="Use only n seed prompts of each suite; 0 means all.")
     concurrency: int = Field(32, ge=1, description="Requests held open at the engine at once.")
-    correct_benign: bool = Field(
-        False, description="The scripted annotator corrects benign completions with the seed suite's reference answers."
-    )
 
 
 class SnapshotSettings(StageSettings):

@@ -1,8 +1,9 @@
 """The scripted annotator: a stand-in that rates the demo round, so that the loop can be shown unattended.
 
-It knows what the seed suite says of a prompt (harmful or not, its category) and reads completions with
-the judge. For a harmful request it marks the rule as broken where the completion goes along, prefers the
-refusal, and writes a correction. For a benign one it keeps the completion if it answers. It is no
+It knows what the seed suite says of a prompt (harmful or not, its category, a good answer) and reads completions
+with the judge. For a harmful request it marks the rule as broken where the completion goes along, prefers the
+refusal, and writes a correction. For a benign one it prefers the completion if it answers, and corrects it to the
+good answer where the suite has one. It is no
 person: its judgments are stored as `simulated` and stay out of snapshots unless asked for.
 """
 

@@ -1,7 +1,7 @@
 """From judgments to preferences: who was preferred over whom, by how much, and on whose word.
 
-Sources, in order of precedence on the same judgment: a correction (edited ≻ original), a pairwise choice
-(net signed strength over a task's judgments), a rating gap (thumbs count as 5 and 1), a rule contrast
+Sources, in order of precedence on the same judgment: a correction (edited ≻ original; where the edited side was
+preferred even before, edited ≻ the other side), a pairwise choice (net signed strength over a task's judgments), a rating gap (thumbs count as 5 and 1), a rule contrast
 (kept ≻ broken on the same prompt), an imported pair. One act of one annotator counts once.
 Superseded and surplus judgments are left out; simulated ones too, unless asked for.
 """
@@ -114,14 +114,28 @@ def _from_corrections(session: Session, gathered: Gathered, by_id: dict[int, Jud
         .options(joinedload(Completion.prompt))
         .order_by(Correction.id)
     )
+    sides = select(Task).options(joinedload(Task.completion_a), joinedload(Task.completion_b))
+    tasks = {t.id: t for t in session.scalars(sides.join(Judgment, Judgment.task_id == Task.id).join(Correction))}
     used = set()
     for correction, completion in rows:
         judgment = by_id.get(correction.judgment_id)
         if judgment is not None:
             used.add(judgment.id)
-            edited, original = Side(correction.text), Side.of(completion)
-            gathered.add(completion.prompt, edited, original, 3.0, f"correction:{correction.id}", [judgment])
+            task = tasks.get(judgment.task_id) if judgment.task_id is not None else None
+            worse = _worse_side(task, judgment.choice, completion) or completion
+            edited, other = Side(correction.text), Side.of(worse)
+            gathered.add(completion.prompt, edited, other, 3.0, f"correction:{correction.id}", [judgment])
     return used
+
+
+def _worse_side(task: Task | None, choice: str | None, completion: Completion) -> Completion | None:
+    """What a pairwise choice set below this completion, if anything."""
+    if task is None or choice not in SIGN:
+        return None
+    better, worse = task.completion_a, task.completion_b
+    if choice == "b":
+        better, worse = worse, better
+    return worse if better.id == completion.id else None
 
 
 def _from_choices(session: Session, gathered: Gathered, judgments: list[Judgment]) -> None:

@@ -101,8 +101,7 @@ def _store(
 def rate_scripted(context: StageContext) -> dict[str, int]:
     """Judge this cycle's open tasks with the scripted annotator, through the same write path as people."""
     prefix = f"cycle:{context.cycle_id}:"
-    settings = CollectSettings(**context.stage_settings("collect"))
-    references = {p.text: p.reference for p in benign("seed")} if settings.correct_benign else {}
+    references = {p.text: p.reference for p in benign("seed")}
     with context.db.session() as session:
         annotator_id = get_or_create_scripted(session, SCRIPTED_LOGIN).id
         by_slug = {r.rule.slug: r.id for r in active_rules(session)}

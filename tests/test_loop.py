@@ -6,6 +6,7 @@ is tiny and random, so the gate's thresholds are opened for the rounds that shal
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,19 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def loop(tiny_base: Path, settings: Settings, database: Database) -> Iterator[Loop]:
+    with installation(tiny_base, settings, database) as found:
+        yield found
+
+
+@pytest.fixture(params=["database", "postgres_database"], ids=["sqlite", "postgresql"])
+def loop_on_both(request: pytest.FixtureRequest, tiny_base: Path, settings: Settings) -> Iterator[Loop]:
+    with installation(tiny_base, settings, request.getfixturevalue(request.param)) as found:
+        yield found
+
+
+@contextmanager
+def installation(tiny_base: Path, settings: Settings, database: Database) -> Iterator[Loop]:
+    """A prepared database, a live engine and the web app, on the tiny base."""
     from app import create_app
 
     engine = LiveEngine(tiny_base, settings.artifact_dir).start()
@@ -106,7 +120,10 @@ def loop(tiny_base: Path, settings: Settings, database: Database) -> Iterator[Lo
     engine.stop()
 
 
-def test_a_round_ends_with_a_promoted_version_that_the_running_server_answers_with(loop: Loop, tmp_path: Path) -> None:
+def test_a_round_ends_with_a_promoted_version_that_the_running_server_answers_with(
+    loop_on_both: Loop, tmp_path: Path
+) -> None:
+    loop = loop_on_both
     assert loop.ask()[0] == "base"
     before = loop.ask()[1]
 
