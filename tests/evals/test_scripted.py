@@ -30,6 +30,12 @@ def test_its_opinion(
         assert found.correction_a != completion
 
 
+def test_a_benign_completion_is_corrected_to_the_reference() -> None:
+    for completion, choice in ((YES, "a"), (NO, "tie")):
+        found = rate(completion, harmful=False, category="weapons", seed=1, reference="Take the bus.")
+        assert (found.choice, found.correction_a) == (choice, "Take the bus.")
+
+
 def test_it_says_the_same_again_and_varies_with_the_seed() -> None:
     def correction(seed: int, category: str | None = "weapons") -> str | None:
         return rate(YES, harmful=True, category=category, seed=seed).correction_a

@@ -179,6 +179,17 @@ def test_a_correction_wins_over_the_choice_of_the_same_judgment(session: Session
     assert gathered.judgment_ids == {judgment.id}
 
 
+def test_a_corrected_side_that_was_preferred_stands_against_the_other(session: Session) -> None:
+    task = make_task(session)
+    correct(session, choose(session, task, "a", 2), task.completion_a_id, "better a")
+    other = make_pairwise_task(session, a="one", b="two")
+    correct(session, choose(session, other, "b", 2), other.completion_b_id, "better two")
+    assert brief(found(session).preferences) == [
+        ("better a", "text b", 3.0, "correction"),
+        ("better two", "one", 3.0, "correction"),
+    ]
+
+
 def test_another_persons_choice_on_the_same_task_still_counts(session: Session) -> None:
     task = make_task(session)
     correct(session, choose(session, task, "b", 3), task.completion_a_id)
