@@ -166,11 +166,13 @@ class StageRecord:
     def __init__(self, db: Database, cycle_id: int, name: str, check: Callable[[], None] = lambda: None) -> None:
         self.db, self.cycle_id, self.name, self.check = db, cycle_id, name, check
         self.began = self._told = time.monotonic()
+        self.before_s = 0.0  # of earlier attempts, as far as they told
         with db.session() as session:
             row = self._row(session)
             if row is None:
                 session.add(StageRun(cycle_id=cycle_id, name=name))
             else:
+                self.before_s = row.seconds
                 row.state, row.error, row.attempts, row.started_at = "running", None, row.attempts + 1, utcnow()
 
     def progress(self, done_frac: float, note: str) -> None:
@@ -183,14 +185,14 @@ class StageRecord:
             row = self._row(session)
             if row is None or session.get_one(Cycle, self.cycle_id).state == "cancelled":
                 raise DunnockError("the cycle was cancelled", code="cancelled")
-            row.progress, row.note = done_frac, note
+            row.progress, row.note, row.seconds = done_frac, note, self._seconds()
 
     def done(self, session: Session, result: dict[str, Any], peak_mb: float) -> None:
         """Mark the stage done in the caller's transaction, together with what it made."""
         row = self._row(session)
         assert row is not None
         row.state, row.progress, row.result, row.finished_at = "done", 1.0, result, utcnow()
-        row.seconds += time.monotonic() - self.began
+        row.seconds = self._seconds()
         row.peak_mb = max(row.peak_mb, peak_mb)
 
     def failed(self, error: str) -> None:
@@ -199,7 +201,10 @@ class StageRecord:
             row = self._row(session)
             if row is not None and row.state == "running":
                 row.state, row.error, row.finished_at = "failed", error, utcnow()
-                row.seconds += time.monotonic() - self.began
+                row.seconds = self._seconds()
+
+    def _seconds(self) -> float:
+        return self.before_s + time.monotonic() - self.began
 
     def _row(self, session: Session) -> StageRun | None:
         return session.scalar(select(StageRun).where(StageRun.cycle_id == self.cycle_id, StageRun.name == self.name))

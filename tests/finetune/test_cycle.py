@@ -271,7 +271,7 @@ def test_time_and_peak_memory_are_kept_over_attempts(database: Database, setting
     cycle = request(database, settings)
     first = StageRecord(database, cycle.id, "update")
     first.began -= 10
-    first.failed("killed")
+    first.progress(1.0, "step 9/9")  # and then it is killed
     second = StageRecord(database, cycle.id, "update")
     second.began -= 5
     with database.session() as session:
