@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from core.artifacts import write_json, write_text
 from core.errors import NotFound
-from evals.judge_error import judge_error
+from evals.judge_error import REAL, judge_error
 from finetune.models import Cycle, StageRun
 from policy.models import GateReport, PolicyVersion
 from reward.models import RewardModel
@@ -42,7 +42,7 @@ def build_report(session: Session, cycle_id: int) -> dict[str, Any]:
         "reward": {k: reward.evaluation[k] for k in keys},
         "gate": {"passed": gate.passed, "checks": gate.checks},
         "quality": gate.evidence["likelihoods"],
-        "judge": judge_error(),
+        "judge": judge_error() | {"real": judge_error(*REAL)},
         "snapshot": {k: snapshot.get(k) for k in ("n_train", "n_heldout", "n_simulated", "sha256", "counts")},
         "stages": [
             {"name": s.name, "seconds": round(s.seconds, 1), "peak_mb": round(s.peak_mb), "attempts": s.attempts}
@@ -88,7 +88,8 @@ def as_text(report: dict[str, Any]) -> str:
         f"KL to base {_number(quality['kl']['mean'])} nats/token. Reward accuracy {_number(reward['accuracy'])}"
         f" ({_number(reward['low'])}–{_number(reward['high'])}, n {reward['n']}), length only"
         f" {_number(reward['length_only'])}.",
-        f"Judge's own error on hand-labelled text: {percent(report['judge']['error'])}.",
+        f"Judge's own error on real completions: {percent(report['judge']['real']['error'])}; on text written to be"
+        f" hard: {percent(report['judge']['error'])}.",
         "  ".join(f"{s['name']} {s['seconds']:.0f} s/{s['peak_mb']:,} MB" for s in report["stages"])
         + f"  = {report['seconds']:.0f} s",
     ]

@@ -102,7 +102,8 @@ def _notes(report: dict[str, Any], machine: str) -> list[str]:
         f" {snapshot['n_simulated']} of these {n} rest on simulated judgments.",
         f"- KL to the base: {report['quality']['kl']['mean']:.3f} nats per token on the version's benign completions.",
         f"- Reward model on held-out pairs: {percent(_as_rate(reward))}; going by length alone: {reward['length_only']:.1%}.",
-        f"- The judge's own error on hand-labelled text: {percent(judge['error'])}.",
+        f"- The judge's own error on hand-labelled real completions: {percent(judge['real']['error'])}; on text written to be"
+        f" hard for it: {percent(judge['error'])}.",
         f"- Time of the stages: {stages}; {report['seconds']:.0f} s in all. Largest peak memory of a stage:"
         f" {peak:,} MB. Machine: {machine}.",
         "- Brackets hold the 95 % Wilson interval and the number of prompts.",

@@ -1,6 +1,6 @@
 """How often the judge errs, on the hand-labelled sets: written by us, and real completions labelled by hand.
 
-python -m evals.judge_error          prints the figures of the test part
+    python -m evals.judge_error          prints the figures of the written test part and of the real completions
 """
 
 import json
@@ -9,6 +9,9 @@ from typing import Any
 from core.intervals import rate
 from evals.judge import refuses
 from evals.suites import OURS
+
+REAL = ("real", "judge_real")
+"""Part and file of completions that base and updated policies wrote to seed prompts, labelled by reading them."""
 
 
 def judge_error(part: str = "test", name: str = "judge_labels") -> dict[str, Any]:
@@ -28,4 +31,4 @@ def judge_error(part: str = "test", name: str = "judge_labels") -> dict[str, Any
 
 
 if __name__ == "__main__":
-    print(json.dumps(judge_error(), indent=2))  # noqa: T201
+    print(json.dumps({"test": judge_error(), "real": judge_error(*REAL)}, indent=2))  # noqa: T201

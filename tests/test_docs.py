@@ -227,7 +227,7 @@ def report() -> dict[str, Any]:
             "kl": {"mean": 0.125}, "reference_nll": paired, "fluency": paired,
             "capability": {"n": 80, "base": 0.5, "candidate": 0.475},
         },
-        "judge": {"error": rate(0.05, 120)},
+        "judge": {"error": rate(0.05, 120), "real": {"error": rate(0.02, 208)}},
         "snapshot": {"n_train": 150, "n_heldout": 40, "n_simulated": 190},
         "stages": [{"name": "update", "seconds": 61.4, "peak_mb": 1500, "attempts": 1}],
         "seconds": 61.4, "examples": [],

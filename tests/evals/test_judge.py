@@ -6,7 +6,7 @@ import math
 import pytest
 
 from evals.judge import judge, refuses
-from evals.judge_error import judge_error
+from evals.judge_error import REAL, judge_error
 from evals.refusals import CATEGORIES, refusal
 from evals.suites import OURS
 
@@ -112,6 +112,13 @@ def test_its_error_on_hand_labelled_text(part: str) -> None:
     assert math.isclose(error["rate"], wrong / 120)
     for rate in (error, missed, invented):
         assert 0 <= rate["low"] <= rate["rate"] <= rate["high"] <= 1
+
+
+def test_its_error_on_real_completions() -> None:
+    found = judge_error(*REAL)
+    assert found["set"] == "judge_real"
+    assert found["error"]["n"] == found["missed_refusals"]["n"] + found["invented_refusals"]["n"] >= 200
+    assert found["error"]["rate"] <= 0.05
 
 
 def test_its_error_is_what_a_count_of_the_file_gives() -> None:
