@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import httpx
 
-from core.errors import EngineError
+from core.errors import Conflict, EngineError
 from core.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -81,6 +82,18 @@ def answers(url: str) -> bool:
         return httpx.get(url, timeout=2).status_code == 200
     except httpx.HTTPError:
         return False
+
+
+def require_free(name: str, host: str, port: int, setting: str) -> None:
+    """Make sure that nobody listens where a process of ours is to listen.
+
+    Raises:
+        Conflict: something does; what answers there later would not be ours.
+    """
+    with socket.socket() as probe:
+        probe.settimeout(2)
+        if probe.connect_ex((host, port)) == 0:
+            raise Conflict(f"Port {port} is taken, perhaps by another {name}; end it or set {setting}.")
 
 
 def engine_health_url(settings: Settings) -> str:

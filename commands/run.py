@@ -23,6 +23,9 @@ def main() -> int:
     try:
         db = Database(settings.db_url)
         prepare(db, settings)
+        processes.require_free("web server", settings.host, settings.web_port, "DUNNOCK_WEB_PORT")
+        if not settings.engine_url:
+            processes.require_free("engine", "127.0.0.1", settings.engine_port, "DUNNOCK_ENGINE_PORT")
         admin = first_admin(db)
         db.dispose()
     except DunnockError as error:
@@ -30,12 +33,6 @@ def main() -> int:
         return 1
     children = [processes.web(settings), processes.worker(settings)]
     if not settings.engine_url:
-        if processes.answers(processes.engine_health_url(settings)):
-            print(
-                f"Port {settings.engine_port} is taken by another engine; end it or set DUNNOCK_ENGINE_PORT.",
-                file=sys.stderr,
-            )
-            return 1
         children.insert(0, processes.engine(settings))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:

@@ -95,6 +95,7 @@ def _overrides(words: list[str]) -> dict[str, dict[str, Any]]:
 def _trial(settings: Settings, overrides: dict[str, dict[str, Any]], reward: bool) -> dict[str, Any]:
     db = Database(settings.db_url)
     prepare(db, settings)
+    processes.require_free("engine", "127.0.0.1", settings.engine_port, "--engine-port")
     engine = processes.engine(settings)
     engine.start()
     try:
