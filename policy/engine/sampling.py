@@ -59,7 +59,8 @@ def choose(logits: torch.Tensor, choosers: Sequence[Chooser]) -> list[int]:
     for nucleus in (False, True):
         rows = [i for i in drawn if (choosers[i].sampling.top_p < 1) == nucleus]
         if rows:
-            picked = _draw(logits[rows].float(), [choosers[i] for i in rows], nucleus)
+            chosen = logits if len(rows) == len(choosers) else logits[rows]
+            picked = _draw(chosen.float(), [choosers[i] for i in rows], nucleus)
             for row, token in zip(rows, picked, strict=True):
                 tokens[row] = token
     for token, chooser in zip(tokens, choosers, strict=True):
@@ -84,12 +85,12 @@ def _draw(logits: torch.Tensor, choosers: list[Chooser], nucleus: bool) -> list[
         at = torch.searchsorted(cdf, uniform * cdf[:, -1:], right=True)
         return at.clamp_(max=cdf.shape[1] - 1).squeeze(1).tolist()
     top_p = torch.tensor([[c.sampling.top_p] for c in choosers], device=device)
-    total = scaled.logsumexp(-1, keepdim=True)
-    top, ids = scaled.topk(min(NUCLEUS_CANDIDATES, scaled.shape[1]))
-    cdf = (top - total).exp().cumsum(-1)
+    probabilities = scaled.softmax(-1)
+    top, ids = probabilities.topk(min(NUCLEUS_CANDIDATES, scaled.shape[1]))
+    cdf = top.cumsum(-1)
     if bool((cdf[:, -1:] < top_p).any()):  # a flat distribution: its nucleus is wider than the candidates
-        top, ids = scaled.sort(descending=True)
-        cdf = (top - total).exp().cumsum(-1)
+        top, ids = probabilities.sort(descending=True)
+        cdf = top.cumsum(-1)
     last = torch.searchsorted(cdf, top_p).clamp_(max=cdf.shape[1] - 1)  # the token that reaches top_p belongs to it
     at = torch.searchsorted(cdf, uniform * cdf.gather(1, last), right=True)
     return ids.gather(1, torch.minimum(at, last)).squeeze(1).tolist()
