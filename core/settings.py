@@ -153,6 +153,11 @@ class Settings(BaseSettings):
     engine_api_key: str = Field("", description="Bearer key sent to the engine, where it wants one.")
     engine_max_batch: int = Field(32, ge=1, description="Rows the embedded engine decodes together.")
     engine_threads: int = Field(64, ge=1, description="Open requests the embedded engine accepts at once.")
+    engine_packed_mb: int = Field(
+        2000,
+        ge=0,
+        description="Memory in MB for a second copy of the weights that a CPU multiplies faster: the base's, then each loaded adapter's merged with it, while it lasts.",
+    )
     engine_timeout_s: float = Field(120.0, gt=0, description="Longest wait for the engine's next byte.")
     max_prompt_tokens: int = Field(1024, ge=16, description="Longer prompts are refused with 400.")
     max_completion_tokens: int = Field(512, ge=1, description="Upper limit, and default, of `max_tokens`.")

@@ -16,6 +16,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError, safe_open
 
 from core.errors import ArtifactError, Conflict, InvalidInput, NotFound
+from policy.engine.packed import PackedWeights
 
 BASE = "base"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}")
@@ -31,8 +32,9 @@ class _Loaded:
 class AdapterShelf:
     """The adapters that are loaded, by name; "base" is none of them and always there."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, packed: PackedWeights) -> None:
         self._model = model
+        self._packed = packed
         self._peft: PeftModel | None = None
         self._loaded: dict[str, _Loaded] = {}
         self._layers: list[Any] = []
@@ -66,6 +68,7 @@ class AdapterShelf:
                 self._peft.load_adapter(str(path), adapter_name=key, **options)
         finally:
             self._refresh()
+        self._packed.merge(key, [layer for layer in self._layers if key in layer.lora_A])
         self._loaded[name] = _Loaded(path, key)
 
     def unload(self, name: str) -> None:
@@ -77,7 +80,9 @@ class AdapterShelf:
         if name not in self._loaded or self._peft is None:
             raise unknown_model(name)
         self._apply([], disabled=True)  # PEFT warns when the active one goes
-        self._peft.delete_adapter(self._loaded.pop(name).key)
+        key = self._loaded.pop(name).key
+        self._packed.drop(key)
+        self._peft.delete_adapter(key)
         self._refresh()
 
     def activate(self, name: str) -> None:
@@ -88,10 +93,11 @@ class AdapterShelf:
         """
         if name == self._active:
             return
-        if name == BASE:
+        key = "" if name == BASE else self._loaded[name].key
+        if self._packed.activate(key) or name == BASE:
             self._apply([], disabled=True)
         else:
-            self._apply([self._loaded[name].key], disabled=False)
+            self._apply([key], disabled=False)
         self._active = name
 
     def _apply(self, keys: list[str], *, disabled: bool) -> None:

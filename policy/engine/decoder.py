@@ -18,6 +18,7 @@ from core.errors import DunnockError, EngineError, PromptTooLong
 from policy.engine.adapters import BASE, AdapterShelf, check_name, unknown_model
 from policy.engine.base import LoadedBase
 from policy.engine.lane import Generation, Lane, Row
+from policy.engine.packed import PackedWeights
 from policy.engine.sampling import Chooser, Sampling
 from policy.engine.text import TextStream
 
@@ -25,6 +26,7 @@ log = logging.getLogger("dunnock.engine")
 
 DRAIN_TIMEOUT_S = 600.0
 CLOSE_TIMEOUT_S = 30.0
+MB = 1_000_000
 
 
 @dataclass
@@ -43,16 +45,23 @@ class Decoder:
         max_rows: rows decoded together, over all adapters.
         max_waiting: requests that may wait for a row; more are refused.
         max_prompt_tokens: longer prompts are refused; None means what the context takes.
+        packed_mb: most memory for weights laid out for fast multiplication on a CPU; see `PackedWeights`.
     """
 
     def __init__(
-        self, base: LoadedBase, *, max_rows: int = 32, max_waiting: int = 256, max_prompt_tokens: int | None = None
+        self,
+        base: LoadedBase,
+        *,
+        max_rows: int = 32,
+        max_waiting: int = 256,
+        max_prompt_tokens: int | None = None,
+        packed_mb: int = 2000,
     ) -> None:
         self.base = base
         self.max_prompt_tokens = min(max_prompt_tokens or base.context_tokens, base.context_tokens - 1)
         self._max_rows = max_rows
         self._max_waiting = max_waiting
-        self._shelf = AdapterShelf(base.model)
+        self._shelf = AdapterShelf(base.model, PackedWeights(base.model, packed_mb * MB))
         self._lanes: dict[str, Lane] = {}
         self._change = threading.Condition()
         # What follows is read and written under _change.

@@ -240,6 +240,7 @@ def main() -> None:
         max_rows=settings.engine_max_batch,
         max_waiting=4 * settings.engine_max_batch,
         max_prompt_tokens=settings.max_prompt_tokens,
+        packed_mb=settings.engine_packed_mb,
     )
     server = serve(create_engine_app(decoder, settings.artifact_dir), settings.engine_port, settings.engine_threads)
     signal.signal(signal.SIGTERM, _exit)
