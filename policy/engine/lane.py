@@ -21,6 +21,7 @@ from policy.engine.text import TextStream
 FinishReason = Literal["stop", "length", "cancelled"]
 PREFILL_GROUP_TOKENS = 1024
 PREFILL_CHUNK_TOKENS = 256  # read between two steps of running rows
+MIN_SPREAD_TOKENS = 2  # prompts that differ no more in length are read together
 
 
 @dataclass(frozen=True)
@@ -145,12 +146,12 @@ class Lane:
     def step(self) -> None:
         """Read a chunk of waiting prompts, then advance every running row by one token."""
         self._drop_cancelled()
-        if self._prefill is None and self._arrivals:
-            self._begin()
-        if self._prefill is not None:
-            budget = PREFILL_CHUNK_TOKENS if self._rows else PREFILL_GROUP_TOKENS
-            if self._prefill.advance(self._base, budget):
-                self._join(self._prefill)
+        budget = PREFILL_CHUNK_TOKENS if self._rows else PREFILL_GROUP_TOKENS
+        while budget > 0 and (self._prefill is not None or self._arrivals):
+            prefill = self._prefill or self._begin()
+            budget -= prefill.advance(self._base, budget)
+            if prefill.done:
+                self._join(prefill)
         if self._rows:
             self._decode()
 
@@ -163,7 +164,7 @@ class Lane:
             self._rows[slot].end("cancelled")
         self._remove(gone)
 
-    def _begin(self) -> None:
+    def _begin(self) -> Prefill:
         """Start to read a group; what all its prompts begin with is read once, for one row."""
         self._reading = self._next_group()
         prompts = [row.generation.prompt_ids for row in self._reading]
@@ -174,18 +175,16 @@ class Lane:
             first.advance(self._base, HEAD_TOKENS)
             self._head = first.head()
         self._prefill = Prefill(self._base, prompts, self._head)
+        return self._prefill
 
     def _next_group(self) -> list[Row]:
-        """Arrivals, in order, that are read together without much padding."""
-        longest = shortest = len(self._arrivals[0].generation.prompt_ids)
-        count = 0
-        for row in self._arrivals:
-            longest = max(longest, len(row.generation.prompt_ids))
-            shortest = min(shortest, len(row.generation.prompt_ids))
-            if count and (longest * (count + 1) > PREFILL_GROUP_TOKENS or longest > 2 * shortest + 16):
-                break
-            count += 1
-        group, self._arrivals = self._arrivals[:count], self._arrivals[count:]
+        """The oldest arrival and those of about its length, in order: padding is read at full cost."""
+        wanted = len(self._arrivals[0].generation.prompt_ids)
+        spread = max(MIN_SPREAD_TOKENS, wanted // 8)
+        near = [row for row in self._arrivals if abs(len(row.generation.prompt_ids) - wanted) <= spread]
+        group = near[: max(1, PREFILL_GROUP_TOKENS // (wanted + spread))]
+        taken = {id(row) for row in group}
+        self._arrivals = [row for row in self._arrivals if id(row) not in taken]
         return group
 
     def _join(self, prefill: Prefill) -> None:

@@ -60,19 +60,25 @@ class Prefill:
                 self.cache.update(keys[:, :, :shared].expand(spread), values[:, :, :shared].expand(spread), index)
             self._done = shared
 
-    def advance(self, base: LoadedBase, budget_tokens: int) -> bool:
-        """Read up to so many tokens; returns whether all are read."""
-        until = min(self.width, self._done + max(1, budget_tokens // len(self.prompts)))
-        if until > self._done:
-            positions = torch.arange(self._done, until, device=base.device)[None].expand(len(self.prompts), -1)
+    @property
+    def done(self) -> bool:
+        """Whether all are read."""
+        return self._done == self.width
+
+    def advance(self, base: LoadedBase, budget_tokens: int) -> int:
+        """Read up to so many tokens, at least one of each prompt; returns how many, padding included."""
+        begun = self._done
+        until = min(self.width, begun + max(1, budget_tokens // len(self.prompts)))
+        if until > begun:
+            positions = torch.arange(begun, until, device=base.device)[None].expand(len(self.prompts), -1)
             base.model.base_model(
-                input_ids=self._ids[:, self._done : until],
+                input_ids=self._ids[:, begun:until],
                 position_ids=positions,
                 past_key_values=self.cache,
                 use_cache=True,
             )
         self._done = until
-        return self._done == self.width
+        return (until - begun) * len(self.prompts)
 
     def head(self) -> Head:
         """The beginning of the first prompt, to keep for the next group."""
