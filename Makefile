@@ -8,7 +8,7 @@ export PYTHONUNBUFFERED := 1
 export HF_HUB_DISABLE_PROGRESS_BARS := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup setup-dev base demo run migrate cycle collect rollback import export person key test test-slow check fix trial bench-judge screenshots clean
+.PHONY: help setup setup-dev base demo run migrate cycle collect rollback import export person key test test-slow check fix trial bench-judge bench-engine screenshots clean
 
 help:            ## what there is to make
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 18
@@ -74,6 +74,9 @@ trial: setup     ## an update with other settings on held-out seed topics (SET="
 
 bench-judge: setup  ## the judge's error on the hand-labelled sets
 	@$(RUN) -m evals.judge_error
+
+bench-engine: base  ## tokens per second of the embedded engine, beside plain generate
+	@$(RUN) -m bench.engine
 
 screenshots: setup-dev  ## pictures for the README, of sample rows (HERE=1: of the demo round made here)
 	@$(RUN) -m commands.screenshots $(if $(HERE),--here)
