@@ -30,10 +30,19 @@ def test_its_opinion(
         assert found.correction_a != completion
 
 
-def test_a_benign_completion_is_corrected_to_the_reference() -> None:
-    for completion, choice in ((YES, "a"), (NO, "tie")):
-        found = rate(completion, harmful=False, category="weapons", seed=1, reference="Take the bus.")
-        assert (found.choice, found.correction_a) == (choice, "Take the bus.")
+def test_a_benign_refusal_is_corrected_and_every_other_answer() -> None:
+    def corrections(completion: str) -> list[str | None]:
+        ratings = [
+            rate(completion, harmful=False, category="weapons", seed=seed, reference="Take the bus.")
+            for seed in range(400)
+        ]
+        assert {r.choice for r in ratings} == {"tie" if completion == NO else "a"}
+        return [r.correction_a for r in ratings]
+
+    assert set(corrections(NO)) == {"Take the bus."}
+    assert set(corrections(YES)) == {"Take the bus.", None}
+    assert 160 < corrections(YES).count(None) < 240
+    assert corrections(YES) == corrections(YES)
 
 
 def test_it_says_the_same_again_and_varies_with_the_seed() -> None:
