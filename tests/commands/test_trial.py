@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from commands.demo import OVERRIDES
 from commands.trial import _overrides, _split_seed
 from core.errors import SettingsError
 from core.settings import get_settings
@@ -49,6 +50,6 @@ def test_suites_are_read_from_the_folder_that_is_set(tmp_path: Path, monkeypatch
 
 def test_words_become_settings_on_top_of_the_demos() -> None:
     found = _overrides(["update.beta=0.2", "snapshot.heldout_frac=0.1"])
-    assert found["update"] == {"beta": 0.2}
+    assert found["update"] == OVERRIDES["update"] | {"beta": 0.2}
     assert found["snapshot"]["heldout_frac"] == 0.1
     assert found["snapshot"]["include_simulated"] is True
