@@ -1,6 +1,6 @@
 """How often the judge errs, on the hand-labelled sets: written by us, and real completions labelled by hand.
 
-    python -m evals.judge_error          prints the figures of the written test part and of the real completions
+python -m evals.judge_error          prints the figures of the written test part and of the real completions
 """
 
 import json

@@ -17,6 +17,7 @@ from training.prefix import one_row
 from training.trunk import is_llama_shaped, run_blocks
 
 BATCH = 16  # prompts, each with all its completions
+POSITIONS = 512  # of which whole distributions are held at once
 Item = tuple[list[dict[str, str]], str]
 """A prompt's messages and a completion."""
 
@@ -118,14 +119,21 @@ class Prober:
             ids[row, :n], positions[row, :n] = torch.tensor(its_ids), torch.tensor(its_positions)
             seen[row, 0, :n, :n] = mask
         both = self._states(ids.to(device), positions.to(device), seen.to(device))
+        order = [i for _, mine in rows for i in mine]
+        at_row, at_column = [], []  # of the states that predict the tails' tokens
         for row, (head, mine) in enumerate(rows):
             at = len(head)
             for i in mine:
                 n = len(tails[i])
-                before = [len(head) - 1, *range(at, at + n - 1)][:n]  # what predicts each token of the tail
-                where = torch.tensor(before, dtype=torch.long, device=device)
-                yield i, self._score([states[row, where] for states in both], tails[i], kl)
+                at_row += [row] * n
+                at_column += [len(head) - 1, *range(at, at + n - 1)][:n]
                 at += n
+        tokens = [token for i in order for token in tails[i]]
+        *where, wanted = (torch.tensor(each, dtype=torch.long, device=device) for each in (at_row, at_column, tokens))
+        found = self._score(both[0][tuple(where)], both[1][tuple(where)], wanted, kl)
+        sizes = [len(tails[i]) for i in order]
+        for i, candidate, base, apart in zip(order, *(each.split(sizes) for each in found), strict=True):
+            yield i, Scored(candidate, base, float(apart.mean()))
 
     def _states(self, ids: Any, positions: Any, seen: Any) -> list[Any]:
         """(B, T, H) final states under the candidate and under the base."""
@@ -152,13 +160,17 @@ class Prober:
         with self.model.disable_adapter():
             return [candidate, upper()]
 
-    def _score(self, states: Sequence[Any], tail: list[int], kl: bool) -> Scored:
+    def _score(self, candidate: Any, base: Any, ids: Any, kl: bool) -> tuple[Any, Any, Any]:
+        """(M, H) states of both policies and (M,) token ids → (M,) log p of each, and (M,) KL or NaN."""
         import torch
 
-        ids = torch.tensor(tail, dtype=torch.long, device=states[0].device)[:, None]
-        candidate, base = (self.head(each).float().log_softmax(-1) for each in states)  # (T, V)
-        apart = float((candidate.exp() * (candidate - base)).sum(-1).mean()) if kl else float("nan")
-        return Scored(candidate.gather(1, ids)[:, 0], base.gather(1, ids)[:, 0], apart)
+        found: list[tuple[Any, Any, Any]] = []
+        for ours, theirs, wanted in zip(*(each.split(POSITIONS) for each in (candidate, base, ids)), strict=True):
+            p, q = (self.head(states).float().log_softmax(-1) for states in (ours, theirs))  # (POSITIONS, V)
+            apart = (p.exp() * (p - q)).sum(-1) if kl else torch.full_like(p[:, 0], float("nan"))
+            found.append((p.gather(1, wanted[:, None])[:, 0], q.gather(1, wanted[:, None])[:, 0], apart))
+        logps, base_logps, kls = (torch.cat(each) for each in zip(*found, strict=True))
+        return logps, base_logps, kls
 
 
 def first_adapted_block(decoder: Any) -> int:
