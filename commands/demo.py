@@ -49,6 +49,7 @@ def main() -> int:
     parser.add_argument("--again", action="store_true", help="run one more round")
     parser.add_argument("--pairs", type=Path, help="human preference pairs to import first (HH-RLHF, JSONL, Parquet)")
     options = parser.parse_args()
+    processes.end_children_on_sigterm()
     try:
         return _demo(get_settings(), options.again, options.pairs)
     except DunnockError as error:

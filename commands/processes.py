@@ -56,6 +56,11 @@ class Child:
             self.process.wait()
 
 
+def end_children_on_sigterm() -> None:
+    """Let a SIGTERM end this process as an exit does, so that `finally` stops what it started."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+
 def engine(settings: Settings) -> Child:
     """The embedded engine."""
     return Child("engine", [sys.executable, "-m", "policy.engine.server"], settings.var_dir / "logs" / "engine.log")

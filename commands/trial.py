@@ -44,6 +44,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, default=Path("var/trial"), help="where trials live")
     parser.add_argument("--engine-port", type=int, default=ENGINE_PORT, help="port of the trial's engine")
     options = parser.parse_args()
+    processes.end_children_on_sigterm()
     suites = options.folder.resolve() / "suites"
     if not suites.exists():
         _split_seed(suites)

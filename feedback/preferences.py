@@ -1,7 +1,8 @@
 """From judgments to preferences: who was preferred over whom, by how much, and on whose word.
 
 Sources, in order of precedence on the same judgment: a correction (edited ≻ original; where the edited side was
-preferred even before, edited ≻ the other side), a pairwise choice (net signed strength over a task's judgments), a rating gap (thumbs count as 5 and 1), a rule contrast
+preferred even before, edited ≻ the other side), a pairwise choice (net signed strength over a task's
+judgments), a rating gap (thumbs count as 5 and 1), a rule contrast
 (kept ≻ broken on the same prompt), an imported pair. One act of one annotator counts once.
 Superseded and surplus judgments are left out; simulated ones too, unless asked for.
 """
