@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from openai import OpenAI
+from openai import APIConnectionError, APIStatusError, OpenAI
 from sqlalchemy import select
 
 from access.keys import create_key
@@ -27,7 +27,7 @@ from commands.demo_report import build_report, write_report
 from commands.progress import run_with_progress
 from core.artifacts import write_text
 from core.db import Database
-from core.errors import DunnockError
+from core.errors import Conflict, DunnockError
 from core.settings import Settings, get_settings
 from evals.suites import benign, harmful
 from feedback.importing import import_file
@@ -88,19 +88,20 @@ def _demo(settings: Settings, again: bool, pairs: Path | None) -> int:
 
 def _run_round(db: Database, settings: Settings) -> bool:
     """Engine and web up, a question before, the round, the same question after."""
-    children = [processes.web(settings)]
-    if not settings.engine_url and not processes.answers(processes.engine_health_url(settings)):
-        children.insert(0, processes.engine(settings))
     url = f"http://{settings.host}:{settings.web_port}"
-    if processes.answers(f"{url}/healthz"):
-        children = [c for c in children if c.name != "web"]  # `make run` is up: the round works beside it
+    client = _api_client(db, url)
+    children: list[processes.Child] = []  # what `make run` has up is used
+    if not settings.engine_url and not processes.engine_is_up(settings):
+        processes.require_free("engine", "127.0.0.1", settings.engine_port, "DUNNOCK_ENGINE_PORT")
+        children.append(processes.engine(settings))
+    if not _web_is_up(client, settings):
+        children.append(processes.web(settings))
     try:
         for child in children:
             child.start()
         for child in children:
             target = processes.engine_health_url(settings) if child.name == "engine" else f"{url}/healthz"
             processes.wait_ready(child, target, processes.ENGINE_START_S)
-        client = _api_client(db, url)
         _ask(client)
         cycle = run_with_progress(db, settings)
         if cycle is None or cycle.state == "failed":
@@ -119,6 +120,25 @@ def _api_client(db: Database, url: str) -> OpenAI:
     with db.session() as session:
         _, secret = create_key(session, get_or_create_scripted(session, "demo"), f"demo {secrets.token_hex(3)}", "chat")
     return OpenAI(base_url=f"{url}/v1", api_key=secret, max_retries=0, timeout=120)
+
+
+def _web_is_up(client: OpenAI, settings: Settings) -> bool:
+    """Whether a web process that knows our keys answers on our port.
+
+    Raises:
+        Conflict: something else does.
+    """
+    try:
+        client.models.list(timeout=5)
+    except APIStatusError as error:
+        raise Conflict(
+            f"Port {settings.web_port} is taken by a server that does not know this folder's keys (it answered"
+            f" {error.status_code}); end it or set DUNNOCK_WEB_PORT."
+        ) from error
+    except APIConnectionError:
+        processes.require_free("web server", settings.host, settings.web_port, "DUNNOCK_WEB_PORT")
+        return False
+    return True
 
 
 def _ask(client: OpenAI) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import httpx
 
+from core.children import COMPUTE, die_with_parent
 from core.errors import Conflict, EngineError
 from core.settings import Settings
 
@@ -22,7 +23,7 @@ WEB_START_S = 30.0
 
 @dataclass
 class Child:
-    """A process of ours, its log, and how to tell that it is ready."""
+    """A process of ours, its log, and what of its environment is set unless it is set already."""
 
     name: str
     command: list[str]
@@ -32,12 +33,12 @@ class Child:
     restarts: int = 0
 
     def start(self) -> None:
-        """Start it in a process group of its own, output appended to its log."""
+        """Start it in a process group of its own, output appended to its log; it ends when this process is gone."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as out:
             self.process = subprocess.Popen(
                 self.command, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
-                env=os.environ | self.environment,
+                env=self.environment | os.environ, preexec_fn=die_with_parent(signal.SIGTERM),  # noqa: PLW1509
             )  # fmt: skip
 
     def alive(self) -> bool:
@@ -63,7 +64,8 @@ def end_children_on_sigterm() -> None:
 
 def engine(settings: Settings) -> Child:
     """The embedded engine."""
-    return Child("engine", [sys.executable, "-m", "policy.engine.server"], settings.var_dir / "logs" / "engine.log")
+    command = [sys.executable, "-m", "policy.engine.server"]
+    return Child("engine", command, settings.var_dir / "logs" / "engine.log", environment=COMPUTE)
 
 
 def web(settings: Settings) -> Child:
@@ -99,6 +101,24 @@ def require_free(name: str, host: str, port: int, setting: str) -> None:
         probe.settimeout(2)
         if probe.connect_ex((host, port)) == 0:
             raise Conflict(f"Port {port} is taken, perhaps by another {name}; end it or set {setting}.")
+
+
+def engine_is_up(settings: Settings) -> bool:
+    """Whether an engine answers on our port.
+
+    Raises:
+        Conflict: it is the embedded engine of another folder, which would load none of our adapters.
+    """
+    try:
+        answer = httpx.get(engine_health_url(settings), timeout=2)
+        theirs = answer.json().get("artifact_dir") if answer.status_code == 200 else None
+    except (httpx.HTTPError, ValueError):
+        return False
+    if theirs is not None and Path(theirs) != settings.artifact_dir:
+        raise Conflict(
+            f"Port {settings.engine_port} is taken by the engine of {theirs}; end it or set DUNNOCK_ENGINE_PORT."
+        )
+    return theirs is not None
 
 
 def engine_health_url(settings: Settings) -> str:

@@ -5,11 +5,12 @@
 
 Settings are chosen here and never on the frozen part. A share of the seed topics takes the frozen part's
 place, in suites of the trial's own; the rounds are real ones, by the same stages, on a database and
-an engine of their own in `var/trial`. Completions are collected and judged once; each trial is then snapshot,
-update and gate. One line of figures per trial is kept in `var/trial/trials.jsonl`.
+an engine of their own in a folder of `var/trial` that is named by the seed prompts. Completions are collected and
+judged once; each trial is then snapshot, update and gate. One line of figures per trial is kept in its `trials.jsonl`.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import random
@@ -23,7 +24,7 @@ from commands import processes
 from commands.database import prepare
 from commands.demo import OVERRIDES
 from commands.progress import run_with_progress
-from core.artifacts import write_text
+from core.artifacts import new_folder, write_text
 from core.db import Database
 from core.errors import DunnockError, StageError
 from core.settings import Settings, get_settings
@@ -45,11 +46,13 @@ def main() -> int:
     parser.add_argument("--engine-port", type=int, default=ENGINE_PORT, help="port of the trial's engine")
     options = parser.parse_args()
     processes.end_children_on_sigterm()
-    suites = options.folder.resolve() / "suites"
+    folder = options.folder.resolve() / _seed_name()
+    suites = folder / "suites"
     if not suites.exists():
-        _split_seed(suites)
+        with new_folder(suites) as made:
+            _split_seed(made)
     os.environ |= {  # for this process's settings and those of the stages it starts
-        "DUNNOCK_VAR_DIR": str(options.folder.resolve()),
+        "DUNNOCK_VAR_DIR": str(folder),
         "DUNNOCK_SUITES_DIR": str(suites),
         "DUNNOCK_ENGINE_PORT": str(options.engine_port),
         "DUNNOCK_ENGINE_URL": "",
@@ -62,6 +65,12 @@ def main() -> int:
         print(error.message, file=sys.stderr)
         return 1
     return 0
+
+
+def _seed_name() -> str:
+    """A name that changes with the seed prompts: what was collected of others is of no use."""
+    found = [row for name in ("harmful", "benign") for row in rows(name) if row["part"] == "seed"]
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _split_seed(folder: Path) -> None:

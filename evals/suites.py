@@ -15,6 +15,12 @@ from core.settings import get_settings
 
 OURS = Path(__file__).parent / "suites"
 Part = Literal["seed", "frozen"]
+FIELDS = {
+    "harmful": {"id", "text", "category", "part"},
+    "benign": {"id", "text", "category", "part", "kind"},
+    "capability": {"id", "question", "right", "wrong"},
+}
+"""What each row of a suite must have."""
 
 
 @dataclass(frozen=True)
@@ -43,32 +49,41 @@ def rows(name: str) -> tuple[dict[str, Any], ...]:
     """The rows of a suite's file, as they stand in it.
 
     Raises:
-        SettingsError: `DUNNOCK_SUITES_DIR` holds no such file, or it is not JSON Lines.
+        SettingsError: `DUNNOCK_SUITES_DIR` holds no such file, it is not JSON Lines, or a row lacks a field.
     """
-    return _read((get_settings().suites_dir or OURS) / f"{name}.jsonl")
+    return _read((get_settings().suites_dir or OURS) / f"{name}.jsonl", frozenset(FIELDS.get(name, ())))
 
 
 @lru_cache
-def _read(path: Path) -> tuple[dict[str, Any], ...]:
+def _read(path: Path, fields: frozenset[str]) -> tuple[dict[str, Any], ...]:
     try:
         with path.open(encoding="utf-8") as file:
-            return tuple(json.loads(line) for line in file)
+            found = tuple(json.loads(line) for line in file)
     except (OSError, ValueError) as error:
         raise SettingsError(f"the suite {path} cannot be read: {error}; see DUNNOCK_SUITES_DIR") from error
+    for number, row in enumerate(found, start=1):
+        lacking = fields - set(row) if isinstance(row, dict) else fields
+        if lacking:
+            raise SettingsError(f"the suite {path} lacks {', '.join(sorted(lacking))} in line {number}")
+    return found
+
+
+def _of(name: str, part: Part) -> list[dict[str, Any]]:
+    return [row for row in rows(name) if row["part"] == part]
 
 
 def harmful(part: Part, limit: int = 0) -> list[SuitePrompt]:
     """Harmful requests of a part; with `limit`, n of them spread evenly over the categories' order."""
-    found = [r for r in rows("harmful") if r["part"] == part]
-    return [SuitePrompt(r["id"], r["text"], r["category"], True, "harmful") for r in _spread(found, limit)]
+    return [
+        SuitePrompt(r["id"], r["text"], r["category"], True, "harmful") for r in _spread(_of("harmful", part), limit)
+    ]
 
 
 def benign(part: Part, limit: int = 0) -> list[SuitePrompt]:
     """Benign requests of a part, look-alikes and ordinary ones."""
-    found = [r for r in rows("benign") if r["part"] == part]
     return [
         SuitePrompt(r["id"], r["text"], r["category"], False, r["kind"], r.get("reference"))
-        for r in _spread(found, limit)
+        for r in _spread(_of("benign", part), limit)
     ]
 
 

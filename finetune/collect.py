@@ -101,7 +101,7 @@ def _store(
 def rate_scripted(context: StageContext) -> dict[str, int]:
     """Judge this cycle's open tasks with the scripted annotator, through the same write path as people."""
     prefix = f"cycle:{context.cycle_id}:"
-    references = {p.text: p.reference for p in benign("seed")}
+    references = {_once(context, p): p.reference for p in benign("seed")}
     with context.db.session() as session:
         annotator_id = get_or_create_scripted(session, SCRIPTED_LOGIN).id
         by_slug = {r.rule.slug: r.id for r in active_rules(session)}
@@ -129,7 +129,7 @@ def _form(assignment: Assignment, by_slug: dict[str, int], references: dict[str,
         harmful=bool(task.prompt.harmful),
         category=task.prompt.category,
         seed=task.id,
-        reference=references.get(task.prompt.messages[-1]["content"]),
+        reference=references.get(task.source),
     )
     a, b = ("left", "right") if assignment.left_is_a else ("right", "left")
     rule_id = by_slug.get(task.prompt.category or "")

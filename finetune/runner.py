@@ -6,7 +6,6 @@ A process per stage gives memory back when the stage ends, makes peak memory a f
 the worker alive when the system kills a stage for memory. On Linux it dies with its parent.
 """
 
-import ctypes
 import logging
 import os
 import signal
@@ -15,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+from core.children import COMPUTE, die_with_parent
 from core.db import Database
 from core.errors import DunnockError, LeaseLost, StageError
 from core.settings import Settings, get_settings
@@ -24,11 +24,8 @@ from finetune.lease import HeldLease
 from policy.client import EngineClient
 
 ROOT = Path(__file__).resolve().parent.parent
-PR_SET_PDEATHSIG = 1
 POLL_S = 0.25
 ATTEMPTS = 2
-THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "2000"}
-"""Threads that wait asleep: an engine on the same cores would otherwise be starved by spinning ones."""
 
 
 def in_this_process(db: Database, settings: Settings, client: EngineClient) -> RunStage:
@@ -64,7 +61,8 @@ def _run_child(cycle_id: int, name: str, lease: HeldLease, log_path: Path) -> in
     with log_path.open("a") as out:
         child = subprocess.Popen(  # noqa: S603 (our own words)
             [sys.executable, "-m", "finetune.runner", str(cycle_id), name],
-            cwd=ROOT, env=os.environ | THREADS, stdout=out, stderr=subprocess.STDOUT, preexec_fn=_die_with_parent,  # noqa: PLW1509
+            cwd=ROOT, env=COMPUTE | os.environ, stdout=out, stderr=subprocess.STDOUT,
+            preexec_fn=die_with_parent(signal.SIGKILL),  # noqa: PLW1509
         )  # fmt: skip
         try:
             while child.poll() is None:
@@ -98,11 +96,6 @@ def _reason(db: Database, cycle_id: int, name: str, code: int, log_path: Path) -
     with db.read() as session:
         error = session.scalar(select(StageRun.error).where(StageRun.cycle_id == cycle_id, StageRun.name == name))
     return f"{error or f'exit status {code}'}. Log: {log_path}"
-
-
-def _die_with_parent() -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def main(argv: list[str]) -> int:

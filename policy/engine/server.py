@@ -113,7 +113,8 @@ def create_engine_app(decoder: Decoder, artifact_dir: Path) -> Flask:
 
     @app.get("/health")
     def health() -> tuple[Response, int]:
-        return jsonify(requests=decoder.open_requests()), 200 if decoder.healthy() else 503
+        facts = {"requests": decoder.open_requests(), "artifact_dir": str(artifact_dir)}
+        return jsonify(facts), 200 if decoder.healthy() else 503
 
     app.register_error_handler(DunnockError, _refused)
     app.register_error_handler(HTTPException, _http_error)

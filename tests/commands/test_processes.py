@@ -1,11 +1,40 @@
-"""Processes are started only where nobody else answers."""
+"""Processes are started only where nobody else answers, and a stranger's engine is not taken for ours."""
 
 import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from flask import Flask, jsonify
+from werkzeug.serving import make_server
 
-from commands.processes import require_free
+from commands.demo import _api_client, _web_is_up
+from commands.processes import engine_is_up, require_free
+from core.db import Database
 from core.errors import Conflict
+from core.settings import Settings
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def stranger() -> Iterator[int]:
+    """The port of a server that calls itself an engine of another folder, and knows no key of ours."""
+    app = Flask("stranger")
+    app.add_url_rule("/health", "health", lambda: jsonify(requests=0, artifact_dir="/elsewhere/artifacts"))
+    app.add_url_rule("/v1/models", "models", lambda: (jsonify(error={"message": "no such key"}), 401))
+    server = make_server("127.0.0.1", 0, app)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server.port
+    server.shutdown()
+    thread.join()
+    server.server_close()
 
 
 def test_a_taken_port_is_told_with_the_setting_that_helps() -> None:
@@ -16,3 +45,18 @@ def test_a_taken_port_is_told_with_the_setting_that_helps() -> None:
         with pytest.raises(Conflict, match=f"Port {port} is taken.*DUNNOCK_WEB_PORT"):
             require_free("web server", "127.0.0.1", port, "DUNNOCK_WEB_PORT")
     require_free("web server", "127.0.0.1", port, "DUNNOCK_WEB_PORT")
+
+
+def test_the_engine_of_another_folder_is_told_and_ours_is_used(stranger: int, tmp_path: Path) -> None:
+    assert not engine_is_up(Settings(var_dir=tmp_path, engine_port=free_port()))
+    with pytest.raises(Conflict, match=r"engine of /elsewhere/artifacts.*DUNNOCK_ENGINE_PORT"):
+        engine_is_up(Settings(var_dir=tmp_path, engine_port=stranger))
+    assert engine_is_up(Settings(var_dir=Path("/elsewhere"), engine_port=stranger))
+
+
+def test_a_web_server_that_does_not_know_our_keys_is_told(stranger: int, database: Database, tmp_path: Path) -> None:
+    settings = Settings(var_dir=tmp_path, web_port=stranger)
+    with pytest.raises(Conflict, match=r"answered 401.*DUNNOCK_WEB_PORT"):
+        _web_is_up(_api_client(database, f"http://127.0.0.1:{stranger}"), settings)
+    port = free_port()
+    assert not _web_is_up(_api_client(database, f"http://127.0.0.1:{port}"), Settings(var_dir=tmp_path, web_port=port))

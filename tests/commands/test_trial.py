@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from commands.demo import OVERRIDES
-from commands.trial import _overrides, _split_seed
+from commands.trial import _overrides, _seed_name, _split_seed
 from core.errors import SettingsError
 from core.settings import get_settings
 from evals.suites import benign, capability, frozen_texts, harmful
@@ -30,6 +30,19 @@ def test_the_split_is_by_topic_and_holds_seed_rows_only(tmp_path: Path) -> None:
     assert not texts & frozen
 
 
+def test_other_seed_prompts_have_a_folder_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = _seed_name()
+    assert _seed_name() == ours
+    _split_seed(tmp_path)
+    monkeypatch.setenv("DUNNOCK_SUITES_DIR", str(tmp_path))
+    get_settings.cache_clear()
+    try:
+        assert _seed_name() != ours
+    finally:
+        monkeypatch.undo()
+        get_settings.cache_clear()
+
+
 def test_suites_are_read_from_the_folder_that_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _split_seed(tmp_path)
     ours = {item.question for item in capability()}
@@ -43,6 +56,13 @@ def test_suites_are_read_from_the_folder_that_is_set(tmp_path: Path, monkeypatch
         get_settings.cache_clear()
         with pytest.raises(SettingsError, match="DUNNOCK_SUITES_DIR"):
             capability()
+        short = tmp_path / "short"
+        short.mkdir()
+        (short / "benign.jsonl").write_text('{"id": "1", "text": "Hi", "category": "none"}\n')
+        monkeypatch.setenv("DUNNOCK_SUITES_DIR", str(short))
+        get_settings.cache_clear()
+        with pytest.raises(SettingsError, match=r"lacks kind, part in line 1"):
+            benign("seed")
     finally:
         monkeypatch.undo()
         get_settings.cache_clear()
