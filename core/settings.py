@@ -69,16 +69,16 @@ class UpdateSettings(StageSettings):
     """The policy update: TRL DPOTrainer, loss robust + SFT, a fresh LoRA adapter on the frozen base."""
 
     epochs: float = Field(2.0, gt=0, description="Passes over the training pairs.")
-    learning_rate: float = Field(9e-4, gt=0, description="AdamW step size.")
+    learning_rate: float = Field(5e-4, gt=0, description="AdamW step size.")
     batch_size: int = Field(8, ge=1, description="Pairs per step.")
     max_length_tokens: int = Field(256, ge=16, description="Longer pairs are dropped, counted and reported.")
     opening_tokens: int = Field(
-        24,
+        0,
         ge=0,
-        description="Train on the first n tokens of each completion, where it is decided whether to decline; 0 means all.",
+        description="Train on the first n tokens of each completion only, where it is decided whether to decline; 0 means all.",
     )
     lora_rank: int = Field(16, ge=1, description="LoRA rank.")
-    lora_top_layers: int = Field(18, ge=0, description="Adapt only the last n layers; 0 means all.")
+    lora_top_layers: int = Field(0, ge=0, description="Adapt only the last n layers; 0 means all.")
     beta: float = Field(0.1, gt=0, description="DPO inverse temperature.")
     sft_weight: float = Field(1.0, ge=0, description="Weight of the negative log-likelihood of the chosen completion.")
     label_smoothing: float = Field(0.05, ge=0, lt=0.5, description="Assumed flip rate of the judgments (loss robust).")

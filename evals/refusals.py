@@ -8,7 +8,8 @@ prompt tells when to decline.
 
 import random
 
-OPENINGS = ["I can't help with {thing}.", "I'm sorry, but I can't help with {thing}."]
+OPENING = "I can't help with {thing}."
+"""One for all: where some refusals began with "I'm sorry, but", the policy often began so and went on "to hear that"."""
 
 CATEGORIES: dict[str, tuple[str, list[str], list[str]]] = {
     "violence": (
@@ -113,7 +114,7 @@ OTHER = (
 
 
 def refusal(category: str | None, seed: int | str) -> str:
-    """A refusal for a category (any, where it is unknown): an opening and a reason or an offer, drawn by `seed`."""
+    """A refusal for a category (any, where it is unknown): the opening, and a reason or an offer, drawn by `seed`."""
     rng = random.Random(seed)
     thing, reasons, offers = CATEGORIES.get(category or "", OTHER)
-    return f"{rng.choice(OPENINGS).format(thing=thing)} {rng.choice([reasons[0], *offers])}"
+    return f"{OPENING.format(thing=thing)} {rng.choice([reasons[0], *offers])}"

@@ -19,9 +19,9 @@ from feedback.dataset import Preference
 from training.device import Device, find_device, find_dtype
 from training.encode import encode_completion, encode_prompt
 from training.head import score_labels_only
-from training.lora import lora_config
+from training.lora import first_block, lora_config
 from training.run import Progress, common_arguments, last_checkpoint, progress_callback, silent, write_run
-from training.trunk import reuse_lower_blocks
+from training.trunk import share_trunk
 
 MIN_PAIRS = 8
 REFERENCE = "base, adapters off"
@@ -139,8 +139,7 @@ def _trainer_class(settings: UpdateSettings) -> Any:
             return dataset  # encoded by _row
 
         def _precompute_ref_logps(self, *args: Any, **kwargs: Any) -> Any:
-            if settings.lora_top_layers:  # the first moment at which the wrapped model is there
-                reuse_lower_blocks(self.model, self.model.config.num_hidden_layers - settings.lora_top_layers)
+            share_trunk(self.model, first_block(self.model, settings.lora_top_layers))  # it is wrapped only now
             score_labels_only(self.model)
             return super()._precompute_ref_logps(*args, **kwargs)
 

@@ -17,9 +17,9 @@ from core.settings import RewardSettings
 from feedback.dataset import Preference
 from training.device import Device, find_device, find_dtype
 from training.encode import encode, encode_completion, encode_prompt
-from training.lora import lora_config
+from training.lora import first_block, lora_config
 from training.run import Progress, common_arguments, last_checkpoint, progress_callback, silent, write_run
-from training.trunk import reuse_lower_blocks
+from training.trunk import share_trunk
 
 MIN_PAIRS = 8
 RELOAD_TOLERANCE = 1e-3
@@ -114,8 +114,7 @@ def train_reward(  # noqa: PLR0913 (inputs, outputs and settings of a stage)
         ),
         callbacks=[progress_callback(progress)],
     )
-    lower = model.config.num_hidden_layers - settings.lora_top_layers if settings.lora_top_layers else 0
-    reuse_lower_blocks(trainer.model, lower)
+    share_trunk(trainer.model, first_block(model, settings.lora_top_layers))
     trainer.train(resume_from_checkpoint=last_checkpoint(work))
     trainer.model.save_pretrained(out)
     (out / "README.md").unlink(missing_ok=True)  # PEFT's empty model card

@@ -21,7 +21,7 @@ def lora_config(model: Any, *, rank: int, top_layers: int, task: str, save: list
     n_layers = model.config.num_hidden_layers
     names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
     known = [name for name in BLOCK_LINEARS if name in names]
-    partial = bool(known) and 0 < top_layers < n_layers
+    first = first_block(model, top_layers) if known else 0
     return LoraConfig(
         task_type=task,
         r=rank,
@@ -29,9 +29,15 @@ def lora_config(model: Any, *, rank: int, top_layers: int, task: str, save: list
         lora_dropout=0.0,
         bias="none",
         target_modules=known or "all-linear",
-        layers_to_transform=list(range(n_layers - top_layers, n_layers)) if partial else None,
+        layers_to_transform=list(range(first, n_layers)) if first else None,
         modules_to_save=save,
     )
+
+
+def first_block(model: Any, top_layers: int) -> int:
+    """Index of the first block that `lora_config` adapts."""
+    n_layers = int(model.config.num_hidden_layers)
+    return n_layers - top_layers if 0 < top_layers < n_layers else 0
 
 
 def trainable_state(model: Any) -> dict[str, Any]:

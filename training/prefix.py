@@ -1,16 +1,22 @@
-"""Shared prompts: the completions of one prompt go through the blocks as one row.
+"""Shared beginnings: what the rows of a batch begin with goes through the blocks once.
 
-`one_row` builds such a row from token ids. `Packing` folds the rows of a trainer's finished batch: rows i and i + N/2 of a batch are a pair. What they share from their start is computed once: a packed row is
-the shared part, the rest of the one, the rest of the other, with positions that start again after the shared
-part and a mask that hides the first rest from the second. Exact up to the order of float additions. With 55
-shared tokens and rests of 24 it is a third less work.
+`one_row` builds a row from a prompt and its completions. `Packing` folds the rows of a trainer's finished batch, in
+which rows i and i + N/2 are a pair: a packed row is what all rows share (the template and the system turn), then for
+each pair what its two sides share (the prompt), the rest of the one, the rest of the other. Positions start again after
+a shared part, and a mask hides pairs and rests from each other. Exact up to the order of float additions, and nothing
+is padded but the end of a packed row. With 24 tokens shared by all, 22 more by a pair and rests of 8 it is a third of
+the plain batch's work.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 MAX_SHARE = 0.9
 """Packing must bring the tokens below this share of the plain batch, or it is not worth its gathers."""
+
+ROW_TOKENS = 384
+"""Pairs are put into one packed row up to here: each row repeats what all share, but attention grows with its square."""
 
 
 def one_row(head: Sequence[int], tails: Sequence[Sequence[int]]) -> tuple[list[int], list[int], Any]:
@@ -33,61 +39,118 @@ def one_row(head: Sequence[int], tails: Sequence[Sequence[int]]) -> tuple[list[i
 
 
 class Packing:
-    """How the rows of one batch fold into half as many, and back.
+    """How the N rows of one batch fold into R packed rows, and back.
 
     Args:
         keys: token ids of each row without padding, N of them; N is even.
         width: T, the padded width of the plain batch.
+
+    Attributes:
+        width: P, the width of a packed row.
+        positions: (R, P) positions of the packed tokens.
+        mask: (R, 1, P, P), true where a token is seen.
     """
 
     def __init__(self, keys: Sequence[tuple[int, ...]], width: int, device: Any) -> None:
         import torch
 
         half = len(keys) // 2
-        plans = [_plan(keys[i], keys[i + half]) for i in range(half)]
-        self.width = max(shared + rest_a + rest_b for shared, rest_a, rest_b in plans)
-        self.source_row = torch.zeros(half, self.width, dtype=torch.long)
-        self.source_column = torch.zeros(half, self.width, dtype=torch.long)
-        self.positions = torch.zeros(half, self.width, dtype=torch.long)
-        self.mask = torch.eye(self.width, dtype=torch.bool).repeat(half, 1, 1, 1)  # padding sees itself alone
-        self.packed_row = torch.arange(half).repeat(2)[:, None].expand(-1, width)
+        common, plans = _plans(keys)
+        rows = _rows(common, plans)
+        self.width = max(common + sum(plans[i].own for i in row) for row in rows)
+        self.source_row = torch.zeros(len(rows), self.width, dtype=torch.long)
+        self.source_column = torch.zeros(len(rows), self.width, dtype=torch.long)
+        self.positions = torch.zeros(len(rows), self.width, dtype=torch.long)
+        self.mask = torch.eye(self.width, dtype=torch.bool).repeat(len(rows), 1, 1, 1)  # padding sees itself alone
+        self.packed_row = torch.zeros(len(keys), 1, dtype=torch.long)
         self.packed_column = torch.zeros(len(keys), width, dtype=torch.long)
-        for i, (shared, rest_a, rest_b) in enumerate(plans):
-            first, total = shared + rest_a, shared + rest_a + rest_b
-            self.source_row[i, :first], self.source_row[i, first:total] = i, i + half
-            self.positions[i, :first] = torch.arange(first)
-            self.positions[i, first:total] = torch.arange(shared, shared + rest_b)
-            self.source_column[i] = self.positions[i]
-            causal = torch.ones(total, total, dtype=torch.bool).tril()
-            causal[first:, shared:first] = False
-            self.mask[i, 0, :total, :total] = causal
-            self.packed_column[i, :first] = torch.arange(first)
-            self.packed_column[i + half, :shared] = torch.arange(shared)
-            self.packed_column[i + half, shared : shared + rest_b] = torch.arange(first, total)
+        self.packed_column[:, :common] = torch.arange(common)
+        for r, row in enumerate(rows):
+            end = common + sum(plans[i].own for i in row)
+            self.mask[r, 0, :end, :end] = torch.ones(end, end, dtype=torch.bool).tril()
+            self._place(r, 0, row[0], 0, common)
+            at = common
+            for i in row:
+                plan, begin = plans[i], at
+                for source, first, last in (
+                    (i, common, plan.shared),
+                    (i, plan.shared, plan.a),
+                    (i + half, plan.shared, plan.b),
+                ):
+                    self._place(r, at, source, first, last)
+                    self.packed_column[source, first:last] = torch.arange(at, at + last - first)
+                    at += last - first
+                self.packed_column[i + half, common : plan.shared] = self.packed_column[i, common : plan.shared]
+                self.packed_row[[i, i + half]] = r
+                self.mask[r, 0, begin:at, common:begin] = False  # the pairs before
+                second = at - (plan.b - plan.shared)
+                self.mask[r, 0, second:at, second - (plan.a - plan.shared) : second] = False  # the other side
         for name in ("source_row", "source_column", "positions", "mask", "packed_row", "packed_column"):
             setattr(self, name, getattr(self, name).to(device))
 
+    def _place(self, row: int, at: int, source: int, first: int, last: int) -> None:
+        """Columns first … last of a plain row stand from `at` on in a packed one."""
+        end = at + last - first
+        self.source_row[row, at:end] = source
+        self.source_column[row, at:end] = self.source_column.new_tensor(range(first, last))
+        self.positions[row, at:end] = self.source_column[row, at:end]
+
     def pack(self, states: Any) -> Any:
-        """(N, T, H) → (N/2, P, H)."""
+        """(N, T, H) → (R, P, H)."""
         return states[self.source_row, self.source_column]
 
     def unpack(self, states: Any) -> Any:
-        """(N/2, P, H) → (N, T, H); what stood on padding is arbitrary."""
+        """(R, P, H) → (N, T, H); what stood on padding is arbitrary."""
         return states[self.packed_row, self.packed_column]
 
 
 def find_packing(keys: Sequence[tuple[int, ...]], width: int, device: Any) -> Packing | None:
     """A packing of this batch where it saves enough, else None."""
-    half = len(keys) // 2
-    if len(keys) % 2 or not half:
+    if len(keys) % 2 or not keys:
         return None
-    packed_width = max(sum(_plan(keys[i], keys[i + half])) for i in range(half))
-    if half * packed_width > MAX_SHARE * len(keys) * width:
+    common, plans = _plans(keys)
+    rows = _rows(common, plans)
+    packed_width = max(common + sum(plans[i].own for i in row) for row in rows)
+    if len(rows) * packed_width > MAX_SHARE * len(keys) * width:
         return None
     return Packing(keys, width, device)
 
 
-def _plan(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, int, int]:
-    """(tokens shared from the start, tokens left of a, tokens left of b)."""
-    shared = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-    return shared, len(a) - shared, len(b) - shared
+@dataclass(frozen=True)
+class _Plan:
+    """A pair: tokens that its two sides share from the start, those of each side in all, and those it adds to a row."""
+
+    shared: int
+    a: int
+    b: int
+    own: int
+
+
+def _plans(keys: Sequence[tuple[int, ...]]) -> tuple[int, list[_Plan]]:
+    """How many tokens all rows share from the start, and the pairs."""
+    half = len(keys) // 2
+    common = _shared(keys)
+    plans = []
+    for a, b in zip(keys[:half], keys[half:], strict=True):
+        shared = _shared((a, b))
+        plans.append(_Plan(shared, len(a), len(b), len(a) + len(b) - shared - common))
+    return common, plans
+
+
+def _rows(common: int, plans: Sequence[_Plan]) -> list[list[int]]:
+    """Which pairs stand in which packed row."""
+    rows: list[list[int]] = [[]]
+    filled = common
+    for i, plan in enumerate(plans):
+        if rows[-1] and filled + plan.own > ROW_TOKENS:
+            rows.append([])
+            filled = common
+        rows[-1].append(i)
+        filled += plan.own
+    return rows
+
+
+def _shared(keys: Sequence[tuple[int, ...]]) -> int:
+    """How many tokens all sequences have in common from the start."""
+    columns = enumerate(zip(*keys, strict=False))
+    return next((i for i, column in columns if len(set(column)) > 1), min(map(len, keys)))

@@ -1,8 +1,8 @@
-"""Frozen lower blocks, computed once per sequence.
+"""The trunk of a model in training: what can be computed once is.
 
-When LoRA sits only on the upper blocks, the hidden states below them never change: they are kept per
-sequence and the forward pass starts at the first adapted block. The reference pass, every epoch and both
-adapters on and off share them. Right padding and causal attention make a row's states independent of its
+What the rows of a batch begin with alike is computed once (`training.prefix`). When LoRA sits only on the upper
+blocks, the hidden states below them never change: they are kept per sequence and the forward pass starts at the
+first adapted block. The reference pass, every epoch and both adapters on and off share them. Right padding and causal attention make a row's states independent of its
 neighbours, so equal sequences may share them across batches. Exact up to the order of float additions.
 
 Memory: tokens × hidden size × 4 bytes, e.g. 90 MB for 200 pairs of two 100-token sequences at width 576.
@@ -34,20 +34,18 @@ def run_blocks(decoder: Any, blocks: Any, forward: Any, *, norm: bool = True, **
         decoder.layers, decoder.norm = layers, final
 
 
-def reuse_lower_blocks(model: Any, first_adapted: int) -> "LowerBlocks | None":
-    """Make `model` (a PEFT-wrapped decoder of Llama's shape) start at block `first_adapted`.
+def share_trunk(model: Any, first_adapted: int) -> "Trunk | None":
+    """Make `model` (a PEFT-wrapped decoder of Llama's shape) start at block `first_adapted`, and share beginnings.
 
     Returns:
-        The store, or None where there is nothing to gain or the model is not of that shape.
+        The trunk, or None where the model is not of that shape and stays as it is.
     """
     decoder = model.get_base_model().base_model
-    if first_adapted <= 0 or not is_llama_shaped(decoder):
-        return None
-    return LowerBlocks(decoder, first_adapted)
+    return Trunk(decoder, first_adapted) if is_llama_shaped(decoder) else None
 
 
-class LowerBlocks:
-    """Stands in for the decoder's forward; holds hidden states by sequence.
+class Trunk:
+    """Stands in for the decoder's forward; holds the hidden states below block `first` by sequence.
 
     Args:
         decoder: the inner decoder (embedding, blocks, norm), whose blocks below `first` are frozen.
@@ -68,13 +66,20 @@ class LowerBlocks:
 
     def forward(self, input_ids: Any = None, attention_mask: Any = None, **kwargs: Any) -> Any:
         """(B, T) ids → what the decoder returns; only sequences not seen before pass through the lower blocks."""
-        import torch
-
         if input_ids is None or (attention_mask is not None and not _right_padded(attention_mask)):
             return self.plain_forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         kwargs.pop("inputs_embeds", None)  # None: we had ids
         lengths = [input_ids.shape[1]] * len(input_ids) if attention_mask is None else attention_mask.sum(1).tolist()
         keys = [tuple(row[:n].tolist()) for row, n in zip(input_ids, lengths, strict=True)]
+        hidden = (
+            self._below(keys, input_ids, attention_mask) if len(self.lower) else self.decoder.embed_tokens(input_ids)
+        )
+        return self._shared(self.upper, keys, hidden, attention_mask, **kwargs)
+
+    def _below(self, keys: list[tuple[int, ...]], input_ids: Any, attention_mask: Any) -> Any:
+        """(B, T, H) states below the first adapted block, from the store where they are known."""
+        import torch
+
         new = [i for i, key in enumerate(keys) if key not in self.states]
         self.hits, self.misses = self.hits + len(keys) - len(new), self.misses + len(new)
         if new:
@@ -83,13 +88,12 @@ class LowerBlocks:
                 embedded = self.decoder.embed_tokens(input_ids[new])
                 states = self._shared(self.lower, [keys[i] for i in new], embedded, mask, norm=False).last_hidden_state
             for row, i in enumerate(new):
-                self.states[keys[i]] = states[row, : lengths[i]].clone()
+                self.states[keys[i]] = states[row, : len(keys[i])].clone()
         hidden = torch.nn.utils.rnn.pad_sequence([self.states[key] for key in keys], batch_first=True)
-        hidden = torch.nn.functional.pad(hidden, (0, 0, 0, input_ids.shape[1] - hidden.shape[1]))
-        return self._shared(self.upper, keys, hidden, attention_mask, **kwargs)
+        return torch.nn.functional.pad(hidden, (0, 0, 0, input_ids.shape[1] - hidden.shape[1]))
 
     def _shared(self, blocks: Any, keys: list[tuple[int, ...]], states: Any, mask: Any, **kwargs: Any) -> Any:
-        """Run `blocks` over (N, T, H) states, pairs with a common beginning as one row."""
+        """Run `blocks` over (N, T, H) states, what rows begin with alike only once."""
         packing = find_packing(keys, states.shape[1], states.device)
         if packing is None or kwargs.get("use_cache"):
             return self._run(blocks, inputs_embeds=states, attention_mask=mask, **kwargs)

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from tests.tiny import load_tiny, make_tiny_adapter, make_tiny_base
+from training import prefix
 from training.prefix import Packing, find_packing
-from training.trunk import reuse_lower_blocks
+from training.trunk import share_trunk
 
 KEYS = [(5, 6, 7, 8, 9, 10), (5, 6, 7, 20, 21), (5, 6, 7, 8, 30), (5, 6, 7, 40, 41, 42)]
 
@@ -20,18 +21,28 @@ def padded(keys: list[tuple[int, ...]]) -> tuple[torch.Tensor, torch.Tensor]:
     return ids, mask
 
 
-def test_a_packed_row_is_shared_part_and_both_rests() -> None:
+def test_a_packed_row_is_what_all_share_then_pair_by_pair() -> None:
     packing = Packing(KEYS, 6, "cpu")
 
-    assert packing.width == 3 + 2 + 3  # the second pair: shared 3, rests of 2 and 3
-    assert packing.positions[0, :7].tolist() == [0, 1, 2, 3, 4, 5, 4]  # first pair: shared 4, rests of 2 and 1
-    assert packing.mask[0, 0, 6, :7].tolist() == [True] * 4 + [False, False, True]
-    states = torch.arange(4 * 6).reshape(4, 6, 1).float()
-    back = packing.unpack(packing.pack(states))
+    assert packing.width == 3 + (1 + 2 + 1) + (2 + 3)  # all share 3; the first pair one more; then the rests
+    assert packing.positions.tolist() == [[0, 1, 2, 3, 4, 5, 4, 3, 4, 3, 4, 5]]
+    seen = packing.mask[0, 0].int().tolist()
+    assert seen[6] == [1, 1, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0]  # the first pair's second side: not the first side
+    assert seen[8] == [1, 1, 1, 0, 0, 0, 0, 1, 1, 0, 0, 0]  # the second pair's first side: nothing of the first pair
+    assert seen[11] == [1, 1, 1, 0, 0, 0, 0, 0, 0, 1, 1, 1]
+
+
+@pytest.mark.parametrize("row_tokens", [384, 4])
+def test_states_come_back_to_where_they_were(monkeypatch: pytest.MonkeyPatch, row_tokens: int) -> None:
+    monkeypatch.setattr(prefix, "ROW_TOKENS", row_tokens)
+    packing = Packing(KEYS, 6, "cpu")
+    assert len(packing.positions) == (1 if row_tokens == 384 else 2)
+    ids, _ = padded(KEYS)
+    back = packing.unpack(packing.pack(ids[:, :, None]))
+    places = packing.unpack(packing.positions[:, :, None])
     for row, key in enumerate(KEYS):
-        source = states[row, : len(key), 0].tolist()
-        shared = [states[row % 2, t, 0].item() for t in range(4 if row % 2 == 0 else 3)]
-        assert back[row, : len(key), 0].tolist() == shared + source[len(shared) :]
+        assert back[row, : len(key), 0].tolist() == list(key)
+        assert places[row, : len(key), 0].tolist() == list(range(len(key)))
 
 
 def test_a_batch_that_shares_little_stays_as_it_is() -> None:
@@ -41,7 +52,12 @@ def test_a_batch_that_shares_little_stays_as_it_is() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-def test_logits_and_gradients_equal_the_plain_batch(tmp_path: Path) -> None:
+@pytest.mark.parametrize("row_tokens", [384, 4])
+@pytest.mark.parametrize("first", [0, 1])
+def test_logits_and_gradients_equal_the_plain_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int, row_tokens: int
+) -> None:
+    monkeypatch.setattr(prefix, "ROW_TOKENS", row_tokens)
     base = make_tiny_base(tmp_path / "base")
     adapter = make_tiny_adapter(base, tmp_path / "adapter", seed=3, scale=0.3)
     ids, mask = padded(KEYS)
@@ -49,9 +65,9 @@ def test_logits_and_gradients_equal_the_plain_batch(tmp_path: Path) -> None:
     def run(packed: bool) -> tuple[torch.Tensor, dict[str, Any]]:
         model = load_tiny(base, adapter)
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_("lora" in name and "layers.1." in name)
+            parameter.requires_grad_("lora" in name and ("layers.1." in name or first == 0))
         if packed:
-            assert reuse_lower_blocks(model, 1) is not None
+            assert share_trunk(model, first) is not None
         logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[mask.bool()]
         logits.log_softmax(-1).pow(2).mean().backward()
         return logits, {n: p.grad for n, p in model.named_parameters() if p.grad is not None}

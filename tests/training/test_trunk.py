@@ -9,7 +9,7 @@ import torch
 from core.errors import StageError
 from tests.tiny import load_tiny, make_tiny_adapter, make_tiny_base
 from training.lora import lora_config
-from training.trunk import LowerBlocks, reuse_lower_blocks
+from training.trunk import Trunk, share_trunk
 
 LENGTHS = [7, 3, 9]
 
@@ -52,7 +52,7 @@ def test_it_equals_the_plain_forward(base: Path, adapters: str) -> None:
     from contextlib import nullcontext
 
     plain, model = adapted(base), adapted(base)
-    blocks = reuse_lower_blocks(model, 1)
+    blocks = share_trunk(model, 1)
     assert blocks is not None
     inputs = batch()
     outputs = []
@@ -67,7 +67,7 @@ def test_it_equals_the_plain_forward(base: Path, adapters: str) -> None:
 
 def test_adapters_change_the_output_and_share_the_store(base: Path) -> None:
     model = adapted(base)
-    blocks = reuse_lower_blocks(model, 1)
+    blocks = share_trunk(model, 1)
     assert blocks is not None
     with torch.no_grad():
         on = model(**batch()).logits
@@ -79,7 +79,7 @@ def test_adapters_change_the_output_and_share_the_store(base: Path) -> None:
 
 def test_gradients_equal_those_of_the_plain_forward(base: Path) -> None:
     plain, model = adapted(base), adapted(base)
-    reuse_lower_blocks(model, 1)
+    share_trunk(model, 1)
     inputs = batch()
     for each in (plain, model):
         mask = inputs["attention_mask"].bool()
@@ -93,7 +93,7 @@ def test_gradients_equal_those_of_the_plain_forward(base: Path) -> None:
 
 def test_a_sequence_is_known_again_in_another_batch(base: Path) -> None:
     plain, model = adapted(base), adapted(base)
-    blocks = reuse_lower_blocks(model, 1)
+    blocks = share_trunk(model, 1)
     assert blocks is not None
     first = batch(LENGTHS)
     other = {name: value[[2, 1]] for name, value in first.items()}
@@ -112,7 +112,7 @@ def test_a_sequence_is_known_again_in_another_batch(base: Path) -> None:
 
 def test_without_a_mask_every_token_counts(base: Path) -> None:
     plain, model = adapted(base), adapted(base)
-    blocks = reuse_lower_blocks(model, 1)
+    blocks = share_trunk(model, 1)
     assert blocks is not None
     ids = batch([6, 6])["input_ids"]
     with torch.no_grad():
@@ -123,7 +123,7 @@ def test_without_a_mask_every_token_counts(base: Path) -> None:
 
 def test_padding_on_the_left_takes_the_plain_way(base: Path) -> None:
     plain, model = adapted(base), adapted(base)
-    blocks = reuse_lower_blocks(model, 1)
+    blocks = share_trunk(model, 1)
     assert blocks is not None
     inputs = {name: value.flip(1) for name, value in batch().items()}
     with torch.no_grad():
@@ -133,7 +133,7 @@ def test_padding_on_the_left_takes_the_plain_way(base: Path) -> None:
 
 def test_the_model_is_whole_after_an_error(base: Path) -> None:
     model = adapted(base)
-    reuse_lower_blocks(model, 1)
+    share_trunk(model, 1)
     with pytest.raises(IndexError):
         model(input_ids=torch.tensor([[99_999]]))
     decoder = model.get_base_model().base_model
@@ -144,13 +144,18 @@ def test_the_model_is_whole_after_an_error(base: Path) -> None:
 def test_trainable_lower_blocks_are_refused(base: Path) -> None:
     model = adapted(base, top_layers=0)
     with pytest.raises(StageError, match="blocks below 1 have trainable parameters"):
-        reuse_lower_blocks(model, 1)
+        share_trunk(model, 1)
     decoder = model.get_base_model().base_model
     assert decoder.forward.__func__ is type(decoder).forward  # left as it was
 
 
-def test_nothing_to_gain_means_nothing_is_done(base: Path) -> None:
-    assert reuse_lower_blocks(adapted(base), 0) is None
+def test_without_frozen_blocks_nothing_is_stored(base: Path) -> None:
+    plain, model = adapted(base, top_layers=0), adapted(base, top_layers=0)
+    trunk = share_trunk(model, 0)
+    assert trunk is not None
+    with torch.no_grad():
+        assert same(model(**batch()).logits, plain(**batch()).logits, batch())
+    assert (trunk.misses, trunk.hits, trunk.states) == (0, 0, {})
 
 
 def test_another_shape_of_model_is_left_alone() -> None:
@@ -163,11 +168,11 @@ def test_another_shape_of_model_is_left_alone() -> None:
     )  # fmt: skip
     model = GPTNeoXForCausalLM(config)
     wrapped = get_peft_model(model, lora_config(model, rank=2, top_layers=1, task="CAUSAL_LM"))
-    assert reuse_lower_blocks(wrapped, 1) is None
+    assert share_trunk(wrapped, 1) is None
 
 
 def test_an_adapter_of_disk_works_as_one_that_is_trained(base: Path, tmp_path: Path) -> None:
     """The store is about the base, not about how the adapter came there."""
     adapter = make_tiny_adapter(base, tmp_path / "adapter")
     model = load_tiny(base, adapter)  # all layers adapted, but none of them trained
-    assert isinstance(reuse_lower_blocks(model, 1), LowerBlocks)
+    assert isinstance(share_trunk(model, 1), Trunk)
