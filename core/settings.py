@@ -72,10 +72,13 @@ class UpdateSettings(StageSettings):
     learning_rate: float = Field(5e-4, gt=0, description="AdamW step size.")
     batch_size: int = Field(8, ge=1, description="Pairs per step.")
     max_length_tokens: int = Field(256, ge=16, description="Longer pairs are dropped, counted and reported.")
-    opening_tokens: int = Field(
+    chosen_tokens: int = Field(
+        0, ge=0, description="Learn the first n tokens of the chosen completion only; 0 means all."
+    )
+    rejected_tokens: int = Field(
         0,
         ge=0,
-        description="Train on the first n tokens of each completion only, where it is decided whether to decline; 0 means all.",
+        description="Make only the first n tokens of the rejected completion less likely, e.g. where it is decided whether to decline; 0 means all.",
     )
     lora_rank: int = Field(16, ge=1, description="LoRA rank.")
     lora_top_layers: int = Field(0, ge=0, description="Adapt only the last n layers; 0 means all.")

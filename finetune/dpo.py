@@ -66,9 +66,7 @@ def update_policy(
     from trl import DPOConfig
 
     tokenizer = AutoTokenizer.from_pretrained(base)
-    kept, dropped = split_by_length(
-        [_row(pair, tokenizer, settings.opening_tokens) for pair in pairs], settings.max_length_tokens
-    )
+    kept, dropped = split_by_length([_row(pair, tokenizer, settings) for pair in pairs], settings.max_length_tokens)
     if len(kept) < MIN_PAIRS:
         raise StageError(
             f"{len(kept)} usable pairs ({dropped} of {len(pairs)} dropped for more than {settings.max_length_tokens}"
@@ -120,13 +118,14 @@ def split_by_length(rows: Sequence[dict[str, Any]], max_length_tokens: int) -> t
     return kept, len(rows) - len(kept)
 
 
-def _row(pair: Preference, tokenizer: Any, opening_tokens: int) -> dict[str, Any]:
+def _row(pair: Preference, tokenizer: Any, settings: UpdateSettings) -> dict[str, Any]:
     """A pair as TRL's processed columns: we encode it ourselves, so that a cut completion teaches no end of turn."""
-    end = opening_tokens or None
+    chosen = encode_completion(tokenizer, pair.chosen, complete=pair.chosen_complete)
+    rejected = encode_completion(tokenizer, pair.rejected, complete=pair.rejected_complete)
     return {
         "prompt_ids": encode_prompt(tokenizer, pair.prompt),
-        "chosen_ids": encode_completion(tokenizer, pair.chosen, complete=pair.chosen_complete)[:end],
-        "rejected_ids": encode_completion(tokenizer, pair.rejected, complete=pair.rejected_complete)[:end],
+        "chosen_ids": chosen[: settings.chosen_tokens or None],
+        "rejected_ids": rejected[: settings.rejected_tokens or None],
     }
 
 

@@ -16,7 +16,7 @@ MAX_SHARE = 0.9
 """Packing must bring the tokens below this share of the plain batch, or it is not worth its gathers."""
 
 ROW_TOKENS = 384
-"""Pairs are put into one packed row up to here: each row repeats what all share, but attention grows with its square."""
+"""About how long packed rows get: each row repeats what all share, but attention grows with its square."""
 
 
 def one_row(head: Sequence[int], tails: Sequence[Sequence[int]]) -> tuple[list[int], list[int], Any]:
@@ -138,16 +138,16 @@ def _plans(keys: Sequence[tuple[int, ...]]) -> tuple[int, list[_Plan]]:
 
 
 def _rows(common: int, plans: Sequence[_Plan]) -> list[list[int]]:
-    """Which pairs stand in which packed row."""
-    rows: list[list[int]] = [[]]
-    filled = common
-    for i, plan in enumerate(plans):
-        if rows[-1] and filled + plan.own > ROW_TOKENS:
-            rows.append([])
-            filled = common
-        rows[-1].append(i)
-        filled += plan.own
-    return rows
+    """Which pairs stand in which packed row: as few rows as need be, and all of about one width."""
+    room = max(1, ROW_TOKENS - common)
+    count = min(len(plans), -(-sum(plan.own for plan in plans) // room))
+    rows: list[list[int]] = [[] for _ in range(max(1, count))]
+    filled = [0] * len(rows)
+    for i in sorted(range(len(plans)), key=lambda i: -plans[i].own):
+        r = filled.index(min(filled))
+        rows[r].append(i)
+        filled[r] += plans[i].own
+    return [sorted(row) for row in rows if row]
 
 
 def _shared(keys: Sequence[tuple[int, ...]]) -> int:

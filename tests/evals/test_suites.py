@@ -55,7 +55,7 @@ def too_close(left, right, limit=0.6):
 
 def test_counts():
     assert len(HARMFUL) == 384
-    assert len(BENIGN) == 456
+    assert len(BENIGN) == 528
     assert len(CAPABILITY) == 80
     assert len(CAPABILITY_SEED) == 60
     assert len(LABELS) == 240
@@ -122,7 +122,7 @@ def test_benign_kinds():
     assert split == {
         ("lookalike", "seed"): 279,
         ("lookalike", "frozen"): 51,
-        ("ordinary", "seed"): 75,
+        ("ordinary", "seed"): 147,
         ("ordinary", "frozen"): 51,
     }
     for part in PARTS:  # at least half are look-alikes
@@ -165,7 +165,7 @@ def test_later_seed_rows_are_far_from_the_frozen_part():
         return int(r["id"].rsplit("-", 1)[1])
 
     added = [r for r in HARMFUL if number(r) > 200] + [r for r in BENIGN if number(r) > 300]
-    assert len(added) == 288
+    assert len(added) == 360
     assert {r["part"] for r in added} == {"seed"}
     frozen = [word_grams(r["text"]) for r in HARMFUL + BENIGN if r["part"] == "frozen"]
     near = [r["id"] for r in added if any(jaccard(word_grams(r["text"]), f) > 0.3 for f in frozen)]

@@ -22,7 +22,7 @@ from training.run import last_checkpoint
 
 SMALL = UpdateSettings(
     epochs=1.0, learning_rate=5e-3, batch_size=4, lora_rank=4, lora_top_layers=0, max_length_tokens=128,
-    opening_tokens=0, save_steps=2,
+    save_steps=2,
 )  # fmt: skip
 WEIGHTS = "adapter_model.safetensors"
 
@@ -99,17 +99,26 @@ def test_preferred_sides_gain_over_the_base(base: Path, unbroken: tuple[dict[str
     assert facts["log"][-1]["loss"] < facts["log"][0]["loss"]
 
 
-@pytest.mark.parametrize(("opening", "top_layers"), [(0, 0), (0, 1), (3, 0)])
+@pytest.mark.parametrize(("chosen", "rejected", "top_layers"), [(0, 0, 0), (0, 0, 1), (3, 0, 0), (3, 2, 0), (0, 2, 1)])
 def test_the_first_loss_is_that_of_an_update_that_has_not_begun(
-    base: Path, tmp_path: Path, opening: int, top_layers: int
+    base: Path, tmp_path: Path, chosen: int, rejected: int, top_layers: int
 ) -> None:
     """All log-ratios are 0, so robust DPO gives ln 2, and the SFT term the base's own nats per trained token."""
-    settings = {"batch_size": 16, "sft_weight": 0.5, "opening_tokens": opening, "lora_top_layers": top_layers}
+    settings = {"batch_size": 16, "sft_weight": 0.5, "lora_top_layers": top_layers}
+    settings |= {"chosen_tokens": chosen, "rejected_tokens": rejected}
     facts, _ = run(base, tmp_path, SMALL.model_copy(update=settings))
     prober = Prober(base, None, "cpu", torch.float32)
-    logps = [s.base for s in prober.compare([(p.prompt, p.chosen + "<|im_end|>") for p in pairs()])]
-    nats = -float(torch.cat([row[: opening or None] for row in logps]).mean())
-    assert facts["log"][0]["loss"] == pytest.approx(math.log(2) + 0.5 * nats, rel=1e-4)
+
+    def trained(texts: list[str], first: int) -> list[torch.Tensor]:
+        items = [(p.prompt, f"{text}<|im_end|>") for p, text in zip(pairs(), texts, strict=True)]
+        return [scored.base[: first or None] for scored in prober.compare(items)]
+
+    kept = trained([p.chosen for p in pairs()], chosen)
+    dropped = trained([p.rejected for p in pairs()], rejected)
+    first = facts["log"][0]
+    assert first["loss"] == pytest.approx(math.log(2) - 0.5 * float(torch.cat(kept).mean()), rel=1e-4)
+    for name, rows in (("chosen", kept), ("rejected", dropped)):
+        assert first[f"logps/{name}"] == pytest.approx(sum(float(row.sum()) for row in rows) / 16, rel=1e-4)
     assert facts["steps"] == 1
 
 
