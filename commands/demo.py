@@ -37,9 +37,14 @@ from finetune.models import Cycle
 OVERRIDES: dict[str, dict[str, Any]] = {
     "collect": {"max_completion_tokens": 24},  # the update reads openings only
     "snapshot": {"include_simulated": True, "heldout_frac": 0.15, "max_imported_pairs": 64},
-    "reward": {"epochs": 0.5},
-    # the script never errs by chance; what it teaches is whether to decline, which is decided in the first words
-    "update": {"label_smoothing": 0.0, "chosen_tokens": 24, "rejected_tokens": 8, "learning_rate": 6e-4},
+    "reward": {"epochs": 0.35},
+    "update": {
+        "label_smoothing": 0.0,  # the script never errs by chance
+        "learning_rate": 7e-4,
+        "lora_top_layers": 24,
+        "chosen_tokens": 24,
+        "rejected_tokens": 8,  # what it teaches is whether to decline, which is decided in the first words
+    },
 }
 SHOWN_TOKENS = 48
 
