@@ -118,7 +118,7 @@ def _run(settings: Settings, cycle_id: int) -> None:
     logging.getLogger("dunnock").setLevel(logging.WARNING)
     done = run_with_progress(runtime().db, settings)
     if done is None:
-        raise NotFound(f"cycle {cycle_id} is run by another worker")
+        raise NotFound(f"cycle {cycle_id} is over already")
     click.echo(f"cycle {done.id}: {done.state} ({done.outcome})")
     if done.state == "failed":
         raise SystemExit(1)

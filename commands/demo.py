@@ -37,12 +37,12 @@ from finetune.models import Cycle
 OVERRIDES: dict[str, dict[str, Any]] = {
     "collect": {"max_completion_tokens": 24},  # the update reads openings only
     "snapshot": {"include_simulated": True, "heldout_frac": 0.15, "max_imported_pairs": 64},
-    "reward": {"epochs": 0.35},
+    "reward": {"epochs": 0.3},
     "update": {
         "label_smoothing": 0.0,  # the script never errs by chance
         "learning_rate": 7e-4,
         "lora_top_layers": 24,
-        "chosen_tokens": 24,
+        "chosen_tokens": 16,
         "rejected_tokens": 8,  # what it teaches is whether to decline, which is decided in the first words
     },
 }
@@ -111,7 +111,7 @@ def _run_round(db: Database, settings: Settings) -> bool:
         _ask(client)
         cycle = run_with_progress(db, settings)
         if cycle is None or cycle.state == "failed":
-            print(f"The round failed: {cycle.outcome if cycle else 'it is run by another process'}", file=sys.stderr)
+            print(f"The round failed: {cycle.outcome if cycle else 'it is over already'}", file=sys.stderr)
             return False
         print(f"Cycle {cycle.id}: {cycle.state} ({cycle.outcome}). The same server, asked again:")
         _ask(client)

@@ -1,4 +1,7 @@
-"""A round with its progress in the terminal: one line per stage, from the same rows that the page shows."""
+"""A round with its progress in the terminal: one line per stage, from the same rows that the page shows.
+
+Where a worker runs the round already, it is followed; where that worker dies, the round goes on here.
+"""
 
 import threading
 import time
@@ -8,8 +11,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from sqlalchemy import select
 
 from core.db import Database
+from core.errors import Conflict
 from core.settings import Settings
-from finetune.cycle import run_cycle, unfinished_cycle
+from finetune.cycle import UNFINISHED, run_cycle, unfinished_cycle
 from finetune.models import Cycle, StageRun
 from finetune.runner import in_own_process
 
@@ -17,11 +21,7 @@ POLL_S = 0.5
 
 
 def run_with_progress(db: Database, settings: Settings) -> Cycle | None:
-    """Run the oldest unfinished cycle while telling how far it is.
-
-    Raises:
-        Conflict: another worker runs it.
-    """
+    """Run or follow the oldest unfinished cycle to its end while telling how far it is; None when there is none."""
     with db.read() as session:
         waiting = unfinished_cycle(session)
         if waiting is None:
@@ -31,10 +31,22 @@ def run_with_progress(db: Database, settings: Settings) -> Cycle | None:
     watcher = threading.Thread(target=_watch, args=(db, cycle_id, stages, ended), daemon=True)
     watcher.start()
     try:
-        return run_cycle(db, settings, in_own_process(db, settings))
+        return _run_or_follow(db, settings, cycle_id)
     finally:
         ended.set()
         watcher.join(5)
+
+
+def _run_or_follow(db: Database, settings: Settings, cycle_id: int) -> Cycle:
+    while True:
+        try:
+            run_cycle(db, settings, in_own_process(db, settings))
+        except Conflict:  # somebody else holds the lease
+            time.sleep(POLL_S)
+        with db.read() as session:
+            cycle = session.get_one(Cycle, cycle_id)
+        if cycle.state not in UNFINISHED:
+            return cycle
 
 
 def _watch(db: Database, cycle_id: int, stages: list[str], ended: threading.Event) -> None:

@@ -16,7 +16,8 @@ from sqlalchemy import select
 from core.artifacts import write_json
 from core.messages import Message, user
 from core.settings import GateSettings
-from evals.likelihood import Likelihoods, Prober, measure
+from evals.likelihood import Likelihoods, measure
+from evals.prober import Prober
 from evals.report import SuiteAnswer, examples, judged, summarise
 from evals.suites import SuitePrompt, benign, capability, harmful
 from feedback.preferences import Preference

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from core.errors import StageError
 from core.messages import user
 from core.settings import UpdateSettings
-from evals.likelihood import Prober
+from evals.prober import Prober
 from feedback.preferences import Preference
 from finetune.dpo import MIN_PAIRS, split_by_length, update_policy
 from finetune.gate_evidence import heldout_raised

@@ -1,0 +1,174 @@
+"""Log-probabilities of given texts under a candidate and under the base, side by side. No text is generated here."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from training.encode import encode_completion, encode_prompt
+from training.prefix import one_row
+from training.trunk import is_llama_shaped, run_blocks
+
+BATCH = 16  # prompts, each with all its completions
+POSITIONS = 512  # of which whole distributions are held at once
+Item = tuple[list[dict[str, str]], str]
+"""A prompt's messages and a completion."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What candidate and base make of one completion of T tokens.
+
+    Attributes:
+        candidate, base: (T,) log p(token) in nats.
+        kl: mean over tokens of the exact KL(candidate ‖ base) of the next-token distributions, in nats.
+    """
+
+    candidate: Any
+    base: Any
+    kl: float
+
+    @property
+    def nll(self) -> float:
+        """Nats per token under the candidate; 0 for an empty completion."""
+        return _mean_nll(self.candidate)
+
+    @property
+    def base_nll(self) -> float:
+        """Nats per token under the base."""
+        return _mean_nll(self.base)
+
+
+class Prober:
+    """Log-probabilities of completions under the candidate and under the base, side by side.
+
+    Completions of the same prompt are walked as one row, and the blocks below the first adapted one once for
+    both policies.
+
+    Args:
+        base: folder of the base model.
+        adapter: folder of the candidate's adapter; None compares the base with itself.
+    """
+
+    def __init__(self, base: Path, adapter: Path | None, device: Any, dtype: Any) -> None:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        self.tokenizer = AutoTokenizer.from_pretrained(base)
+        self.model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype).to(device).eval()
+        self.decoder, self.head = self.model.base_model, self.model.get_output_embeddings()
+        self.adapted = adapter is not None
+        self.first_adapted = 0
+        if adapter is not None:
+            from peft import PeftModel
+
+            self.model = PeftModel.from_pretrained(self.model, str(adapter)).eval()
+            self.first_adapted = first_adapted_block(self.decoder)
+
+    def compare(self, items: Sequence[Item], *, kl: int = 0) -> list[Scored]:
+        """Both policies on each completion, in the order given; the KL of all but the first `kl` items is NaN."""
+        import torch
+
+        heads: dict[tuple[int, ...], list[int]] = {}  # items by the ids of their prompt
+        for i, (prompt, _) in enumerate(items):
+            heads.setdefault(tuple(encode_prompt(self.tokenizer, prompt)), []).append(i)
+        tails = [encode_completion(self.tokenizer, text, complete=False) for _, text in items]
+        rows = sorted(heads.items(), key=lambda row: len(row[0]) + sum(len(tails[i]) for i in row[1]))
+        found: list[Scored | None] = [None] * len(items)
+        with torch.inference_mode():
+            for start in range(0, len(rows), BATCH):
+                for i, scored in self._batch(rows[start : start + BATCH], tails, kl):
+                    found[i] = scored
+        return [scored for scored in found if scored is not None]
+
+    def _batch(
+        self, rows: Sequence[tuple[tuple[int, ...], list[int]]], tails: Sequence[list[int]], kl: int
+    ) -> Iterator[tuple[int, Scored]]:
+        import torch
+
+        packed = [one_row(head, [tails[i] for i in mine]) for head, mine in rows]
+        width = max(len(ids) for ids, _, _ in packed)
+        device = self.model.device
+        ids, positions = (torch.zeros(len(rows), width, dtype=torch.long) for _ in range(2))
+        seen = torch.eye(width, dtype=torch.bool).repeat(len(rows), 1, 1, 1)  # padding sees itself alone
+        for row, (its_ids, its_positions, mask) in enumerate(packed):
+            n = len(its_ids)
+            ids[row, :n], positions[row, :n] = torch.tensor(its_ids), torch.tensor(its_positions)
+            seen[row, 0, :n, :n] = mask
+        both = self._states(ids.to(device), positions.to(device), seen.to(device))
+        places: dict[int, list[tuple[int, int]]] = {}  # of the states that predict each tail's tokens
+        for row, (head, mine) in enumerate(rows):
+            at = len(head)
+            for i in mine:
+                n = len(tails[i])
+                places[i] = [(row, column) for column in [len(head) - 1, *range(at, at + n - 1)][:n]]
+                at += n
+        for with_kl in (True, False):
+            order = [i for i in places if (i < kl) == with_kl]
+            where = (
+                torch.tensor([place for i in order for place in places[i]], dtype=torch.long).reshape(-1, 2).unbind(1)
+            )
+            wanted = torch.tensor([token for i in order for token in tails[i]], dtype=torch.long, device=device)
+            found = self._score(both[0][where], both[1][where], wanted, with_kl)
+            sizes = [len(tails[i]) for i in order]
+            for i, candidate, base, apart in zip(order, *(each.split(sizes) for each in found), strict=True):
+                yield i, Scored(candidate, base, float(apart.mean()))
+
+    def _states(self, ids: Any, positions: Any, seen: Any) -> list[Any]:
+        """(B, T, H) final states under the candidate and under the base."""
+        forward = self.decoder.forward
+        inputs = {"attention_mask": seen, "position_ids": positions, "use_cache": False}
+        blocks = self.decoder.layers if self.first_adapted else None
+        if blocks is None:
+            inputs["input_ids"] = ids
+        else:
+            embedded = self.decoder.embed_tokens(ids)
+            lower = run_blocks(
+                self.decoder, blocks[: self.first_adapted], forward, norm=False, inputs_embeds=embedded, **inputs
+            )
+            inputs["inputs_embeds"] = lower.last_hidden_state
+
+        def upper() -> Any:
+            if blocks is None:
+                return forward(**inputs).last_hidden_state
+            return run_blocks(self.decoder, blocks[self.first_adapted :], forward, **inputs).last_hidden_state
+
+        candidate = upper()
+        if not self.adapted:
+            return [candidate, candidate]
+        with self.model.disable_adapter():
+            return [candidate, upper()]
+
+    def _score(self, candidate: Any, base: Any, ids: Any, kl: bool) -> tuple[Any, Any, Any]:
+        """(M, H) states of both policies and (M,) token ids → (M,) log p of each, and (M,) KL or NaN."""
+        import torch
+
+        found: list[tuple[Any, Any, Any]] = []
+        for ours, theirs, wanted in zip(*(each.split(POSITIONS) for each in (candidate, base, ids)), strict=True):
+            if kl:
+                p, q = (self.head(states).float().log_softmax(-1) for states in (ours, theirs))  # (POSITIONS, V)
+                logps, base_logps = (each.gather(1, wanted[:, None])[:, 0] for each in (p, q))
+                found.append((logps, base_logps, (p.exp() * (p - q)).sum(-1)))
+            else:
+                logps, base_logps = (self._logps(states, wanted) for states in (ours, theirs))
+                found.append((logps, base_logps, torch.full_like(logps, float("nan"))))
+        candidate_logps, base_logps, kls = (torch.cat(each) for each in zip(*found, strict=True))
+        return candidate_logps, base_logps, kls
+
+    def _logps(self, states: Any, ids: Any) -> Any:
+        """(M, H) states and (M,) token ids → (M,) log p; no distribution is written out."""
+        logits = self.head(states).float()
+        return logits.gather(1, ids[:, None])[:, 0] - logits.logsumexp(-1)
+
+
+def first_adapted_block(decoder: Any) -> int:
+    """Index of the first block with an adapter; 0 where the decoder cannot be run in parts."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    if not is_llama_shaped(decoder):
+        return 0
+    adapted = (any(isinstance(m, BaseTunerLayer) for m in block.modules()) for block in decoder.layers)
+    return next((i for i, found in enumerate(adapted) if found), 0)
+
+
+def _mean_nll(logps: Any) -> float:
+    return -float(logps.mean()) if len(logps) else 0.0
