@@ -34,10 +34,10 @@ def prepare(db: Database, settings: Settings) -> None:
         Conflict: the database belongs to another base model.
     """
     migrate(db)
-    base = base_model_path(settings)
+    name, digest = base_model_name(settings), base_sha256(base_model_path(settings))
     with db.session() as session:
         ensure_rules(session)
-        ensure_base_version(session, base_model_name(settings), base_sha256(base))
+        ensure_base_version(session, name, digest)
 
 
 def first_admin(db: Database) -> tuple[str, str] | None:

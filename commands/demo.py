@@ -16,8 +16,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from openai import APIConnectionError, APIStatusError, OpenAI
+import httpx
+from openai import OpenAI
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from access.keys import create_key
 from access.people import get_or_create_scripted
@@ -47,10 +49,11 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     },
 }
 SHOWN_TOKENS = 48
+ENDED = ("promoted", "refused")
 
 
 def main() -> int:
-    """Run the demo; exit status 0 when a version was promoted or the report of an earlier round is there."""
+    """Run the demo; exit status 0 when the round that is reported promoted a version."""
     parser = argparse.ArgumentParser(description="One unattended round of the loop.")
     parser.add_argument("--again", action="store_true", help="run one more round")
     parser.add_argument("--pairs", type=Path, help="human preference pairs to import first (HH-RLHF, JSONL, Parquet)")
@@ -66,30 +69,39 @@ def main() -> int:
 def _demo(settings: Settings, again: bool, pairs: Path | None) -> int:
     db = Database(settings.db_url)
     prepare(db, settings)
+    settings.session_secret()  # made before several web workers would each make one
     if pairs is not None:
         found = import_file(db, pairs)
         print(
             f"{pairs.name}: {found.imported} pairs imported, {found.already_there} there already, {len(found.errors)} left out"
         )
     with db.session() as session:
-        finished = session.scalar(select(Cycle).where(Cycle.reason == "demo", Cycle.state.in_(("promoted", "refused"))))
-        waiting = unfinished_cycle(session)
-        failed = session.scalar(select(Cycle).where(Cycle.reason == "demo").order_by(Cycle.id.desc()).limit(1))
-        if waiting is None and failed is not None and failed.state == "failed":
-            waiting = reopen_cycle(session, failed.id)
-        if waiting is None and finished is not None and not again:
-            print("The demo round is finished; its report follows. One more round: make demo AGAIN=1")
-            cycle = None
-        else:
-            print(
-                "Going on with the unfinished round."
-                if waiting
-                else "One round of the loop. README.md says how long the last one took, and where."
-            )
-            cycle = request_cycle(session, settings, "demo", stages=DEMO_STAGES, overrides=OVERRIDES)
+        cycle = _wanted(session, settings, again)
     if cycle is not None and not _run_round(db, settings):
         return 1
     return _report(db, settings)
+
+
+def _wanted(session: Session, settings: Settings, again: bool) -> Cycle | None:
+    """The demo round to run: the unfinished or failed one, else a new one; None when one is finished and that will do.
+
+    Raises:
+        Conflict: a round that is no demo is unfinished.
+    """
+    waiting = unfinished_cycle(session)
+    if waiting is not None and waiting.reason != "demo":
+        raise Conflict(f"Cycle {waiting.id} is unfinished and no demo; let it end, or cancel it on /cycles.")
+    last = session.scalar(select(Cycle).where(Cycle.reason == "demo").order_by(Cycle.id.desc()).limit(1))
+    if waiting is None and last is not None and last.state == "failed":
+        waiting = reopen_cycle(session, last.id)
+    if waiting is not None:
+        print("Going on with the unfinished round.")
+        return waiting
+    if not again and session.scalar(select(Cycle.id).where(Cycle.reason == "demo", Cycle.state.in_(ENDED)).limit(1)):
+        print("The demo round is finished; its report follows. One more round: make demo AGAIN=1")
+        return None
+    print("One round of the loop. README.md says how long the last one took, and where.")
+    return request_cycle(session, settings, "demo", stages=DEMO_STAGES, overrides=OVERRIDES)
 
 
 def _run_round(db: Database, settings: Settings) -> bool:
@@ -110,8 +122,8 @@ def _run_round(db: Database, settings: Settings) -> bool:
             processes.wait_ready(child, target, processes.ENGINE_START_S)
         _ask(client)
         cycle = run_with_progress(db, settings)
-        if cycle is None or cycle.state == "failed":
-            print(f"The round failed: {cycle.outcome if cycle else 'it is over already'}", file=sys.stderr)
+        if cycle is None or cycle.state not in ENDED:
+            print(f"The round did not end: {cycle.outcome if cycle else 'it is over already'}", file=sys.stderr)
             return False
         print(f"Cycle {cycle.id}: {cycle.state} ({cycle.outcome}). The same server, asked again:")
         _ask(client)
@@ -134,16 +146,21 @@ def _web_is_up(client: OpenAI, settings: Settings) -> bool:
     Raises:
         Conflict: something else does.
     """
+    headers = {"Authorization": f"Bearer {client.api_key}"}
     try:
-        client.models.list(timeout=5)
-    except APIStatusError as error:
-        raise Conflict(
-            f"Port {settings.web_port} is taken by a server that does not know this folder's keys (it answered"
-            f" {error.status_code}); end it or set DUNNOCK_WEB_PORT."
-        ) from error
-    except APIConnectionError:
+        answer = httpx.get(f"{client.base_url}models", headers=headers, timeout=5)
+    except httpx.HTTPError:
         processes.require_free("web server", settings.host, settings.web_port, "DUNNOCK_WEB_PORT")
         return False
+    try:
+        ours = answer.json()["data"][0]["owned_by"] == "dunnock"
+    except (ValueError, LookupError, TypeError):
+        ours = False
+    if not ours:
+        raise Conflict(
+            f"Port {settings.web_port} is taken by a server that does not know this folder's keys (it answered"
+            f" {answer.status_code}); end it or set DUNNOCK_WEB_PORT."
+        )
     return True
 
 
@@ -161,9 +178,7 @@ def _ask(client: OpenAI) -> None:
 def _report(db: Database, settings: Settings) -> int:
     with db.read() as session:
         cycle = session.scalar(
-            select(Cycle)
-            .where(Cycle.reason == "demo", Cycle.state.in_(("promoted", "refused")))
-            .order_by(Cycle.id.desc())
+            select(Cycle).where(Cycle.reason == "demo", Cycle.state.in_(ENDED)).order_by(Cycle.id.desc())
         )
         if cycle is None:
             print("There is no finished demo round to report.", file=sys.stderr)

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from sqlalchemy import select
 
 from core.db import Database
-from core.errors import Conflict
+from core.errors import Conflict, LeaseLost
 from core.settings import Settings
 from finetune.cycle import UNFINISHED, run_cycle, unfinished_cycle
 from finetune.models import Cycle, StageRun
@@ -41,7 +41,7 @@ def _run_or_follow(db: Database, settings: Settings, cycle_id: int) -> Cycle:
     while True:
         try:
             run_cycle(db, settings, in_own_process(db, settings))
-        except Conflict:  # somebody else holds the lease
+        except (Conflict, LeaseLost):  # somebody else holds the lease
             time.sleep(POLL_S)
         with db.read() as session:
             cycle = session.get_one(Cycle, cycle_id)

@@ -26,6 +26,7 @@ def main() -> int:
         processes.require_free("web server", settings.host, settings.web_port, "DUNNOCK_WEB_PORT")
         if not settings.engine_url:
             processes.require_free("engine", "127.0.0.1", settings.engine_port, "DUNNOCK_ENGINE_PORT")
+        settings.session_secret()  # made before several web workers would each make one
         admin = first_admin(db)
         db.dispose()
     except DunnockError as error:

@@ -4,11 +4,13 @@ A parent that is killed leaves nobody behind who holds its ports or its memory (
 """
 
 import ctypes
+import os
 import signal
 import sys
 from collections.abc import Callable
 
 PR_SET_PDEATHSIG = 1
+_prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None  # looked up here: not safe between fork and exec
 
 COMPUTE = {
     "OMP_WAIT_POLICY": "PASSIVE",
@@ -28,8 +30,12 @@ took a sixth of an update step's time.
 def die_with_parent(sent: signal.Signals) -> Callable[[], None]:
     """A `preexec_fn` that has the system send this signal to the child once the thread that started it is gone."""
 
+    parent = os.getpid()
+
     def arrange() -> None:
-        if sys.platform == "linux":
-            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, sent)
+        if _prctl is not None:
+            _prctl(PR_SET_PDEATHSIG, sent)
+            if os.getppid() != parent:  # it was gone before we asked
+                os._exit(1)
 
     return arrange

@@ -64,6 +64,11 @@ class Prober:
             self.model = PeftModel.from_pretrained(self.model, str(adapter)).eval()
             self.first_adapted = first_adapted_block(self.decoder)
 
+    def tokens(self, prompt: list[dict[str, str]], *texts: str) -> int:
+        """Tokens of a prompt with the longest of its completions."""
+        longest = max(len(encode_completion(self.tokenizer, text)) for text in texts)
+        return len(encode_prompt(self.tokenizer, prompt)) + longest
+
     def compare(self, items: Sequence[Item], *, kl: int = 0) -> list[Scored]:
         """Both policies on each completion, in the order given; the KL of all but the first `kl` items is NaN."""
         import torch

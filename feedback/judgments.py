@@ -133,6 +133,8 @@ def record_feedback(  # noqa: PLR0913 (each is one thing that can be said)
         once: a name of this act; a second call with it returns the first judgments.
         simulated: True for a program's judgment. A scripted person's are simulated whatever is said here.
 
+    What the same person said before in the same way (thumbs, rating, correction) is superseded.
+
     Returns:
         One judgment for each of thumbs, rating and correction that was given, in this order.
 
@@ -153,6 +155,7 @@ def record_feedback(  # noqa: PLR0913 (each is one thing that can be said)
     for kind, value in said.items():
         judgment = Judgment(kind=kind, completion_id=completion_id, annotator_id=annotator_id)
         judgment.simulated = bool(simulated) or (person is not None and person.scripted)
+        judgment.supersedes_id = _said_before(session, judgment)
         judgment.once = None if once is None else f"{once}:{kind}"
         judgment.note = plain_text(note) if note and not judgments else None
         if kind != "correction":
@@ -240,6 +243,23 @@ def _feedback_once(session: Session, once: str, completion_id: str, annotator_id
     if any((j.completion_id, j.annotator_id) != (completion_id, annotator_id) for j in found):
         raise Conflict("this name (`once`) belongs to other feedback; use a new one for a new act", param="once")
     return found
+
+
+def _said_before(session: Session, judgment: Judgment) -> int | None:
+    """Id of what the same person last said in this way of the same completion; None where nobody is named."""
+    if judgment.annotator_id is None:
+        return None
+    return session.scalar(
+        select(Judgment.id)
+        .where(
+            Judgment.completion_id == judgment.completion_id,
+            Judgment.annotator_id == judgment.annotator_id,
+            Judgment.kind == judgment.kind,
+            Judgment.simulated == judgment.simulated,
+        )
+        .order_by(Judgment.id.desc())
+        .limit(1)
+    )
 
 
 def _checked_once(once: str | None) -> str | None:

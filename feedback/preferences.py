@@ -48,7 +48,7 @@ class Side:
     @classmethod
     def of(cls, completion: Completion) -> "Side":
         """The side that a stored completion makes."""
-        return cls(completion.text, completion.finish_reason not in ("length", "cancelled"))
+        return cls(completion.text, completion.finish_reason not in ("length", "cancelled", "error"))
 
 
 @dataclass

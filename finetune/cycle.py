@@ -19,7 +19,7 @@ from core.db import Database, utcnow
 from core.errors import Conflict, DunnockError, LeaseLost, NotFound
 from core.settings import Settings
 from feedback.models import Judgment, SnapshotJudgment
-from finetune.lease import HeldLease
+from finetune.lease import HeldLease, take_turns
 from finetune.models import Cycle, StageRun
 
 LEASE = "cycle"
@@ -45,6 +45,7 @@ def request_cycle(
     Args:
         overrides: settings by stage that differ from the deployment's, e.g. `{"update": {"epochs": 1}}`.
     """
+    take_turns(session, "cycle request")
     waiting = unfinished_cycle(session)
     if waiting is not None:
         return waiting

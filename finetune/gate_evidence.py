@@ -48,7 +48,7 @@ def gather_evidence(
     theirs = suite_answers(context, incumbent, prompts, settings.max_tokens, (SHARE_CANDIDATE, SHARE_INCUMBENT))
     bare = theirs if incumbent.id == base.id else suite_answers(context, base, prompts, settings.max_tokens, (0.9, 0.9))
     context.progress(SHARE_INCUMBENT, "likelihoods")
-    likelihoods, raised = _likelihoods(context, candidate, mine, bare, prompts, heldout)
+    likelihoods, raised, compared = _likelihoods(context, candidate, mine, bare, prompts, heldout)
     facts = {
         "candidate": summarise(mine),
         "incumbent": summarise(theirs),
@@ -56,10 +56,11 @@ def gather_evidence(
         "incumbent_version": incumbent.name,
         "likelihoods": asdict(likelihoods),
         "heldout_raised": raised,
-        "heldout_n": len(heldout),
+        "heldout_n": compared,
+        "heldout_dropped_long": len(heldout) - compared,
         "examples": examples(theirs, mine),
     }
-    return Evidence(mine, theirs, bare, likelihoods, raised, len(heldout)), facts
+    return Evidence(mine, theirs, bare, likelihoods, raised, compared), facts
 
 
 def suite_answers(
@@ -107,7 +108,8 @@ def _likelihoods(
     bare: Sequence[SuiteAnswer],
     prompts: Sequence[SuitePrompt],
     heldout: Sequence[Preference],
-) -> tuple[Likelihoods, int]:
+) -> tuple[Likelihoods, int, int]:
+    """Likelihoods, held-out pairs that are raised, and held-out pairs that are short enough to be compared."""
     device = find_device(context.settings.device)
     adapter = None if candidate.adapter_path is None else context.artifact_dir / candidate.adapter_path
     prober = Prober(base_model_path(context.settings), adapter, device, find_dtype(device))
@@ -118,10 +120,12 @@ def _likelihoods(
         [(user(p.text), p.reference) for p in prompts if p.reference],
         capability(),
     )
-    raised = heldout_raised(prober, heldout)
+    limit = int(context.stage_settings("update")["max_length_tokens"])
+    fitting = [p for p in heldout if prober.tokens(p.prompt, p.chosen, p.rejected) <= limit]
+    raised = heldout_raised(prober, fitting)
     del prober
     gc.collect()
-    return likelihoods, raised
+    return likelihoods, raised, len(fitting)
 
 
 def heldout_raised(prober: Prober, pairs: Sequence[Preference]) -> int:

@@ -13,6 +13,7 @@ from types import TracebackType
 
 from sqlalchemy import or_, select, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.orm import Session
 
 from core.db import Database, utcnow
 from core.errors import Conflict, LeaseLost
@@ -100,6 +101,17 @@ class HeldLease:
                 .values(expires_at=utcnow() + dt.timedelta(seconds=self.ttl_s))
             )
             return bool(kept.rowcount == 1)  # type: ignore[attr-defined]
+
+
+def take_turns(session: Session, name: str) -> None:
+    """Let one transaction at a time pass here, across all hosts, until it ends."""
+    if session.get(Lease, name, with_for_update=True) is None:
+        try:
+            with session.begin_nested():
+                session.add(Lease(name=name))
+        except IntegrityError:
+            pass  # another one made it just now
+        session.get(Lease, name, with_for_update=True, populate_existing=True)
 
 
 def _ensure_row(db: Database, name: str) -> None:

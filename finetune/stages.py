@@ -114,9 +114,9 @@ def _update(context: StageContext) -> None:
             train, base, context.work_dir("update"), out, settings,
             device=context.settings.device, snapshot_sha256=snapshot.content_sha256, progress=context.progress,
         )  # fmt: skip
-    digest = hash_folder(context.artifact_dir / relative)
+    digest, base_digest = hash_folder(context.artifact_dir / relative), base_sha256(base)
     with context.db.session() as session:
-        base_version = ensure_base_version(session, base_model_name(context.settings), base_sha256(base))
+        base_version = ensure_base_version(session, base_model_name(context.settings), base_digest)
         version = register_candidate(
             session, base=base_version, cycle_id=context.cycle_id, snapshot_id=snapshot.id,
             adapter_path=relative, adapter_sha256=digest, reference=REFERENCE,

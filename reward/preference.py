@@ -85,7 +85,8 @@ def train_reward(  # noqa: PLR0913 (inputs, outputs and settings of a stage)
         out: an existing empty folder that receives adapter and head.
 
     Returns:
-        accuracy with n, low, high (Wilson 95 %) on `heldout`, length_only, dropped_long, clears_bar, steps.
+        accuracy with n, low, high (Wilson 95 %) on `heldout`, length_only, clears_bar, steps; pairs left out for their
+        length as dropped_long and dropped_long_heldout.
 
     Raises:
         StageError: too few pairs, a non-finite loss, or scores that change on reloading.
@@ -94,8 +95,10 @@ def train_reward(  # noqa: PLR0913 (inputs, outputs and settings of a stage)
     from trl import RewardConfig, RewardTrainer
 
     model, tokenizer = _classifier(base, device, seed=settings.seed)
-    rows = [encode_pair(tokenizer, pair) for pair in train]
-    kept = [r for r in rows if max(len(r["chosen_ids"]), len(r["rejected_ids"])) <= settings.max_length_tokens]
+    rows, usable = ([encode_pair(tokenizer, pair) for pair in pairs] for pairs in (train, heldout))
+    kept = [row for row in rows if _longest(row) <= settings.max_length_tokens]
+    dropped_heldout = sum(_longest(row) > settings.max_length_tokens for row in usable)
+    heldout = [p for p, row in zip(heldout, usable, strict=True) if _longest(row) <= settings.max_length_tokens]
     if len(kept) < MIN_PAIRS or not heldout:
         raise StageError(
             f"{len(kept)} training and {len(heldout)} held-out pairs are usable; a reward model needs at least"
@@ -123,6 +126,7 @@ def train_reward(  # noqa: PLR0913 (inputs, outputs and settings of a stage)
     check_reload(RewardScorer(trainer.model, tokenizer), scorer, heldout)
     facts = evaluate(scorer, train, heldout) | {
         "dropped_long": len(rows) - len(kept),
+        "dropped_long_heldout": dropped_heldout,
         "n_train": len(kept),
         "steps": trainer.state.global_step,
         "log": [row for row in trainer.state.log_history if "loss" in row],
@@ -183,6 +187,10 @@ def _classifier(base: Path, device: Device, seed: int = 0) -> tuple[Any, Any]:
         tokenizer.pad_token = tokenizer.eos_token
     model.config.pad_token_id = tokenizer.pad_token_id
     return model, tokenizer
+
+
+def _longest(row: dict[str, list[int]]) -> int:
+    return max(len(row["chosen_ids"]), len(row["rejected_ids"]))
 
 
 def encode_pair(tokenizer: Any, pair: Preference) -> dict[str, list[int]]:

@@ -15,8 +15,11 @@ from training.prefix import find_packing
 
 
 def is_llama_shaped(decoder: Any) -> bool:
-    """Whether a decoder's blocks can be run a part at a time."""
-    return all(hasattr(decoder, name) for name in ("layers", "embed_tokens", "norm", "rotary_emb"))
+    """Whether a decoder's blocks can be run a part at a time: all alike, and nothing done to what comes in."""
+    config = decoder.config
+    alike = len(set(getattr(config, "layer_types", None) or ["full_attention"])) == 1
+    plain = getattr(config, "embedding_multiplier", None) is None
+    return alike and plain and all(hasattr(decoder, name) for name in ("layers", "embed_tokens", "norm", "rotary_emb"))
 
 
 def run_blocks(decoder: Any, blocks: Any, forward: Any, *, norm: bool = True, **inputs: Any) -> Any:

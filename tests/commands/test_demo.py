@@ -51,6 +51,10 @@ def test_a_demo_killed_in_every_stage_goes_on_and_doubles_nothing(tmp_path: Path
         **os.environ,
         **{name: str(port) for name, port in ports.items()},
         "DUNNOCK_VAR_DIR": str(tmp_path),
+        "DUNNOCK_DATABASE_URL": "",  # whatever a developer's own .env says
+        "DUNNOCK_ENGINE_URL": "",
+        "DUNNOCK_BASE_MODEL": "",
+        "DUNNOCK_SUITES_DIR": "",
         "DUNNOCK_COLLECT__PROMPTS_PER_SUITE": str(PROMPTS),
         "DUNNOCK_GATE__SUITE_LIMIT": "16",
         "DUNNOCK_UPDATE__EPOCHS": "1",
@@ -83,8 +87,13 @@ def test_a_demo_killed_in_every_stage_goes_on_and_doubles_nothing(tmp_path: Path
         while any(answers(port) for port in ports.values()):  # engine and web end with the demo
             assert time.monotonic() < until, "a killed demo left somebody on its ports"
             time.sleep(0.1)
-    code = start().wait(STAGE_LIMIT_S)
-    log.close()
+    demo = start()
+    try:
+        code = demo.wait(2 * STAGE_LIMIT_S)
+    finally:
+        demo.kill()
+        demo.wait()
+        log.close()
 
     assert code in (0, 1), (tmp_path / "demo.log").read_text()[-3000:]
     assert len(killed) >= len(DEMO_STAGES) - 1, killed  # the last stage may be over before it is seen

@@ -78,6 +78,13 @@ def test_a_dotenv_file_is_read(tmp_path: Path) -> None:
     assert (settings.required_n, settings.gate.max_tokens) == (3, 16)
 
 
+def test_an_empty_suites_folder_means_ours(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DUNNOCK_SUITES_DIR", "")
+    assert make().suites_dir is None
+    monkeypatch.setenv("DUNNOCK_SUITES_DIR", str(tmp_path))
+    assert make().suites_dir == tmp_path
+
+
 def test_defaults_that_hang_on_others(tmp_path: Path) -> None:
     settings = make(var_dir=tmp_path / "x" / ".." / "var", engine_port=1234)
     assert settings.var_dir == tmp_path / "var"

@@ -183,6 +183,21 @@ def test_feedback_is_one_judgment_for_each_thing_said(session: Session, ana: Per
     assert session.scalar(select(func.count(Judgment.id))) == 3
 
 
+def test_a_changed_mind_supersedes_what_the_same_person_said_in_the_same_way(session: Session, ana: Person) -> None:
+    completion = make_completion(session, text="It is blue.")
+
+    def say(annotator_id: int | None = ana.id, **said: Any) -> Judgment:
+        return record_feedback(session, completion_id=completion.id, annotator_id=annotator_id, **said)[0]
+
+    first, nobody = say(thumbs=1), say(None, thumbs=1)
+    rated, second = say(rating=4), say(thumbs=-1)
+    assert (first.supersedes_id, nobody.supersedes_id, rated.supersedes_id) == (None, None, None)
+    assert second.supersedes_id == first.id
+    assert say(thumbs=1).supersedes_id == second.id
+    assert say(None, thumbs=-1).supersedes_id is None
+    assert say(thumbs=1, simulated=True).supersedes_id is None  # a script does not change a person's mind
+
+
 def test_feedback_that_cannot_be_used_is_refused(session: Session, ana: Person) -> None:
     completion = make_completion(session, text="It is blue.")
 

@@ -99,10 +99,11 @@ def test_a_task_gives_the_net_of_its_votes(
         assert gathered.counts == Counter(from_choice=1)
 
 
-def test_a_pair_carries_what_its_prompt_says(session: Session) -> None:
+@pytest.mark.parametrize("reason", ["length", "cancelled", "error"])
+def test_a_pair_carries_what_its_prompt_says(session: Session, reason: str) -> None:
     prompt = make_prompt(session, "How do I pick a lock?", category="theft_property", harmful=True)
     task = make_pairwise_task(session, prompt, a="cut short", b="whole")
-    task.completion_a.finish_reason, task.completion_b.finish_reason = "length", "stop"
+    task.completion_a.finish_reason, task.completion_b.finish_reason = reason, "stop"
     choose(session, task, "b", 1)
     (pair,) = found(session).preferences
     assert pair.prompt == [{"role": "user", "content": "How do I pick a lock?"}]

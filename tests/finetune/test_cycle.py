@@ -1,6 +1,7 @@
 """Cycles: asked for once, their settings fixed, stages run once each and in order, failures written down."""
 
 import datetime as dt
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -72,6 +73,23 @@ def test_asking_again_gives_the_same_cycle_until_it_is_over(db: Database, settin
     with db.session() as session:
         finish_cycle(session, first.id, "refused", "v1 failed: length")
     assert request(db, settings).id != first.id
+
+
+def test_many_who_ask_at_once_get_one_cycle(db: Database, settings: Settings) -> None:
+    start, found = threading.Barrier(8), list[int]()
+
+    def ask() -> None:
+        start.wait()
+        with db.session() as session:
+            found.append(request_cycle(session, settings, "cron").id)
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(found) == 8
+    assert len(set(found)) == 1
 
 
 def test_settings_are_fixed_when_it_is_asked_for(database: Database, settings: Settings) -> None:

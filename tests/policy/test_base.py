@@ -100,6 +100,12 @@ def test_the_identity_of_a_base_hangs_on_its_weights(tiny: Path, tmp_path: Path)
     assert base_sha256(tmp_path / "same") == base_sha256(tiny)
 
 
+def test_a_base_without_safetensors_has_no_identity(tmp_path: Path) -> None:
+    (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
+    with pytest.raises(ArtifactError, match="holds no safetensors"):
+        base_sha256(tmp_path)
+
+
 def test_a_gguf_file_is_unpacked_to_what_transformers_loads(tmp_path: Path) -> None:
     """A GGUF file as the wheel holds one, but tiny: tensors in fp32, so that nothing is lost on the way."""
     gguf = pytest.importorskip("gguf")

@@ -171,8 +171,11 @@ def test_too_few_pairs_stop_the_stage(base: Path, tmp_path: Path, n_train: int, 
 def test_over_long_pairs_are_dropped_and_counted(base: Path, tmp_path: Path) -> None:
     long = [Preference(user("Hi"), "a b c d " * 60, "no"), Preference(user("Hi"), "yes", "a b c d " * 60)]
     settings = SMALL.model_copy(update={"epochs": 1.0})
-    facts = train_reward([*long, *toy(0, 9)], toy(100, 4), base, tmp_path / "work", tmp_path, settings, device="cpu")
+    facts = train_reward(
+        [*long, *toy(0, 9)], [*long, *toy(100, 4)], base, tmp_path / "work", tmp_path, settings, device="cpu"
+    )
     assert (facts["n_train"], facts["dropped_long"]) == (9, 2)
+    assert (facts["n"], facts["dropped_long_heldout"]) == (4, 2)
 
 
 def test_a_loss_that_is_no_number_stops_the_stage(base: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from core.errors import StageError
 from tests.tiny import load_tiny, make_tiny_adapter, make_tiny_base
 from training.lora import lora_config
-from training.trunk import Trunk, share_trunk
+from training.trunk import Trunk, is_llama_shaped, share_trunk
 
 LENGTHS = [7, 3, 9]
 
@@ -169,6 +169,17 @@ def test_another_shape_of_model_is_left_alone() -> None:
     model = GPTNeoXForCausalLM(config)
     wrapped = get_peft_model(model, lora_config(model, rank=2, top_layers=1, task="CAUSAL_LM"))
     assert share_trunk(wrapped, 1) is None
+
+
+@pytest.mark.parametrize(
+    "odd", [{"layer_types": ["full_attention", "sliding_attention"]}, {"embedding_multiplier": 12.0}]
+)
+def test_blocks_that_are_not_alike_are_left_alone(base: Path, odd: dict[str, Any]) -> None:
+    decoder = load_tiny(base).base_model
+    assert is_llama_shaped(decoder)
+    for name, value in odd.items():
+        setattr(decoder.config, name, value)
+    assert not is_llama_shaped(decoder)
 
 
 def test_an_adapter_of_disk_works_as_one_that_is_trained(base: Path, tmp_path: Path) -> None:
