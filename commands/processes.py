@@ -23,7 +23,7 @@ WEB_START_S = 30.0
 
 @dataclass
 class Child:
-    """A process of ours, its log, and what of its environment is set unless it is set already."""
+    """A process of ours, its log, and what is different in its environment."""
 
     name: str
     command: list[str]
@@ -38,7 +38,7 @@ class Child:
         with self.log.open("ab") as out:
             self.process = subprocess.Popen(
                 self.command, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
-                env=self.environment | os.environ, preexec_fn=die_with_parent(signal.SIGTERM),  # noqa: PLW1509
+                env=os.environ | self.environment, preexec_fn=die_with_parent(signal.SIGTERM),  # noqa: PLW1509
             )  # fmt: skip
 
     def alive(self) -> bool:
@@ -65,7 +65,8 @@ def end_children_on_sigterm() -> None:
 def engine(settings: Settings) -> Child:
     """The embedded engine."""
     command = [sys.executable, "-m", "policy.engine.server"]
-    return Child("engine", command, settings.var_dir / "logs" / "engine.log", environment=COMPUTE)
+    unset = {name: value for name, value in COMPUTE.items() if name not in os.environ}
+    return Child("engine", command, settings.var_dir / "logs" / "engine.log", environment=unset)
 
 
 def web(settings: Settings) -> Child:

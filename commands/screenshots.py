@@ -111,7 +111,7 @@ def _scene(scratch: Path, here: bool) -> Iterator[Scene]:
     children = [processes.web(settings)]
     if here and not settings.engine_url:
         children.append(processes.engine(settings))
-    children = [replace(c, log=scratch / f"{c.name}.log", environment=environment) for c in children]
+    children = [replace(c, log=scratch / f"{c.name}.log", environment=c.environment | environment) for c in children]
     url = f"http://127.0.0.1:{settings.web_port}"
     try:
         for child in children:

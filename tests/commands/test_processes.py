@@ -1,6 +1,7 @@
 """Processes are started only where nobody else answers, and a stranger's engine is not taken for ours."""
 
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from flask import Flask, jsonify
 from werkzeug.serving import make_server
 
 from commands.demo import _api_client, _web_is_up
-from commands.processes import engine_is_up, require_free
+from commands.processes import Child, engine, engine_is_up, require_free
 from core.db import Database
 from core.errors import Conflict
 from core.settings import Settings
@@ -60,3 +61,20 @@ def test_a_web_server_that_does_not_know_our_keys_is_told(stranger: int, databas
         _web_is_up(_api_client(database, f"http://127.0.0.1:{stranger}"), settings)
     port = free_port()
     assert not _web_is_up(_api_client(database, f"http://127.0.0.1:{port}"), Settings(var_dir=tmp_path, web_port=port))
+
+
+def test_what_a_child_is_given_wins_over_what_is_set_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DUNNOCK_VAR_DIR", "ours")
+    tell = [sys.executable, "-c", "import os; print(os.environ['DUNNOCK_VAR_DIR'])"]
+    child = Child("teller", tell, tmp_path / "log", environment={"DUNNOCK_VAR_DIR": "its own"})
+    child.start()
+    assert child.process is not None
+    assert child.process.wait(30) == 0
+    assert (tmp_path / "log").read_text() == "its own\n"
+
+
+def test_the_engine_keeps_what_somebody_set(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    found = engine(settings).environment
+    assert "OMP_WAIT_POLICY" not in found
+    assert found["MALLOC_MMAP_THRESHOLD_"] == str(2**30)
