@@ -1,39 +1,14 @@
 """Likelihood measures with a tiny model, put together from what the prober says."""
 
 import math
-from pathlib import Path
 
 import pytest
-import torch
 
 from core.messages import user
 from evals.likelihood import measure
 from evals.prober import Item, Prober
 from evals.suites import CapabilityItem
 from tests.evals.items import ITEMS, kls_of, logps_of
-from tests.tiny import make_tiny_adapter, make_tiny_base
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_base(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="module")
-def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_adapter(base, tmp_path_factory.mktemp("adapter"))
-
-
-@pytest.fixture(scope="module")
-def prober(base: Path, adapter: Path) -> Prober:
-    return Prober(base, adapter, "cpu", torch.float32)
-
-
-@pytest.fixture(scope="module")
-def alone(base: Path) -> Prober:
-    """The base beside itself."""
-    return Prober(base, None, "cpu", torch.float32)
-
 
 CAPABILITY = [CapabilityItem(str(n), f"What is {n}?", f"right {n}", (f"wrong {n}", "Paris", "bread")) for n in range(8)]
 

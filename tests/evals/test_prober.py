@@ -10,29 +10,8 @@ import torch
 from core.messages import user
 from evals.prober import Prober
 from tests.evals.items import ITEMS, kls_of, logps_of
-from tests.tiny import load_tiny, make_tiny_adapter, make_tiny_base
+from tests.tiny import load_tiny, make_tiny_adapter
 from training.encode import encode_completion, encode_prompt
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_base(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="module")
-def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_adapter(base, tmp_path_factory.mktemp("adapter"))
-
-
-@pytest.fixture(scope="module")
-def prober(base: Path, adapter: Path) -> Prober:
-    return Prober(base, adapter, "cpu", torch.float32)
-
-
-@pytest.fixture(scope="module")
-def alone(base: Path) -> Prober:
-    """The base beside itself."""
-    return Prober(base, None, "cpu", torch.float32)
 
 
 def plain(prober: Prober, model: Any, prompt: list[dict[str, str]], text: str) -> tuple[torch.Tensor, torch.Tensor]:
