@@ -112,9 +112,9 @@ def engine_is_up(settings: Settings) -> bool:
     """
     try:
         answer = httpx.get(engine_health_url(settings), timeout=2)
-        theirs = answer.json().get("artifact_dir") if answer.status_code == 200 else None
-    except (httpx.HTTPError, ValueError):
-        return False
+        theirs = answer.json()["artifact_dir"] if answer.status_code == 200 else None
+    except (httpx.HTTPError, ValueError, LookupError, TypeError):
+        return False  # nobody, or something that is no engine of ours
     if theirs is not None and Path(theirs) != settings.artifact_dir:
         raise Conflict(
             f"Port {settings.engine_port} is taken by the engine of {theirs}; end it or set DUNNOCK_ENGINE_PORT."

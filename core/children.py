@@ -29,7 +29,6 @@ took a sixth of an update step's time.
 
 def die_with_parent(sent: signal.Signals) -> Callable[[], None]:
     """A `preexec_fn` that has the system send this signal to the child once the thread that started it is gone."""
-
     parent = os.getpid()
 
     def arrange() -> None:

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from flask import Flask, jsonify
 from werkzeug.serving import make_server
@@ -53,6 +54,12 @@ def test_the_engine_of_another_folder_is_told_and_ours_is_used(stranger: int, tm
     with pytest.raises(Conflict, match=r"engine of /elsewhere/artifacts.*DUNNOCK_ENGINE_PORT"):
         engine_is_up(Settings(var_dir=tmp_path, engine_port=stranger))
     assert engine_is_up(Settings(var_dir=Path("/elsewhere"), engine_port=stranger))
+
+
+@pytest.mark.parametrize("body", ["hello", "[]", '"up"', "{}"])
+def test_what_is_no_engine_is_not_taken_for_one(body: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(httpx, "get", lambda *_, **__: httpx.Response(200, text=body))
+    assert not engine_is_up(Settings(var_dir=tmp_path, engine_port=1))
 
 
 def test_a_web_server_that_does_not_know_our_keys_is_told(stranger: int, database: Database, tmp_path: Path) -> None:
