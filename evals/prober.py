@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from training.encode import encode_completion, encode_prompt
-from training.prefix import one_row
+from training.prefix import Key, Packing, Plan
 from training.trunk import is_llama_shaped, run_blocks
 
 BATCH = 16  # prompts, each with all its completions
@@ -42,8 +42,8 @@ class Scored:
 class Prober:
     """Log-probabilities of completions under the candidate and under the base, side by side.
 
-    Completions of the same prompt are walked as one row, and the blocks below the first adapted one once for
-    both policies.
+    What prompts begin with alike is read once for a batch, a prompt once for its completions, and the blocks below the
+    first adapted one once for both policies.
 
     Args:
         base: folder of the base model.
@@ -73,53 +73,47 @@ class Prober:
         """Both policies on each completion, in the order given; the KL of all but the first `kl` items is NaN."""
         import torch
 
-        heads: dict[tuple[int, ...], list[int]] = {}  # items by the ids of their prompt
+        heads: dict[Key, list[int]] = {}  # items by the ids of their prompt
         for i, (prompt, _) in enumerate(items):
             heads.setdefault(tuple(encode_prompt(self.tokenizer, prompt)), []).append(i)
         tails = [encode_completion(self.tokenizer, text, complete=False) for _, text in items]
-        rows = sorted(heads.items(), key=lambda row: len(row[0]) + sum(len(tails[i]) for i in row[1]))
+        prompts = sorted(heads.items(), key=lambda found: len(found[0]) + sum(len(tails[i]) for i in found[1]))
         found: list[Scored | None] = [None] * len(items)
         with torch.inference_mode():
-            for start in range(0, len(rows), BATCH):
-                for i, scored in self._batch(rows[start : start + BATCH], tails, kl):
+            for start in range(0, len(prompts), BATCH):
+                for i, scored in self._batch(prompts[start : start + BATCH], tails, kl):
                     found[i] = scored
         return [scored for scored in found if scored is not None]
 
     def _batch(
-        self, rows: Sequence[tuple[tuple[int, ...], list[int]]], tails: Sequence[list[int]], kl: int
+        self, prompts: Sequence[tuple[Key, list[int]]], tails: Sequence[list[int]], kl: int
     ) -> Iterator[tuple[int, Scored]]:
+        """Each item of these prompts with what both policies make of it."""
         import torch
+        from torch.nn.utils.rnn import pad_sequence
 
-        packed = [one_row(head, [tails[i] for i in mine]) for head, mine in rows]
-        width = max(len(ids) for ids, _, _ in packed)
-        device = self.model.device
-        ids, positions = (torch.zeros(len(rows), width, dtype=torch.long) for _ in range(2))
-        seen = torch.eye(width, dtype=torch.bool).repeat(len(rows), 1, 1, 1)  # padding sees itself alone
-        for row, (its_ids, its_positions, mask) in enumerate(packed):
-            n = len(its_ids)
-            ids[row, :n], positions[row, :n] = torch.tensor(its_ids), torch.tensor(its_positions)
-            seen[row, 0, :n, :n] = mask
-        both = self._states(ids.to(device), positions.to(device), seen.to(device))
-        places: dict[int, list[tuple[int, int]]] = {}  # of the states that predict each tail's tokens
-        for row, (head, mine) in enumerate(rows):
-            at = len(head)
-            for i in mine:
-                n = len(tails[i])
-                places[i] = [(row, column) for column in [len(head) - 1, *range(at, at + n - 1)][:n]]
-                at += n
+        items = [(i, head) for head, mine in prompts for i in mine]
+        keys = [(*head, *tails[i]) for i, head in items]
+        at = {i: row for row, (i, _) in enumerate(items)}
+        ids = pad_sequence([torch.tensor(key) for key in keys], batch_first=True)  # (N, T)
+        packing = Packing(Plan(keys, [[at[i] for i in mine] for _, mine in prompts]), ids.shape[1], self.model.device)
+        both = self._states(packing.pack(ids.to(self.model.device)), packing.positions, packing.mask)
         for with_kl in (True, False):
-            order = [i for i in places if (i < kl) == with_kl]
-            where = (
-                torch.tensor([place for i in order for place in places[i]], dtype=torch.long).reshape(-1, 2).unbind(1)
-            )
-            wanted = torch.tensor([token for i in order for token in tails[i]], dtype=torch.long, device=device)
-            found = self._score(both[0][where], both[1][where], wanted, with_kl)
-            sizes = [len(tails[i]) for i in order]
-            for i, candidate, base, apart in zip(order, *(each.split(sizes) for each in found), strict=True):
+            order = [(row, i, len(head)) for row, (i, head) in enumerate(items) if (i < kl) == with_kl]
+            sizes = [len(tails[i]) for _, i, _ in order]
+            # The state before a token predicts it.
+            columns = [
+                c for (_, _, begin), n in zip(order, sizes, strict=True) for c in range(begin - 1, begin + n - 1)
+            ]
+            rows = [row for (row, _, _), n in zip(order, sizes, strict=True) for _ in range(n)]
+            wanted = torch.tensor([token for _, i, _ in order for token in tails[i]], dtype=torch.long)
+            where = (packing.packed_row[rows, 0], packing.packed_column[rows, columns])
+            scored = self._score(both[0][where], both[1][where], wanted.to(self.model.device), with_kl)
+            for (_, i, _), candidate, base, apart in zip(order, *(each.split(sizes) for each in scored), strict=True):
                 yield i, Scored(candidate, base, float(apart.mean()))
 
     def _states(self, ids: Any, positions: Any, seen: Any) -> list[Any]:
-        """(B, T, H) final states under the candidate and under the base."""
+        """(R, P, H) final states of packed rows under the candidate and under the base."""
         forward = self.decoder.forward
         inputs = {"attention_mask": seen, "position_ids": positions, "use_cache": False}
         blocks = self.decoder.layers if self.first_adapted else None

@@ -8,10 +8,12 @@ import torch
 
 from tests.tiny import load_tiny, make_tiny_adapter, make_tiny_base
 from training import prefix
-from training.prefix import Packing, find_packing
+from training.prefix import Packing, Plan, find_packing
 from training.trunk import share_trunk
 
 KEYS = [(5, 6, 7, 8, 9, 10), (5, 6, 7, 20, 21), (5, 6, 7, 8, 30), (5, 6, 7, 40, 41, 42)]
+
+PAIRS = [(0, 2), (1, 3)]
 
 
 def padded(keys: list[tuple[int, ...]]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -22,9 +24,9 @@ def padded(keys: list[tuple[int, ...]]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_a_packed_row_is_what_all_share_then_pair_by_pair() -> None:
-    packing = Packing(KEYS, 6, "cpu")
+    packing = Packing(Plan(KEYS, PAIRS), 6, "cpu")
 
-    assert packing.width == 3 + (1 + 2 + 1) + (2 + 3)  # all share 3; the first pair one more; then the rests
+    assert Plan(KEYS, PAIRS).width == 3 + (1 + 2 + 1) + (2 + 3)  # all share 3; the first pair one more; then the rests
     assert packing.positions.tolist() == [[0, 1, 2, 3, 4, 5, 4, 3, 4, 3, 4, 5]]
     seen = packing.mask[0, 0].int().tolist()
     assert seen[6] == [1, 1, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0]  # the first pair's second side: not the first side
@@ -35,7 +37,7 @@ def test_a_packed_row_is_what_all_share_then_pair_by_pair() -> None:
 @pytest.mark.parametrize("row_tokens", [384, 4])
 def test_states_come_back_to_where_they_were(monkeypatch: pytest.MonkeyPatch, row_tokens: int) -> None:
     monkeypatch.setattr(prefix, "ROW_TOKENS", row_tokens)
-    packing = Packing(KEYS, 6, "cpu")
+    packing = Packing(Plan(KEYS, PAIRS), 6, "cpu")
     assert len(packing.positions) == (1 if row_tokens == 384 else 2)
     ids, _ = padded(KEYS)
     back = packing.unpack(packing.pack(ids[:, :, None]))
