@@ -85,6 +85,12 @@ class UpdateSettings(StageSettings):
     beta: float = Field(0.1, gt=0, description="DPO inverse temperature.")
     sft_weight: float = Field(1.0, ge=0, description="Weight of the negative log-likelihood of the chosen completion.")
     label_smoothing: float = Field(0.05, ge=0, lt=0.5, description="Assumed flip rate of the judgments (loss robust).")
+    extrapolation: float = Field(
+        1.0,
+        gt=0,
+        le=3,
+        description="Factor on the learnt change before it is saved: over 1 goes beyond what was trained (ExPO), under 1 stays nearer to the base.",
+    )
     save_steps: int = Field(10, ge=1, description="Optimiser steps between checkpoints.")
     seed: int = Field(0, description="Seed of initialisation and order.")
 

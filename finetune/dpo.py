@@ -3,7 +3,8 @@
 In: preferences of a snapshot and the base model's folder. Out: an adapter folder (safetensors, its PEFT
 config, `run.json`). The reference is the base with adapters off, and is named so in the record. Loss is
 robust DPO (Chowdhury et al. 2024, arXiv:2403.00409) + SFT on the chosen completion: without a strong SFT
-term both log-probabilities fall and a small model's text degenerates.
+term both log-probabilities fall and a small model's text degenerates. The learnt change may be scaled before it is
+saved, which costs no training (ExPO, Zheng et al. 2024, arXiv:2404.16792).
 
 Resumable: checkpoints every `save_steps`; a killed run goes on from the last complete one.
 Not covered here: PPO, per-pair weights.
@@ -93,6 +94,7 @@ def update_policy(
     result = trainer.train(resume_from_checkpoint=last_checkpoint(work))
     if not torch.isfinite(torch.tensor(result.training_loss)):
         raise StageError(f"training loss is {result.training_loss}; nothing is registered")
+    scale_change(trainer.model, settings.extrapolation)
     trainer.model.save_pretrained(out)
     (out / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
     facts = {
@@ -106,6 +108,16 @@ def update_policy(
     }
     write_run(out, "update", settings.model_dump(), snapshot_sha256=snapshot_sha256, device=str(target), **facts)
     return facts
+
+
+def scale_change(model: Any, factor: float) -> None:
+    """Scale what LoRA adds to each weight, (alpha / r) B A, by a factor: B takes it, so every server of adapters agrees."""
+    import torch
+
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".lora_B." in name:
+                parameter.mul_(factor)
 
 
 def split_by_length(rows: Sequence[dict[str, Any]], max_length_tokens: int) -> tuple[list[dict[str, Any]], int]:

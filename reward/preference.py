@@ -44,7 +44,9 @@ class RewardScorer:
         from peft import PeftModel
 
         model, tokenizer = _classifier(base, device)
-        return cls(PeftModel.from_pretrained(model, str(folder)), tokenizer)
+        wrapped = PeftModel.from_pretrained(model, str(folder))
+        share_trunk(wrapped, 0)
+        return cls(wrapped, tokenizer)
 
     def score(self, items: Sequence[tuple[list[dict[str, str]], str]]) -> list[float]:
         """One reward per (prompt, completion), in the units of the Bradley-Terry logit."""
@@ -54,10 +56,11 @@ class RewardScorer:
         """One reward per encoded conversation."""
         import torch
 
-        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+        order = sorted(range(len(ids)), key=lambda i: ids[i])  # completions of a prompt are neighbours
         scores = [0.0] * len(ids)
         for start in range(0, len(order), SCORE_BATCH):
-            rows = order[start : start + SCORE_BATCH]
+            near = order[start : start + SCORE_BATCH]
+            rows = near[::2] + near[1::2]  # neighbours stand where the trunk shares beginnings
             batch = self.tokenizer.pad({"input_ids": [ids[i] for i in rows]}, padding_side="right", return_tensors="pt")
             with torch.inference_mode():
                 logits = self.model(**batch.to(self.model.device), use_cache=False).logits  # (B, 1)
@@ -152,8 +155,8 @@ def evaluate(scorer: RewardScorer, train: Sequence[Preference], heldout: Sequenc
     The bar: the accuracy's lower 95 % bound lies above the baseline's accuracy.
     """
     pairs = [encode_pair(scorer.tokenizer, pair) for pair in heldout]
-    chosen, rejected = (scorer.score_ids([pair[side] for pair in pairs]) for side in ("chosen_ids", "rejected_ids"))
-    right = sum(c > r for c, r in zip(chosen, rejected, strict=True))
+    scores = scorer.score_ids([pair[side] for side in ("chosen_ids", "rejected_ids") for pair in pairs])
+    right = sum(c > r for c, r in zip(scores[: len(pairs)], scores[len(pairs) :], strict=True))
     found = rate(right, len(heldout))
     baseline = length_only_accuracy(train, heldout)
     return {

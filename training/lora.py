@@ -38,8 +38,3 @@ def first_block(model: Any, top_layers: int) -> int:
     """Index of the first block that `lora_config` adapts."""
     n_layers = int(model.config.num_hidden_layers)
     return n_layers - top_layers if 0 < top_layers < n_layers else 0
-
-
-def trainable_state(model: Any) -> dict[str, Any]:
-    """Name → detached copy of each trainable parameter; for asserting what moved and what did not."""
-    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}

@@ -122,6 +122,20 @@ def test_the_first_loss_is_that_of_an_update_that_has_not_begun(
     assert facts["steps"] == 1
 
 
+@pytest.mark.parametrize("factor", [0.5, 1.5])
+def test_the_learnt_change_is_scaled_and_nothing_else(
+    base: Path, tmp_path: Path, unbroken: tuple[dict[str, Any], Path], factor: float
+) -> None:
+    _, out = run(base, tmp_path, SMALL.model_copy(update={"extrapolation": factor}))
+    plain, scaled = load_file(unbroken[1] / WEIGHTS), load_file(out / WEIGHTS)
+    for name, value in plain.items():
+        assert torch.allclose(scaled[name], value * factor if "lora_B" in name else value, rtol=1e-6), name
+    whole, further = (Prober(base, folder, "cpu", torch.float32) for folder in (unbroken[1], out))
+    item = (pairs(1)[0].prompt, pairs(1)[0].chosen)
+    gains = [float((s.candidate - s.base).sum()) for s in (whole.compare([item])[0], further.compare([item])[0])]
+    assert (gains[1] > gains[0]) == (factor > 1)
+
+
 # --- what is written
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.tiny import load_tiny, make_tiny_base
-from training.lora import BLOCK_LINEARS, lora_config, trainable_state
+from training.lora import BLOCK_LINEARS, lora_config
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +21,11 @@ def adapted(base: Path, **more: Any) -> Any:
 
     model = load_tiny(base)
     return get_peft_model(model, lora_config(model, **({"rank": 4, "top_layers": 0, "task": "CAUSAL_LM"} | more)))
+
+
+def trainable_state(model: Any) -> dict[str, torch.Tensor]:
+    """Name → copy of each trainable parameter."""
+    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 
 
 @pytest.mark.parametrize(("top_layers", "layers"), [(0, {0, 1}), (1, {1}), (2, {0, 1}), (5, {0, 1})])
