@@ -41,15 +41,19 @@ rollback: setup  ## bring the former policy version back (TO=name, REASON=text)
 	@$(FLASK) rollback $(if $(TO),--to "$(TO)") $(if $(REASON),--reason "$(REASON)")
 
 import: setup    ## import preference pairs (FILE=path, LIMIT=n)
+	@test -n "$(FILE)" || { echo "Say which file: make import FILE=pairs.jsonl" >&2; exit 2; }
 	@$(FLASK) import "$(FILE)" $(if $(LIMIT),--limit "$(LIMIT)")
 
 export: setup    ## export preferences (FILE=path)
+	@test -n "$(FILE)" || { echo "Say where to: make export FILE=mine.jsonl" >&2; exit 2; }
 	@$(FLASK) export "$(FILE)"
 
 person: setup    ## add somebody who signs in (LOGIN=name, ROLE=annotator)
+	@test -n "$(LOGIN)" || { echo "Say who: make person LOGIN=name" >&2; exit 2; }
 	@$(FLASK) person-add "$(LOGIN)" --role "$(or $(ROLE),annotator)"
 
 key: setup       ## make an API key (LOGIN=name)
+	@test -n "$(LOGIN)" || { echo "Say whose: make key LOGIN=admin" >&2; exit 2; }
 	@$(FLASK) key-add "$(LOGIN)"
 
 test: setup-dev  ## everything the tests need, then checks and tests

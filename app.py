@@ -12,6 +12,7 @@ import logging
 from flask import Flask, Response, jsonify, render_template, request
 from flask_wtf.csrf import CSRFError, CSRFProtect
 from werkzeug.exceptions import HTTPException
+from werkzeug.routing import IntegerConverter, Map
 
 import access.views
 import commands.cli
@@ -47,6 +48,7 @@ def create_app(settings: Settings | None = None, db: Database | None = None) -> 
     log.setLevel(settings.log_level)
     app.extensions["dunnock"] = Runtime(settings, db or Database(settings.db_url))
 
+    app.url_map.converters["int"] = _Id
     csrf = CSRFProtect(app)
     access.views.install(app)
     app.register_blueprint(access.views.blueprint)
@@ -61,9 +63,21 @@ def create_app(settings: Settings | None = None, db: Database | None = None) -> 
     app.register_error_handler(DunnockError, _domain_error)
     app.register_error_handler(CSRFError, _http_error)
     app.register_error_handler(HTTPException, _http_error)
+    app.register_error_handler(RecursionError, _nested_too_deep)
     app.register_error_handler(Exception, _unexpected_error)
     app.after_request(_security_headers)
     return app
+
+
+class _Id(IntegerConverter):
+    """A number in a URL, no larger than a database takes; beyond that nothing is found."""
+
+    def __init__(self, url_map: Map) -> None:
+        super().__init__(url_map, max=2**63 - 1)
+
+
+def _nested_too_deep(_: RecursionError) -> tuple[Response | str, int]:
+    return _answer(400, "invalid_request", "What was sent is nested too deep to be read.", None)
 
 
 def _domain_error(error: DunnockError) -> tuple[Response | str, int]:

@@ -40,7 +40,7 @@ def main() -> None:
     if options.dev:
         ensure_chromium()
     if not options.no_base:
-        call([str(PYTHON), "-m", "policy.base"])
+        call([str(PYTHON), "-m", "policy.base", "--quiet"])
 
 
 def install(files: list[Path]) -> None:

@@ -6,6 +6,7 @@ python -m commands.run
 import signal
 import sys
 import time
+from pathlib import Path
 
 from commands import processes
 from commands.database import first_admin, prepare
@@ -45,7 +46,7 @@ def main() -> int:
         processes.wait_ready(web, f"{url}/healthz", processes.WEB_START_S)
         if not settings.engine_url:
             processes.wait_ready(children[0], processes.engine_health_url(settings), processes.ENGINE_START_S)
-        _welcome(url, str(settings.var_dir / "logs"), admin)
+        _welcome(url, settings.var_dir, admin)
         _keep_up(children)
     except KeyboardInterrupt:
         pass
@@ -58,10 +59,12 @@ def main() -> int:
     return 0
 
 
-def _welcome(url: str, logs: str, admin: tuple[str, str] | None) -> None:
-    print(f"  pages     {url}/\n  chat API  {url}/v1\n  ready?    {url}/readyz\n  logs      {logs}")
+def _welcome(url: str, var_dir: Path, admin: tuple[str, str] | None) -> None:
+    print(f"  pages     {url}/\n  chat API  {url}/v1\n  ready?    {url}/readyz\n  logs      {var_dir / 'logs'}")
     if admin is not None:
         print(f"  sign in   {admin[0]} / {admin[1]}   (shown once; nobody could sign in yet)")
+    elif (var_dir / "first_admin").exists():
+        print(f"  sign in   with the name and password in {var_dir / 'first_admin'}, which the demo made")
     print("  an API key: make key LOGIN=admin      Ctrl-C ends all", flush=True)
 
 

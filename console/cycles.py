@@ -279,8 +279,8 @@ def _curve(name: str, result: dict[str, Any]) -> Curve | None:
 
 
 def _seconds(run: StageRun, state: str) -> float:
-    """Over all attempts; the one under way is added as it goes."""
-    return run.seconds + ((utcnow() - run.started_at).total_seconds() if state == "running" else 0.0)
+    """Over all attempts, as far as they told; what the one under way has not told yet is added."""
+    return max(run.seconds, (utcnow() - run.started_at).total_seconds()) if state == "running" else run.seconds
 
 
 def _note(run: StageRun, state: str) -> str:

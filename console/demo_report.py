@@ -24,6 +24,7 @@ class DemoReport:
     reward: dict[str, Any]
     quality: list[tuple[str, str, str]]  # measure, base, promoted
     judge: dict[str, Any]
+    judge_real: dict[str, Any]
     n_simulated: int | None
     checks: list[Any]
     stages: list[dict[str, Any]]
@@ -53,6 +54,7 @@ def _report(raw: dict[str, Any]) -> DemoReport:
         reward=_dict(raw.get("reward")),
         quality=_quality(_dict(raw.get("quality"))),
         judge=_dict(judge.get("error")) or judge,
+        judge_real=_dict(_dict(judge.get("real")).get("error")),
         n_simulated=n_simulated if isinstance(n_simulated, int) else None,
         checks=_list(_dict(raw.get("gate")).get("checks")),
         stages=[s for s in _list(raw.get("stages")) if isinstance(s, dict)],

@@ -201,8 +201,10 @@ def do_rollback() -> Response:
     login, seen = current_person().login, request.form.get("current")
     with runtime().db.session() as session:
         current = _locked_active(session)
-        if seen and seen != current.name:
-            raise Conflict(f"{seen} was active when you opened the page, now {current.name} is. Nothing was changed.")
+        if seen != current.name:
+            raise Conflict(
+                f"{seen or 'No version'} was active when you opened the page, now {current.name} is. Nothing was changed."
+            )
         row = rollback(session, actor=login, reason=_reason(), to=request.form.get("to") or None)
         target = session.get_one(PolicyVersion, row.policy_version_id)
         _audit(session, login, "policy.rollback", current.name, target.name)

@@ -93,5 +93,11 @@ class StageError(DunnockError):
     code = "stage_failed"
 
 
+class Cancelled(DunnockError):
+    """Somebody cancelled the cycle that this belongs to."""
+
+    status, code = 409, "cancelled"
+
+
 class LeaseLost(StageError):
     code = "lease_lost"

@@ -16,7 +16,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session, aliased
 
 from core.db import Database, utcnow
-from core.errors import Conflict, DunnockError, LeaseLost, NotFound
+from core.errors import Cancelled, Conflict, DunnockError, LeaseLost, NotFound
 from core.settings import Settings
 from feedback.models import Judgment, SnapshotJudgment
 from finetune.lease import HeldLease, take_turns
@@ -65,7 +65,7 @@ def unfinished_cycle(session: Session) -> Cycle | None:
 
 
 def cancel_cycle(session: Session, cycle_id: int, actor: str) -> Cycle:
-    """Mark an unfinished cycle cancelled; its worker stops at the next step it reports."""
+    """Mark an unfinished cycle cancelled; its worker ends the running stage within seconds and starts no other."""
     cycle = session.get(Cycle, cycle_id)
     if cycle is None:
         raise NotFound(f"there is no cycle {cycle_id}")
@@ -126,12 +126,16 @@ def run_cycle(db: Database, settings: Settings, run_stage: RunStage) -> Cycle | 
             cycle_id, stages = cycle.id, list(cycle.settings["stages"])
         try:
             for name in stages:
+                if cancelled(db, cycle_id):
+                    break
                 if not stage_done(db, cycle_id, name):
                     log.info("cycle %d: %s", cycle_id, name)
                     run_stage(cycle_id, name, lease)
             _finish(db, cycle_id, "done", f"finished: {', '.join(stages)}")  # a round that was to promote has its end
         except LeaseLost:
             raise
+        except Cancelled:
+            log.info("cycle %d: %s was ended, the cycle is cancelled", cycle_id, name)
         except DunnockError as error:
             log.error("cycle %d failed in %s: %s", cycle_id, name, error.message)
             _finish(db, cycle_id, "failed", f"{name}: {error.message}")
@@ -146,6 +150,12 @@ def stage_done(db: Database, cycle_id: int, name: str) -> bool:
         return found == "done"
 
 
+def cancelled(db: Database, cycle_id: int) -> bool:
+    """Whether somebody cancelled this cycle."""
+    with db.read() as session:
+        return session.scalar(select(Cycle.state).where(Cycle.id == cycle_id)) == "cancelled"
+
+
 def _finish(db: Database, cycle_id: int, state: str, outcome: str) -> None:
     with db.session() as session:
         cycle = session.get_one(Cycle, cycle_id)
@@ -157,7 +167,7 @@ def finish_cycle(session: Session, cycle_id: int, state: str, outcome: str) -> N
     """Set the end of a cycle in the caller's transaction, so that it stands or falls with what decided it."""
     cycle = session.get_one(Cycle, cycle_id, with_for_update=True)
     if cycle.state == "cancelled":
-        raise DunnockError("the cycle was cancelled", code="cancelled")
+        raise Cancelled("the cycle was cancelled")
     cycle.state, cycle.outcome, cycle.finished_at = state, outcome, utcnow()
 
 
@@ -177,7 +187,7 @@ class StageRecord:
                 row.state, row.error, row.attempts, row.started_at = "running", None, row.attempts + 1, utcnow()
 
     def progress(self, done_frac: float, note: str) -> None:
-        """Tell how far the stage is; raises LeaseLost or DunnockError when it should stop."""
+        """Tell how far the stage is; raises LeaseLost or Cancelled when it should stop."""
         self.check()
         if time.monotonic() - self._told < 1.0 and done_frac < 1.0:
             return
@@ -185,7 +195,7 @@ class StageRecord:
         with self.db.session() as session:
             row = self._row(session)
             if row is None or session.get_one(Cycle, self.cycle_id).state == "cancelled":
-                raise DunnockError("the cycle was cancelled", code="cancelled")
+                raise Cancelled("the cycle was cancelled")
             row.progress, row.note, row.seconds = done_frac, note, self._seconds()
 
     def done(self, session: Session, result: dict[str, Any], peak_mb: float) -> None:

@@ -6,6 +6,7 @@ A process per stage gives memory back when the stage ends, makes peak memory a f
 the worker alive when the system kills a stage for memory. On Linux it dies with its parent.
 """
 
+import itertools
 import logging
 import os
 import signal
@@ -16,15 +17,16 @@ from pathlib import Path
 
 from core.children import COMPUTE, die_with_parent
 from core.db import Database
-from core.errors import DunnockError, LeaseLost, StageError
+from core.errors import Cancelled, DunnockError, LeaseLost, StageError
 from core.settings import Settings, get_settings
 from finetune.context import StageContext
-from finetune.cycle import RunStage, StageRecord, stage_done
+from finetune.cycle import RunStage, StageRecord, cancelled, stage_done
 from finetune.lease import HeldLease
 from policy.client import EngineClient
 
 ROOT = Path(__file__).resolve().parent.parent
 POLL_S = 0.25
+POLLS_A_LOOK = 4  # for a cancelled cycle in the database
 ATTEMPTS = 2
 
 
@@ -41,13 +43,15 @@ def in_this_process(db: Database, settings: Settings, client: EngineClient) -> R
 
 
 def in_own_process(db: Database, settings: Settings) -> RunStage:
-    """A RunStage that starts a child per stage and ends it when the lease is lost."""
+    """A RunStage that starts a child per stage and ends it when the lease is lost or the cycle cancelled."""
 
     def run(cycle_id: int, name: str, lease: HeldLease) -> None:
         log_path = settings.var_dir / "logs" / f"cycle-{cycle_id}-{name}.log"
         log_path.parent.mkdir(parents=True, exist_ok=True)
         for _ in range(ATTEMPTS):
-            code = _run_child(cycle_id, name, lease, log_path)
+            code = _run_child(db, cycle_id, name, lease, log_path)
+            if cancelled(db, cycle_id):
+                raise Cancelled("the cycle was cancelled")
             if code >= 0:  # ended by itself; a killed one is tried again, from its last checkpoint
                 break
         if code != 0 and not stage_done(db, cycle_id, name):
@@ -56,7 +60,7 @@ def in_own_process(db: Database, settings: Settings) -> RunStage:
     return run
 
 
-def _run_child(cycle_id: int, name: str, lease: HeldLease, log_path: Path) -> int:
+def _run_child(db: Database, cycle_id: int, name: str, lease: HeldLease, log_path: Path) -> int:
     """Run one stage in a child to its end and return its exit status, negative for a signal."""
     with log_path.open("a") as out:
         child = subprocess.Popen(  # noqa: S603 (our own words)
@@ -65,8 +69,12 @@ def _run_child(cycle_id: int, name: str, lease: HeldLease, log_path: Path) -> in
             preexec_fn=die_with_parent(signal.SIGKILL),  # noqa: PLW1509
         )  # fmt: skip
         try:
-            while child.poll() is None:
+            for polls in itertools.count(1):
+                if child.poll() is not None:
+                    break
                 lease.check()
+                if polls % POLLS_A_LOOK == 0 and cancelled(db, cycle_id):
+                    break
                 time.sleep(POLL_S)
         finally:
             _end(child)
@@ -111,7 +119,7 @@ def main(argv: list[str]) -> int:
     record = StageRecord(db, cycle_id, name)
     try:
         run_stage(StageContext.open(db, settings, client, cycle_id, record), name)
-    except LeaseLost:
+    except (LeaseLost, Cancelled):
         return 1
     except DunnockError as error:
         logging.getLogger("dunnock.stage").error("%s: %s", name, error.message)

@@ -20,7 +20,7 @@ from sqlalchemy import select
 
 from core.artifacts import hash_folder, new_folder
 from core.db import utcnow
-from core.errors import StageError
+from core.errors import Cancelled, StageError
 from core.settings import GateSettings, RewardSettings, SnapshotSettings, UpdateSettings
 from evals.suites import frozen_texts
 from feedback.dataset import find_snapshot, freeze, load_pairs
@@ -46,6 +46,8 @@ def run_stage(context: StageContext, name: str) -> None:
     """Run a stage to its end; its row is done, with all it made, or failed with the reason."""
     try:
         STAGES[name](context)
+    except Cancelled:
+        raise  # its row stays as it is: the stage did not fail
     except BaseException as error:
         context.record.failed(f"{type(error).__name__}: {error}")
         raise

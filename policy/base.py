@@ -155,4 +155,6 @@ def _weights_sha256(folder: Path) -> str:
 
 
 if __name__ == "__main__":
-    print(fetch_base(get_settings()))  # noqa: T201
+    found = fetch_base(get_settings())
+    if "--quiet" not in sys.argv:
+        print(found)  # noqa: T201

@@ -105,7 +105,7 @@ def _authorize(scope: str) -> int | None:
         return int(current_user.id)
     if runtime().settings.api_auth == "open":
         return None
-    raise Unauthenticated("send an API key as `Authorization: Bearer …`; make one with `key-add`")
+    raise Unauthenticated("send an API key as `Authorization: Bearer …`; make one with `make key LOGIN=…`")
 
 
 def _check_csrf() -> None:
@@ -126,7 +126,8 @@ def _parse(kind: type[Body]) -> Body:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise InvalidInput(f"{where}: {first['msg']}" if where else first["msg"], param=where or None) from error
+        said = first["msg"].removeprefix("Value error, ").replace(" after validation", "")
+        raise InvalidInput(f"{where}: {said}" if where else said, param=where or None) from error
 
 
 def _check_length(client: EngineClient, asked: ChatRequest, limit: int) -> None:

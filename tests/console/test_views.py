@@ -315,6 +315,13 @@ def test_promote_needs_an_engine_that_can_load_it(
 # Roll back ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    "path", ["/cycles/77", "/cycles/99999999999999999999999", "/cycles/99999999999999999999999.json"]
+)
+def test_a_cycle_that_is_not_there_is_not_found(lead: SignedIn, path: str) -> None:
+    assert lead.client.get(path).status_code == 404
+
+
 def test_rollback_by_form(lead: SignedIn, database: Database, settings: Settings) -> None:
     with database.session() as session:
         make_promoted(session, settings)
@@ -330,6 +337,9 @@ def test_rollback_by_form(lead: SignedIn, database: Database, settings: Settings
         entry = session.scalars(select(AuditLog).where(AuditLog.action == "policy.rollback")).one()
         assert (entry.before, entry.after) == ({"active": "v2"}, {"active": "v1"})
         assert session.scalars(select(Promotion).order_by(Promotion.id.desc())).first().reason == "too many refusals"
+    assert (
+        lead.client.post("/rollback", data={"to": "v2"}).status_code == 409
+    )  # no page was read that said what is active
     again = lead.client.post("/rollback", data=form)  # the same form once more must not go one further back
     assert again.status_code == 409
     assert "now v1 is" in again.text
@@ -345,9 +355,9 @@ def test_rollback_to_a_named_version_and_without_a_name(lead: SignedIn, database
     assert lead.client.get("/rollback?to=base").status_code == 200
     assert lead.client.get("/rollback?to=v2").status_code == 409  # active already
     assert lead.client.get("/rollback?to=v9").status_code == 404
-    assert lead.client.post("/rollback").status_code == 303
+    assert lead.client.post("/rollback", data={"current": "v2"}).status_code == 303
     assert active_name(database) == "v1"
-    assert lead.client.post("/rollback", data={"to": "v2"}).status_code == 303  # forward again: it was active once
+    assert lead.client.post("/rollback", data={"to": "v2", "current": "v1"}).status_code == 303  # forward again: it was active once
     assert active_name(database) == "v2"
 
 

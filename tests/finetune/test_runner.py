@@ -1,16 +1,22 @@
 """A stage in a process of its own: its end, its failure, its killing; and taking a failed cycle up again."""
 
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from sqlalchemy import select
 
 from core.db import Database
 from core.errors import Conflict, StageError
 from core.settings import Settings
 from finetune import runner
-from finetune.cycle import StageRecord, reopen_cycle, request_cycle, run_cycle
+from finetune.cycle import StageRecord, cancel_cycle, reopen_cycle, request_cycle, run_cycle
 from finetune.lease import HeldLease
-from finetune.models import Cycle
+from finetune.models import Cycle, StageRun
 
 
 def ask(database: Database, settings: Settings, stages: list[str]) -> int:
@@ -25,7 +31,7 @@ def test_only_a_killed_stage_is_tried_again(
     ask(database, settings, ["snapshot"])
     left = list(codes)
 
-    def child(cycle_id: int, name: str, lease: HeldLease, log_path: Path) -> int:
+    def child(_: Database, cycle_id: int, name: str, lease: HeldLease, log_path: Path) -> int:
         code = left.pop(0)
         record = StageRecord(database, cycle_id, name)
         if code == 0:
@@ -45,6 +51,33 @@ def test_only_a_killed_stage_is_tried_again(
         assert "too few pairs" in (cycle.outcome or "")
     if codes[-1] < 0:
         assert "SIGKILL" in (cycle.outcome or "")
+
+
+def test_a_cancelled_cycle_ends_its_stage_and_starts_no_other(
+    database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stage here never tells its progress; its process is a real one that would sleep for a minute."""
+    cycle_id = ask(database, settings, ["snapshot", "reward"])
+    started: list[subprocess.Popen[bytes]] = []
+    real = subprocess.Popen
+
+    def start(command: list[str], **more: Any) -> "subprocess.Popen[bytes]":
+        StageRecord(database, cycle_id, command[-1])
+        with database.session() as session:
+            cancel_cycle(session, cycle_id, "ana")
+        started.append(real([sys.executable, "-c", "import time; time.sleep(60)"], **more))
+        return started[-1]
+
+    monkeypatch.setattr(runner.subprocess, "Popen", start)
+    began = time.monotonic()
+    ended = run_cycle(database, settings, runner.in_own_process(database, settings))
+
+    assert time.monotonic() - began < 20
+    assert ended is not None
+    assert (ended.state, ended.outcome) == ("cancelled", "cancelled by ana")
+    assert [child.poll() for child in started] == [-signal.SIGTERM]
+    with database.read() as session:
+        assert [(r.name, r.error) for r in session.scalars(select(StageRun))] == [("snapshot", None)]
 
 
 def test_a_failed_cycle_goes_on_from_its_last_finished_stage(database: Database, settings: Settings) -> None:

@@ -150,6 +150,12 @@ def test_what_cannot_be_answered_is_refused(
     assert error_of(ask(client, served, **body, stream=True)) == (status, code)
 
 
+def test_a_body_nested_too_deep_is_refused(client: FlaskClient, served: Served) -> None:
+    answer = client.post("/v1/chat/completions", data="[" * 100_000, headers=served.chat)
+    assert error_of(answer) == (400, "invalid_request")
+    assert "nested too deep" in answer.json["error"]["message"]
+
+
 def test_text_parts_and_unknown_fields_are_taken(client: FlaskClient, served: Served) -> None:
     parts = [{"type": "text", "text": "H"}, {"type": "text", "text": "i"}]
     answer = ask(client, served, messages=[{"role": "user", "content": parts, "name": "x"}], logit_bias={}, user="u")
