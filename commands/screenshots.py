@@ -249,12 +249,12 @@ def _person(session: Session, login: str, role: str, password: str) -> None:
 
 
 def _newest(session: Session) -> tuple[int, str]:
-    """The newest finished round and the version it made."""
+    """The round of the version that is served, or else the newest finished one, and the version it made."""
     row = session.execute(
         select(Cycle.id, PolicyVersion.name)
         .join(PolicyVersion, PolicyVersion.cycle_id == Cycle.id)
         .where(Cycle.state.in_(("promoted", "refused")))
-        .order_by(Cycle.id.desc())
+        .order_by((PolicyVersion.state == "active").desc(), Cycle.id.desc())
     ).first()
     if row is None:
         raise NotFound("no round has finished here; run `make demo` first, or shoot without --here")
