@@ -357,7 +357,9 @@ def test_rollback_to_a_named_version_and_without_a_name(lead: SignedIn, database
     assert lead.client.get("/rollback?to=v9").status_code == 404
     assert lead.client.post("/rollback", data={"current": "v2"}).status_code == 303
     assert active_name(database) == "v1"
-    assert lead.client.post("/rollback", data={"to": "v2", "current": "v1"}).status_code == 303  # forward again: it was active once
+    assert (
+        lead.client.post("/rollback", data={"to": "v2", "current": "v1"}).status_code == 303
+    )  # forward again: it was active once
     assert active_name(database) == "v2"
 
 
