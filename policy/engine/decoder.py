@@ -153,7 +153,9 @@ class Decoder:
     def open_requests(self) -> int:
         """Requests that run or wait."""
         with self._change:
-            return len(self._waiting) + sum(len(lane.rows) for lane in list(self._lanes.values()))
+            # A row that the decode thread moves along just now may be seen in two places; it is one request.
+            rows = {id(row) for lane in list(self._lanes.values()) for row in lane.rows}
+            return len(self._waiting) + len(rows)
 
     def healthy(self) -> bool:
         """Whether the decode thread lives."""
