@@ -66,7 +66,7 @@ def unfinished_cycle(session: Session) -> Cycle | None:
 
 def cancel_cycle(session: Session, cycle_id: int, actor: str) -> Cycle:
     """Mark an unfinished cycle cancelled; its worker ends the running stage within seconds and starts no other."""
-    cycle = session.get(Cycle, cycle_id)
+    cycle = session.get(Cycle, cycle_id, with_for_update=True, populate_existing=True)
     if cycle is None:
         raise NotFound(f"there is no cycle {cycle_id}")
     if cycle.state in UNFINISHED:
@@ -158,7 +158,7 @@ def cancelled(db: Database, cycle_id: int) -> bool:
 
 def _finish(db: Database, cycle_id: int, state: str, outcome: str) -> None:
     with db.session() as session:
-        cycle = session.get_one(Cycle, cycle_id)
+        cycle = session.get_one(Cycle, cycle_id, with_for_update=True)
         if cycle.state in UNFINISHED:
             cycle.state, cycle.outcome, cycle.finished_at = state, outcome, utcnow()
 

@@ -15,6 +15,8 @@ import sys
 import time
 from pathlib import Path
 
+from sqlalchemy.exc import DBAPIError
+
 from core.children import COMPUTE, die_with_parent
 from core.db import Database
 from core.errors import Cancelled, DunnockError, LeaseLost, StageError
@@ -73,12 +75,20 @@ def _run_child(db: Database, cycle_id: int, name: str, lease: HeldLease, log_pat
                 if child.poll() is not None:
                     break
                 lease.check()
-                if polls % POLLS_A_LOOK == 0 and cancelled(db, cycle_id):
+                if polls % POLLS_A_LOOK == 0 and _cancelled_as_far_as_known(db, cycle_id):
                     break
                 time.sleep(POLL_S)
         finally:
             _end(child)
     return child.returncode
+
+
+def _cancelled_as_far_as_known(db: Database, cycle_id: int) -> bool:
+    """Whether the cycle is cancelled; a database that is away for a while ends no stage, the lease does if it stays so."""
+    try:
+        return cancelled(db, cycle_id)
+    except DBAPIError:
+        return False
 
 
 def _end(child: "subprocess.Popen[bytes]") -> None:

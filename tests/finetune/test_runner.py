@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 from sqlalchemy import select
+from sqlalchemy.exc import OperationalError
 
 from core.db import Database
 from core.errors import Conflict, StageError
 from core.settings import Settings
+from finetune import cycle as cycle_module
 from finetune import runner
 from finetune.cycle import StageRecord, cancel_cycle, reopen_cycle, request_cycle, run_cycle
 from finetune.lease import HeldLease
@@ -78,6 +80,34 @@ def test_a_cancelled_cycle_ends_its_stage_and_starts_no_other(
     assert [child.poll() for child in started] == [-signal.SIGTERM]
     with database.read() as session:
         assert [(r.name, r.error) for r in session.scalars(select(StageRun))] == [("snapshot", None)]
+
+
+def test_a_database_that_is_away_for_a_while_ends_no_stage(
+    database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cycle_id = ask(database, settings, ["snapshot"])
+    looks: list[int] = []
+    real = subprocess.Popen
+
+    def away(_: Database, number: int) -> bool:
+        looks.append(number)
+        if len(looks) == 2:  # the first look comes before the stage starts
+            raise OperationalError("select", {}, ConnectionError("the server is restarting"))
+        return False
+
+    def start(command: list[str], **more: Any) -> "subprocess.Popen[bytes]":
+        record = StageRecord(database, cycle_id, command[-1])
+        with database.session() as session:
+            record.done(session, {}, 1.0)
+        return real([sys.executable, "-c", "import time; time.sleep(2)"], **more)
+
+    monkeypatch.setattr(runner.subprocess, "Popen", start)
+    monkeypatch.setattr(runner, "cancelled", away)
+    monkeypatch.setattr(cycle_module, "cancelled", away)
+    ended = run_cycle(database, settings, runner.in_own_process(database, settings))
+    assert ended is not None
+    assert ended.state == "done"
+    assert len(looks) >= 3
 
 
 def test_a_failed_cycle_goes_on_from_its_last_finished_stage(database: Database, settings: Settings) -> None:
