@@ -37,17 +37,20 @@ from finetune.cycle import DEMO_STAGES, reopen_cycle, request_cycle, unfinished_
 from finetune.models import Cycle
 
 OVERRIDES: dict[str, dict[str, Any]] = {
-    "collect": {"max_completion_tokens": 24},  # the update reads openings only
+    # The update reads openings only; nobody chats beside the demo.
+    "collect": {"max_completion_tokens": 24, "concurrency": 96},
     "snapshot": {"include_simulated": True, "heldout_frac": 0.15, "max_imported_pairs": 64},
     "reward": {"epochs": 0.4, "batch_size": 4, "learning_rate": 2e-3},  # few pairs: more and larger steps
     "update": {
         "label_smoothing": 0.0,  # the script never errs by chance
         "learning_rate": 7e-4,
         "lora_top_layers": 24,
-        "extrapolation": 1.3,
+        "epochs": 1.5,
+        "extrapolation": 1.5,
         "chosen_tokens": 16,
         "rejected_tokens": 8,  # what it teaches is whether to decline, which is decided in the first words
     },
+    "gate": {"concurrency": 96},
 }
 SHOWN_TOKENS = 48
 ENDED = ("promoted", "refused")

@@ -29,7 +29,6 @@ from policy.models import PolicyVersion
 from policy.versions import BASE_NAME
 from training.device import find_device, find_dtype
 
-CONCURRENCY = 32
 SHARE_CANDIDATE, SHARE_INCUMBENT = 0.45, 0.9  # of the stage's progress
 
 
@@ -44,9 +43,9 @@ def gather_evidence(
     with context.db.read() as session:
         base = session.scalars(select(PolicyVersion).where(PolicyVersion.name == BASE_NAME)).one()
     prompts = [*harmful("frozen", settings.suite_limit), *benign("frozen", settings.suite_limit)]
-    mine = suite_answers(context, candidate, prompts, settings.max_tokens, (0.0, SHARE_CANDIDATE))
-    theirs = suite_answers(context, incumbent, prompts, settings.max_tokens, (SHARE_CANDIDATE, SHARE_INCUMBENT))
-    bare = theirs if incumbent.id == base.id else suite_answers(context, base, prompts, settings.max_tokens, (0.9, 0.9))
+    mine = suite_answers(context, candidate, prompts, settings, (0.0, SHARE_CANDIDATE))
+    theirs = suite_answers(context, incumbent, prompts, settings, (SHARE_CANDIDATE, SHARE_INCUMBENT))
+    bare = theirs if incumbent.id == base.id else suite_answers(context, base, prompts, settings, (0.9, 0.9))
     context.progress(SHARE_INCUMBENT, "likelihoods")
     likelihoods, raised, compared = _likelihoods(context, candidate, mine, bare, prompts, heldout)
     facts = {
@@ -67,13 +66,13 @@ def suite_answers(
     context: StageContext,
     version: PolicyVersion,
     prompts: Sequence[SuitePrompt],
-    max_tokens: int,
+    settings: GateSettings,
     share: tuple[float, float],
 ) -> list[SuiteAnswer]:
     """A version's greedy completions of the suites, from the store or the engine, judged anew each time."""
     key = hashlib.sha256(
         json.dumps(
-            [version.name, version.adapter_sha256, version.base_sha256, max_tokens, [p.text for p in prompts]]
+            [version.name, version.adapter_sha256, version.base_sha256, settings.max_tokens, [p.text for p in prompts]]
         ).encode()
     )
     path = context.artifact_dir / "suites" / f"{version.name}-{key.hexdigest()[:16]}.json"
@@ -84,7 +83,7 @@ def suite_answers(
                 model=version.name,
                 messages=(Message(role="user", content=p.text),),
                 temperature=0.0,
-                max_tokens=max_tokens,
+                max_tokens=settings.max_tokens,
             )
             for p in prompts
         ]
@@ -96,7 +95,7 @@ def suite_answers(
             done = share[0] + (share[1] - share[0]) * n_done / len(requests)
             context.progress(done, f"{version.name}: {n_done}/{len(requests)} suite prompts")
 
-        replies = context.client.complete_many(requests, CONCURRENCY, on_done=tell)
+        replies = context.client.complete_many(requests, settings.concurrency, on_done=tell)
         write_json(path, [[reply.text, reply.completion_tokens] for reply in replies])
     return judged(prompts, [(text, n) for text, n in json.loads(path.read_text())])
 
