@@ -17,6 +17,7 @@ from werkzeug.routing import IntegerConverter, Map
 import access.views
 import commands.cli
 import console.views
+import feedback.api
 import feedback.views
 import serving.api
 import serving.health
@@ -57,6 +58,8 @@ def create_app(settings: Settings | None = None, db: Database | None = None) -> 
     app.register_blueprint(serving.views.blueprint)
     app.register_blueprint(serving.health.blueprint)
     app.register_blueprint(serving.api.blueprint)
+    app.register_blueprint(feedback.api.blueprint)
+    csrf.exempt(feedback.api.blueprint)
     csrf.exempt(serving.api.blueprint)  # programs bring a key; browser sessions are checked by the API itself
     commands.cli.install(app)
 
@@ -103,7 +106,8 @@ def _answer(status: int, code: str, message: str, param: str | None) -> tuple[Re
     if request.path.startswith("/v1/"):
         kind = "invalid_request_error" if status < 500 else "server_error"
         return jsonify(error={"message": message, "type": kind, "param": param, "code": code}), status
-    if request.accept_mimetypes.best_match(["text/html", "application/json"]) == "application/json":
+    program = request.path.startswith("/api/")
+    if program or request.accept_mimetypes.best_match(["text/html", "application/json"]) == "application/json":
         body = jsonify(type=f"urn:dunnock:{code}", title=code.replace("_", " "), status=status, detail=message)
         body.mimetype = "application/problem+json"
         return body, status

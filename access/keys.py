@@ -11,7 +11,7 @@ from access.models import ApiKey, Person
 from core.db import utcnow
 from core.errors import Forbidden, InvalidInput, NotFound, Unauthenticated
 
-SCOPES = ("chat", "feedback")
+SCOPES = ("chat", "feedback", "annotate")
 
 
 def create_key(

@@ -18,10 +18,30 @@ from core.errors import SettingsError
 PLACEHOLDER_SECRETS = {"", "dev", "secret", "change-me", "changeme", "development"}
 
 
-class StageSettings(BaseModel):
-    """Settings of one training stage: frozen, written to `run.json` beside what the stage makes."""
+class SettingsGroup(BaseModel):
+    """Settings that belong together, under one prefix."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class StageSettings(SettingsGroup):
+    """Settings of one training stage, written to `run.json` beside what the stage makes."""
+
+
+class AssignmentSettings(SettingsGroup):
+    """Which task an annotator gets next. Shares are in proportion to each other; canary pairs come before them all."""
+
+    informative: float = Field(
+        0.6, ge=0, description="Share of tasks that should teach most: large disagreement or small margin of rewards."
+    )
+    uniform: float = Field(
+        0.2, ge=0, description="Share of tasks drawn from everything alike: unbiased evaluation data."
+    )
+    flagged: float = Field(0.2, ge=0, description="Share of tasks that users flagged.")
+
+    def weights(self) -> dict[str, float]:
+        """The share of each pool, by its name."""
+        return self.model_dump()
 
 
 class CollectSettings(StageSettings):
@@ -32,7 +52,9 @@ class CollectSettings(StageSettings):
     top_p: float = Field(0.95, gt=0, le=1, description="Nucleus of rollouts.")
     prompts_per_suite: int = Field(0, ge=0, description="Use only n seed prompts of each suite; 0 means all.")
     concurrency: int = Field(
-        32, ge=1, description="Requests held open at the engine at once: more are done sooner, and slow a chat beside them."
+        32,
+        ge=1,
+        description="Requests held open at the engine at once: more are done sooner, and slow a chat beside them.",
     )
 
 
@@ -164,7 +186,7 @@ class Settings(BaseSettings):
     )
     engine_api_key: str = Field("", description="Bearer key sent to the engine, where it wants one.")
     engine_max_batch: int = Field(96, ge=1, description="Rows the embedded engine decodes together.")
-    engine_threads: int = Field(64, ge=1, description="Open requests the embedded engine accepts at once.")
+    engine_threads: int = Field(160, ge=1, description="Open requests the embedded engine accepts at once.")
     engine_packed_mb: int = Field(
         2000,
         ge=0,
@@ -179,6 +201,7 @@ class Settings(BaseSettings):
     )
     lease_s: int = Field(900, ge=5, description="How long an annotator holds a task without submitting.")
     required_n: int = Field(1, ge=1, description="Judgments wanted per task.")
+    assignment: AssignmentSettings = AssignmentSettings()
 
     cycle_cron: str = Field("", description="Cron expression (UTC) that starts a cycle; empty: none.")
     cycle_min_judgments: int = Field(

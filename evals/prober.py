@@ -58,11 +58,15 @@ class Prober:
         self.decoder, self.head = self.model.base_model, self.model.get_output_embeddings()
         self.adapted = adapter is not None
         self.first_adapted = 0
+        self.merged: Any = None
         if adapter is not None:
+            import torch
             from peft import PeftModel
 
             self.model = PeftModel.from_pretrained(self.model, str(adapter)).eval()
             self.first_adapted = first_adapted_block(self.decoder)
+            if dtype is torch.float32 and is_llama_shaped(self.decoder):
+                self.merged = merged_blocks(self.decoder.layers[self.first_adapted :])
 
     def tokens(self, prompt: list[dict[str, str]], *texts: str) -> int:
         """Tokens of a prompt with the longest of its completions."""
@@ -116,26 +120,26 @@ class Prober:
         """(R, P, H) final states of packed rows under the candidate and under the base."""
         forward = self.decoder.forward
         inputs = {"attention_mask": seen, "position_ids": positions, "use_cache": False}
-        blocks = self.decoder.layers if self.first_adapted else None
-        if blocks is None:
-            inputs["input_ids"] = ids
-        else:
+        first = self.first_adapted
+        if first:
             embedded = self.decoder.embed_tokens(ids)
-            lower = run_blocks(
-                self.decoder, blocks[: self.first_adapted], forward, norm=False, inputs_embeds=embedded, **inputs
-            )
+            below = self.decoder.layers[:first]
+            lower = run_blocks(self.decoder, below, forward, norm=False, inputs_embeds=embedded, **inputs)
             inputs["inputs_embeds"] = lower.last_hidden_state
+        else:
+            inputs["input_ids"] = ids
+        above = self.decoder.layers[first:] if first else None
 
-        def upper() -> Any:
+        def upper(blocks: Any) -> Any:
             if blocks is None:
                 return forward(**inputs).last_hidden_state
-            return run_blocks(self.decoder, blocks[self.first_adapted :], forward, **inputs).last_hidden_state
+            return run_blocks(self.decoder, blocks, forward, **inputs).last_hidden_state
 
-        candidate = upper()
+        candidate = upper(above if self.merged is None else self.merged)
         if not self.adapted:
             return [candidate, candidate]
         with self.model.disable_adapter():
-            return [candidate, upper()]
+            return [candidate, upper(above)]
 
     def _score(self, candidate: Any, base: Any, ids: Any, kl: bool) -> tuple[Any, Any, Any]:
         """(M, H) states of both policies and (M,) token ids → (M,) log p of each, and (M,) KL or NaN."""
@@ -167,6 +171,24 @@ def first_adapted_block(decoder: Any) -> int:
         return 0
     adapted = (any(isinstance(m, BaseTunerLayer) for m in block.modules()) for block in decoder.layers)
     return next((i for i, found in enumerate(adapted) if found), 0)
+
+
+def merged_blocks(blocks: Any) -> Any:
+    """A copy of adapted blocks with the adapter added to their weights: as served on a CPU, and a sixth faster.
+
+    In float32 only: half precision would round the change away.
+    """
+    from copy import deepcopy
+
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    copied = deepcopy(blocks)
+    for block in copied:
+        adapted = [(name, m) for name, m in block.named_modules() if isinstance(m, BaseTunerLayer)]
+        for name, layer in adapted:
+            layer.merge()
+            block.set_submodule(name, layer.get_base_layer())
+    return copied
 
 
 def _mean_nll(logps: Any) -> float:

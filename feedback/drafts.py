@@ -8,8 +8,8 @@ from sqlalchemy.orm import Session
 from core.db import utcnow
 from core.errors import Conflict, InvalidInput
 from feedback.forms import plain_text
+from feedback.leases import find_assignment, lock_annotator
 from feedback.models import Assignment, Draft
-from feedback.tasks import find_assignment, lock_annotator
 
 MAX_DRAFT_CHARACTERS = 200_000
 
@@ -22,9 +22,8 @@ def save_draft(session: Session, token: str, annotator_id: int, form: dict[str, 
         InvalidInput: it is far longer than any judgment.
     """
     lock_annotator(session, annotator_id)
-    assignment = find_assignment(session, token, annotator_id)
-    session.refresh(assignment)
-    if assignment.state != "live":
+    assignment = find_assignment(session, token, annotator_id, lock=True)
+    if assignment.state not in ("live", "expired"):
         raise Conflict(f"this task is {assignment.state}; its draft is not needed any more")
     clean = _clean(form)
     if len(str(clean)) > MAX_DRAFT_CHARACTERS:

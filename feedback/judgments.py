@@ -14,8 +14,8 @@ from access.models import Person
 from core.errors import Conflict, InvalidInput, NotFound
 from feedback.drafts import drop_draft, load_draft, save_draft
 from feedback.forms import PairwiseForm, RuleVerdict, plain_text
+from feedback.leases import find_assignment, finish, lock_annotator
 from feedback.models import Assignment, Completion, Correction, Judgment, RuleJudgment, RuleVersion, Task
-from feedback.tasks import complete_slot, find_assignment, lock_annotator
 
 __all__ = [
     "PairwiseForm",
@@ -53,13 +53,12 @@ def submit_pairwise(
         InvalidInput: a rule version does not exist.
     """
     person = lock_annotator(session, annotator_id)
-    assignment = find_assignment(session, token, annotator_id)
-    session.refresh(assignment)
+    assignment = find_assignment(session, token, annotator_id, lock=True)
     if assignment.state in ("done", "surplus"):
         return _first_judgment(session, assignment, once)
-    if assignment.state != "live":
+    if assignment.state == "skipped":
         raise Conflict(f"this task is {assignment.state}; open /annotate for your next one")
-    counted = complete_slot(session, assignment)
+    counted = finish(session, assignment)
     judgment = _pairwise(assignment, person, form)
     judgment.latency_s, judgment.once, judgment.surplus = latency_s, _checked_once(once), not counted
     _add(session, judgment)

@@ -4,6 +4,7 @@ Judgments are append-only: a changed mind is a new row that names the one it sup
 """
 
 import datetime as dt
+import random
 import secrets
 from typing import Any
 
@@ -13,6 +14,7 @@ from sqlalchemy.orm import Mapped, mapped_column, relationship
 from core.db import Base, utcnow
 
 LIVE = text("state = 'live'")
+OPEN = text("state = 'live' AND taken < required_n")
 
 
 def completion_id() -> str:
@@ -54,14 +56,27 @@ class Completion(Base):
     created_at: Mapped[dt.datetime] = mapped_column(default=utcnow)
 
 
+POOLS = ("canary", "flagged", "informative", "uniform")
+"""Where tasks wait: canary pairs, what users flagged, what should teach most, and an unbiased sample of everything."""
+
+
 class Task(Base):
-    """A unit of annotation work, wanted `required_n` times."""
+    """A unit of annotation work, wanted `required_n` times.
+
+    Its places are counted here: `taken` assignments work on it or are done, `done` of them are done. Whoever changes a
+    count does so by a conditional UPDATE in the transaction that changes the assignment, and the database refuses more
+    than `required_n`.
+    """
 
     __tablename__ = "task"
     __table_args__ = (
         CheckConstraint("state IN ('live','done','cancelled')", name="state"),
+        CheckConstraint("pool IN ('canary','flagged','informative','uniform')", name="pool"),
+        CheckConstraint("0 <= done AND done <= taken AND taken <= required_n", name="places"),
         Index("uq_task_live_source", "source", unique=True, sqlite_where=LIVE, postgresql_where=LIVE),
-        Index("ix_task_next", "state", "priority", "id"),
+        # Read backwards, the order in which a pool's tasks are handed out; what is full or over is not in it.
+        Index("ix_task_open", "pool", "taken", "priority", "rank", "id", sqlite_where=OPEN, postgresql_where=OPEN),
+        Index("ix_task_state", "state"),
     )
 
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -74,38 +89,29 @@ class Task(Base):
     completion_a: Mapped[Completion] = relationship(foreign_keys=[completion_a_id])
     completion_b: Mapped[Completion] = relationship(foreign_keys=[completion_b_id])
     required_n: Mapped[int] = mapped_column(default=1)
+    taken: Mapped[int] = mapped_column(default=0)
+    done: Mapped[int] = mapped_column(default=0)
+    pool: Mapped[str] = mapped_column(String(12), default="uniform")
     priority: Mapped[int] = mapped_column(default=0)
-    why: Mapped[str] = mapped_column(String(60), default="uniform")
+    rank: Mapped[float] = mapped_column(default=random.random)  # within pool and priority, higher first
+    why: Mapped[str] = mapped_column(String(60), default="seed prompt")
     state: Mapped[str] = mapped_column(String(10), default="live")
     created_at: Mapped[dt.datetime] = mapped_column(default=utcnow)
 
 
-class TaskSlot(Base):
-    """One of a task's N places; claimed by one conditional UPDATE, so that no task is over-assigned."""
-
-    __tablename__ = "task_slot"
-    __table_args__ = (
-        UniqueConstraint("task_id", "number"),
-        CheckConstraint("state IN ('open','leased','done')", name="state"),
-        Index("ix_task_slot_free", "state", "expires_at"),
-    )
-
-    id: Mapped[int] = mapped_column(primary_key=True)
-    task_id: Mapped[int] = mapped_column(ForeignKey("task.id"))
-    number: Mapped[int]
-    state: Mapped[str] = mapped_column(String(10), default="open")
-    lease_token: Mapped[str | None] = mapped_column(String(40))
-    expires_at: Mapped[dt.datetime | None]
-
-
 class Assignment(Base):
-    """A task shown to one annotator, in the order that was shown."""
+    """A task shown to one annotator, in the order that was shown.
+
+    States: live (holds a place until `expires_at`, and beyond it until somebody needs the place), expired (its place was
+    given to others; what is typed is kept), done, surplus (judged when all places were taken), skipped.
+    """
 
     __tablename__ = "assignment"
     __table_args__ = (
         UniqueConstraint("task_id", "annotator_id"),
-        CheckConstraint("state IN ('live','done','skipped','surplus')", name="state"),
+        CheckConstraint("state IN ('live','expired','done','skipped','surplus')", name="state"),
         Index("ix_assignment_annotator_state", "annotator_id", "state"),
+        Index("ix_assignment_lease", "expires_at", sqlite_where=LIVE, postgresql_where=LIVE),
     )
 
     id: Mapped[int] = mapped_column(primary_key=True)

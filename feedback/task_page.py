@@ -78,9 +78,6 @@ class TaskPage:
 def build_page(session: Session, assignment: Assignment, fields: Fields, last: Judgment | None = None) -> TaskPage:
     """The page of an assignment, filled in with `fields`; with `last`, the page that judges it again."""
     task = session.get_one(Task, assignment.task_id)
-    texts = [task.completion_a.text, task.completion_b.text]
-    if not assignment.left_is_a:
-        texts.reverse()
     replies = [
         Reply(
             side=side,
@@ -89,7 +86,7 @@ def build_page(session: Session, assignment: Assignment, fields: Fields, last: J
             correction=_first(fields, f"correction-{side}") or text,
             broken={number: _first(fields, f"span-{side}-{number}") for number in _all(fields, f"broken-{side}")},
         )
-        for side, letter, text in zip(SIDES, "AB", texts, strict=True)
+        for side, letter, text in zip(SIDES, "AB", shown_texts(assignment), strict=True)
     ]
     return TaskPage(
         token=assignment.lease_token,
@@ -104,6 +101,12 @@ def build_page(session: Session, assignment: Assignment, fields: Fields, last: J
         shown_at=time.time(),
         supersedes_id=None if last is None else last.id,
     )
+
+
+def shown_texts(assignment: Assignment) -> list[str]:
+    """The two completions of a pairwise task, left and right as they are shown."""
+    texts = [assignment.task.completion_a.text, assignment.task.completion_b.text]
+    return texts if assignment.left_is_a else texts[::-1]
 
 
 def form_of(fields: Fields) -> PairwiseForm:

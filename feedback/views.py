@@ -14,7 +14,7 @@ from werkzeug.wrappers import Response
 from access.views import current_person, require_role
 from core.errors import Conflict, InvalidInput
 from core.web import runtime
-from feedback import tasks
+from feedback import leases
 from feedback.judgments import last_judgment, load_draft, save_draft, submit_pairwise, undo_last
 from feedback.models import Assignment, Judgment
 from feedback.task_page import build_page, fields_of, form_of, kept_fields, progress_of
@@ -34,9 +34,9 @@ def home() -> Response:
 @blueprint.get("/annotate")
 @require_role()
 def next_task() -> str:
-    annotator_id = current_person().id
+    annotator_id, settings = current_person().id, runtime().settings
     with runtime().db.session() as session:
-        assignment = tasks.next_assignment(session, annotator_id, runtime().settings.lease_s)
+        assignment = leases.next_assignment(session, annotator_id, settings.lease_s, shares=settings.assignment)
         if assignment is None:
             return render_template("feedback/empty.html", progress=progress_of(session, annotator_id))
         fields = load_draft(session, assignment.lease_token, annotator_id)
@@ -86,7 +86,7 @@ def put_draft(token: str) -> Response:
 @require_role()
 def renew(token: str) -> Response:
     with runtime().db.session() as session:
-        assignment = tasks.renew(session, token, current_person().id, runtime().settings.lease_s)
+        assignment = leases.renew(session, token, current_person().id, runtime().settings.lease_s)
         return jsonify(expires_at=assignment.expires_at.isoformat())
 
 
@@ -94,7 +94,7 @@ def renew(token: str) -> Response:
 @require_role()
 def skip(token: str) -> Response:
     with runtime().db.session() as session:
-        tasks.skip(session, token, current_person().id, _reason())
+        leases.skip(session, token, current_person().id, _reason())
     return _to_next()
 
 
@@ -102,7 +102,7 @@ def skip(token: str) -> Response:
 @require_role()
 def flag(token: str) -> Response:
     with runtime().db.session() as session:
-        tasks.flag(session, token, current_person().id, _reason())
+        leases.flag(session, token, current_person().id, _reason())
     flash("Flagged. The leads see it; you will not get this task again.")
     return _to_next()
 
@@ -126,9 +126,9 @@ def _show_again(token: str, fields: dict[str, list[str]], error: InvalidInput) -
     annotator_id = current_person().id
     flash(f"Not stored yet: {error.message}. What you typed is kept.", "error")
     with runtime().db.session() as session:
-        assignment = tasks.find_assignment(session, token, annotator_id)
+        assignment = leases.find_assignment(session, token, annotator_id)
         kept = kept_fields(fields)
-        if assignment.state == "live":
+        if assignment.state in ("live", "expired"):
             save_draft(session, token, annotator_id, kept)
             return _render(session, assignment, kept)
         return _render(session, assignment, kept, last_judgment(session, annotator_id) if _supersedes() else None)

@@ -25,6 +25,7 @@ from training.run import Progress, common_arguments, last_checkpoint, progress_c
 from training.trunk import share_trunk
 
 MIN_PAIRS = 8
+REFERENCE_BATCH = 32  # pairs; nothing is kept for a backward pass, so more fit than in a step
 REFERENCE = "base, adapters off"
 LOGGED = (
     "step",
@@ -82,6 +83,7 @@ def update_policy(
         label_smoothing=settings.label_smoothing,
         beta=settings.beta,
         precompute_ref_log_probs=True,
+        precompute_ref_batch_size=REFERENCE_BATCH,
     )
     trainer = _trainer_class(settings)(
         model=model,

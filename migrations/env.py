@@ -14,6 +14,8 @@ def run() -> None:
         context.get_x_argument(as_dictionary=True).get("url") or get_settings().db_url
     )
     with database.engine.execution_options(sqlite_begin="IMMEDIATE").connect() as connection:
+        if database.is_sqlite:  # before BEGIN: a table that is made anew is dropped while others point to it
+            connection.connection.cursor().execute("PRAGMA foreign_keys=OFF")
         context.configure(
             connection=connection,
             target_metadata=Base.metadata,
@@ -25,6 +27,8 @@ def run() -> None:
             if not database.is_sqlite:  # SQLite began IMMEDIATE; here two that migrate at once queue up
                 connection.execute(text("SELECT pg_advisory_xact_lock(7235171)"))
             context.run_migrations()
+            if database.is_sqlite and (broken := connection.exec_driver_sql("PRAGMA foreign_key_check").all()):
+                raise RuntimeError(f"the migration leaves rows that point to nothing: {broken[:5]}")
 
 
 run()

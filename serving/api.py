@@ -4,15 +4,11 @@ Who asks shows an API key as Bearer token, or is a signed-in browser with an `X-
 raised as they are; `app.py` gives them the OpenAI shape.
 """
 
-from typing import TypeVar
+from flask import Blueprint, Response, jsonify
 
-from flask import Blueprint, Response, current_app, jsonify, request
-from flask_login import current_user
-from flask_wtf.csrf import validate_csrf
-from pydantic import BaseModel, ValidationError
-
-from access.keys import authenticate
-from core.errors import Forbidden, InvalidInput, PromptTooLong, Unauthenticated
+from access.callers import caller_id
+from core.body import parse_body
+from core.errors import PromptTooLong
 from core.web import runtime
 from feedback.judgments import record_feedback
 from policy.client import ChatRequest, EngineClient
@@ -26,14 +22,12 @@ VERSION_HEADER = "X-Dunnock-Policy-Version"
 TEMPLATE_TOKENS = 64  # what a chat template adds at most, with room to spare, plus so many per message:
 TEMPLATE_TOKENS_PER_MESSAGE = 8
 
-Body = TypeVar("Body", bound=BaseModel)
-
 
 @blueprint.post("/chat/completions")
 def chat_completions() -> Response:
     """Answer a conversation, whole or streamed; the reply is stored before its last byte goes out."""
-    _authorize("chat")
-    body = _parse(ChatBody)
+    caller_id("chat")
+    body = parse_body(ChatBody)
     settings = runtime().settings
     with runtime().db.read() as session:
         version = resolve(session, body.model)
@@ -59,7 +53,7 @@ def chat_completions() -> Response:
 @blueprint.get("/models")
 def models() -> Response:
     """The names that `model` may be: "dunnock" for the active version, and every version that was ever active."""
-    _authorize("chat")
+    caller_id("chat")
     with runtime().db.read() as session:
         named = [(PUBLIC_NAME, active(session)), *((version.name, version) for version in served_versions(session))]
     rows = [
@@ -72,8 +66,8 @@ def models() -> Response:
 @blueprint.post("/feedback")
 def feedback() -> tuple[Response, int]:
     """Record what somebody says of a completion."""
-    person_id = _authorize("feedback")
-    body = _parse(FeedbackBody)
+    person_id = caller_id("feedback")
+    body = parse_body(FeedbackBody)
     with runtime().db.session() as session:
         judgments = record_feedback(
             session,
@@ -87,47 +81,6 @@ def feedback() -> tuple[Response, int]:
         )
         ids = [judgment.id for judgment in judgments]
     return jsonify(object="feedback", judgment_ids=ids), 201
-
-
-def _authorize(scope: str) -> int | None:
-    """The id of the person who asks; None for nobody, where the settings allow that.
-
-    Raises:
-        Unauthenticated: no good key and nobody signed in.
-        Forbidden: a key without this scope, or a browser session without its CSRF token.
-    """
-    bearer = request.headers.get("Authorization", "")
-    if runtime().settings.api_auth == "required" and bearer:
-        with runtime().db.read() as session:
-            return authenticate(session, bearer, scope).person_id
-    if current_user.is_authenticated:
-        _check_csrf()
-        return int(current_user.id)
-    if runtime().settings.api_auth == "open":
-        return None
-    raise Unauthenticated("send an API key as `Authorization: Bearer …`; make one with `make key LOGIN=…`")
-
-
-def _check_csrf() -> None:
-    if not current_app.config.get("WTF_CSRF_ENABLED", True):
-        return
-    try:
-        validate_csrf(request.headers.get("X-CSRFToken"))
-    except ValueError as error:  # WTForms' ValidationError is one
-        raise Forbidden(f"X-CSRFToken: {error}; reload the page", code="csrf_failed") from error
-
-
-def _parse(kind: type[Body]) -> Body:
-    value = request.get_json(force=True, silent=True)
-    if not isinstance(value, dict):
-        raise InvalidInput("the body is not a JSON object")
-    try:
-        return kind.model_validate(value)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        said = first["msg"].removeprefix("Value error, ").replace(" after validation", "")
-        raise InvalidInput(f"{where}: {said}" if where else said, param=where or None) from error
 
 
 def _check_length(client: EngineClient, asked: ChatRequest, limit: int) -> None:

@@ -21,9 +21,9 @@ from core.db import Base, Database
 from core.settings import Settings
 from feedback.forms import PairwiseForm, RuleVerdict
 from feedback.judgments import record_feedback, submit_pairwise
+from feedback.leases import next_assignment
 from feedback.models import ImportedPair
 from feedback.rules import active_rules, ensure_rules
-from feedback.tasks import next_assignment
 from tests import factories
 from tests.conftest import migrate
 from tests.console.rows import make_promoted

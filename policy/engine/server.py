@@ -14,7 +14,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 # Before torch is imported: threads that spin at barriers starve each other beside a training run.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -24,6 +24,7 @@ import pydantic
 from flask import Flask, Response, jsonify, request
 from werkzeug.exceptions import HTTPException
 
+from core.body import parse_body
 from core.errors import ArtifactError, DunnockError, InvalidInput
 from core.messages import Message
 from core.settings import get_settings
@@ -39,8 +40,6 @@ log = logging.getLogger("dunnock.engine")
 
 HOST = "127.0.0.1"
 LOOK_FOR_CLIENT_S = 1.0
-
-Body = TypeVar("Body", bound=pydantic.BaseModel)
 
 
 class StreamOptions(pydantic.BaseModel):
@@ -80,7 +79,7 @@ def create_engine_app(decoder: Decoder, artifact_dir: Path) -> Flask:
 
     @app.post("/v1/chat/completions")
     def chat() -> Response:
-        body = _parse(ChatBody)
+        body = parse_body(ChatBody)
         prompt_ids = decoder.base.encode([m.model_dump() for m in body.messages])
         generation = decoder.submit(body.model, prompt_ids, body.sampling(), pieces=body.stream)
         head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": body.model}
@@ -92,7 +91,7 @@ def create_engine_app(decoder: Decoder, artifact_dir: Path) -> Flask:
 
     @app.post("/tokenize")
     def tokenize() -> Response:
-        ids = decoder.base.encode([m.model_dump() for m in _parse(TokenizeBody).messages])
+        ids = decoder.base.encode([m.model_dump() for m in parse_body(TokenizeBody).messages])
         return jsonify(count=len(ids), max_model_len=decoder.base.context_tokens, tokens=ids)
 
     @app.get("/v1/models")
@@ -101,13 +100,13 @@ def create_engine_app(decoder: Decoder, artifact_dir: Path) -> Flask:
 
     @app.post("/v1/load_lora_adapter")
     def load() -> Response:
-        body = _parse(AdapterBody)
+        body = parse_body(AdapterBody)
         decoder.load(body.lora_name, _inside(artifact_dir, body.lora_path))
         return Response(f"Success: LoRA adapter '{body.lora_name}' added successfully.", mimetype="text/plain")
 
     @app.post("/v1/unload_lora_adapter")
     def unload() -> Response:
-        name = _parse(AdapterBody).lora_name
+        name = parse_body(AdapterBody).lora_name
         decoder.unload(name)
         return Response(f"Success: LoRA adapter '{name}' removed successfully.", mimetype="text/plain")
 
@@ -119,15 +118,6 @@ def create_engine_app(decoder: Decoder, artifact_dir: Path) -> Flask:
     app.register_error_handler(DunnockError, _refused)
     app.register_error_handler(HTTPException, _http_error)
     return app
-
-
-def _parse(kind: type[Body]) -> Body:
-    try:
-        return kind.model_validate(request.get_json(force=True))
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise InvalidInput(f"{where}: {first['msg']}", param=where) from error
 
 
 def _inside(artifact_dir: Path, path: str) -> Path:

@@ -27,7 +27,7 @@ def tasks(database: Database, people: dict[str, Person]) -> list[int]:
     """Ids of two tasks, and the starter rules."""
     with database.session() as session:
         ensure_rules(session)
-        return [make_pairwise_task(session, a="Moss makes a soft nest.", b="Use sticks.").id for _ in range(2)]
+        return [make_pairwise_task(session, a="Moss makes a soft nest.", b="Use sticks.", rank=-n).id for n in range(2)]
 
 
 def sign_in(page: Page, login: str = "annotator") -> None:

@@ -19,9 +19,9 @@ from feedback.judgments import (
     submit_pairwise,
     undo_last,
 )
+from feedback.leases import next_assignment
 from feedback.models import Assignment, Completion, Correction, Judgment, RuleJudgment, Task
 from feedback.rules import active_rules, ensure_rules
-from feedback.tasks import next_assignment
 from tests.factories import make_completion, make_pairwise_task, make_person
 
 

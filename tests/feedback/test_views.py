@@ -14,7 +14,7 @@ from sqlalchemy import func, select
 from access.models import Person
 from core.db import Database, utcnow
 from core.messages import user
-from feedback.models import Assignment, Correction, Draft, Judgment, RuleJudgment, Task, TaskSlot
+from feedback.models import Assignment, Correction, Draft, Judgment, RuleJudgment, Task
 from feedback.prompts import add_prompt
 from feedback.rules import active_rules, ensure_rules
 from tests.conftest import SignedIn
@@ -41,7 +41,7 @@ def tasks(database: Database) -> list[int]:
     """Ids of two tasks, and the starter rules."""
     with database.session() as session:
         ensure_rules(session)
-        return [make_pairwise_task(session, a=f"text a {n}", b=f"text b {n}").id for n in range(2)]
+        return [make_pairwise_task(session, a=f"text a {n}", b=f"text b {n}", rank=-n).id for n in range(2)]
 
 
 def hidden(page: str) -> dict[str, str]:
@@ -229,10 +229,7 @@ def test_a_late_judgment_is_kept_and_the_annotator_is_told(
 ) -> None:
     page = annotator.client.get("/annotate").text
     with database.session() as session:
-        for row in (
-            *session.scalars(select(Assignment)),
-            *session.scalars(select(TaskSlot).where(TaskSlot.expires_at.is_not(None))),
-        ):
+        for row in session.scalars(select(Assignment)):
             row.expires_at = utcnow() - dt.timedelta(seconds=1)
     sign_in(people["reviewer"]).client.get("/annotate")
     answer = post(annotator.client, page, scale="1")

@@ -1,0 +1,90 @@
+"""`/api/v1`: annotation for programs and for the page's own script. In: JSON. Out: tasks as they are shown, and judgments.
+
+Who asks shows an API key with the scope `annotate`, or is a signed-in browser with an `X-CSRFToken` header. Nothing here
+tells which policy wrote a completion, nor what others judged.
+"""
+
+from typing import Any
+
+from flask import Blueprint, Response, jsonify
+from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy.orm import Session
+
+from access.callers import calling_person_id
+from core.body import parse_body
+from core.web import runtime
+from feedback import leases
+from feedback.forms import PairwiseForm
+from feedback.judgments import submit_pairwise
+from feedback.models import Assignment
+from feedback.task_page import shown_texts
+
+blueprint = Blueprint("annotation", __name__, url_prefix="/api/v1")
+
+SCOPE = "annotate"
+
+
+class NextBody(BaseModel):
+    """Ask for work."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    beside: list[str] = Field(
+        default_factory=list, max_length=20, description="Tokens of unfinished assignments that are at hand."
+    )
+
+
+class JudgmentBody(BaseModel):
+    """A judgment of an assignment, in terms of what was shown."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    judgment: PairwiseForm
+    latency_s: float | None = Field(None, ge=0, le=7 * 24 * 3600, description="Seconds from showing to submitting.")
+    idempotency_key: str | None = Field(None, min_length=1, max_length=100)
+    next: NextBody | None = Field(None, description="Ask for more work in the same call.")
+
+
+@blueprint.post("/assignments")
+def next_assignment() -> Response:
+    """The caller's unfinished task, else the next one; `assignment` is null when nothing is left."""
+    body = parse_body(NextBody)
+    with runtime().db.session() as session:
+        return jsonify(assignment=_next(session, calling_person_id(SCOPE, session), body))
+
+
+@blueprint.post("/assignments/<token>/judgment")
+def judge(token: str) -> tuple[Response, int]:
+    """Store a judgment; the same `idempotency_key` again returns the first one."""
+    body = parse_body(JudgmentBody)
+    with runtime().db.session() as session:
+        person_id = calling_person_id(SCOPE, session)
+        judgment = submit_pairwise(
+            session, token=token, annotator_id=person_id, form=body.judgment, latency_s=body.latency_s,
+            once=body.idempotency_key,
+        )  # fmt: skip
+        answer: dict[str, Any] = {"judgment_id": judgment.id, "surplus": judgment.surplus}
+        if body.next is not None:
+            answer["assignment"] = _next(session, person_id, body.next)
+    return jsonify(answer), 201
+
+
+def _next(session: Session, person_id: int, body: NextBody) -> dict[str, Any] | None:
+    settings = runtime().settings
+    found = leases.next_assignment(
+        session, person_id, settings.lease_s, shares=settings.assignment, beside=body.beside
+    )  # fmt: skip
+    return None if found is None else _shown(found)
+
+
+def _shown(assignment: Assignment) -> dict[str, Any]:
+    """An assignment as its annotator may see it."""
+    task = assignment.task
+    return {
+        "token": assignment.lease_token,
+        "expires_at": assignment.expires_at.isoformat(),
+        "kind": task.kind,
+        "why": task.why,
+        "messages": task.prompt.messages,
+        "completions": dict(zip(("left", "right"), shown_texts(assignment), strict=True)),
+    }

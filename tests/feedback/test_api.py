@@ -1,0 +1,120 @@
+"""`/api/v1`: annotation by programs, with real keys."""
+
+from typing import Any
+
+import pytest
+from flask.testing import FlaskClient
+from sqlalchemy import select
+
+from access.keys import create_key
+from access.models import Person
+from core.db import Database
+from core.messages import user
+from feedback.models import Assignment, Judgment, Task
+from tests.factories import make_pairwise_task, make_prompt
+
+
+@pytest.fixture
+def tasks(database: Database) -> list[int]:
+    with database.session() as session:
+        return [
+            make_pairwise_task(session, make_prompt(session, f"question {n}"), f"text a {n}", f"text b {n}", rank=-n).id
+            for n in range(3)
+        ]
+
+
+def headers(database: Database, person: Person, scopes: str = "annotate") -> dict[str, str]:
+    with database.session() as session:
+        return {"Authorization": f"Bearer {create_key(session, person, 'a program', scopes)[1]}"}
+
+
+@pytest.fixture
+def bearer(database: Database, people: dict[str, Person]) -> dict[str, str]:
+    """Headers of the annotator's program."""
+    return headers(database, people["annotator"])
+
+
+def stored(database: Database, kind: Any) -> list[Any]:
+    with database.read() as session:
+        return list(session.scalars(select(kind).order_by(kind.id)))
+
+
+def judge(client: FlaskClient, bearer: dict[str, str], token: str, **body: Any) -> Any:
+    return client.post(f"/api/v1/assignments/{token}/judgment", json=body, headers=bearer)
+
+
+def test_a_program_judges_until_nothing_is_left(
+    client: FlaskClient, database: Database, bearer: dict[str, str], tasks: list[int]
+) -> None:
+    found = client.post("/api/v1/assignments", json={}, headers=bearer).json["assignment"]
+    seen = []
+    while found is not None:
+        assert set(found) == {"token", "expires_at", "kind", "why", "messages", "completions"}
+        seen.append(found["messages"])
+        shown = found["completions"]
+        side = next(side for side, text in shown.items() if text.startswith("text a"))
+        answer = judge(client, bearer, found["token"], judgment={"choice": side, "strength": 3}, latency_s=2.5, next={})
+        assert answer.status_code == 201
+        assert answer.json["surplus"] is False
+        found = answer.json["assignment"]
+    assert seen == [user(f"question {n}") for n in range(3)]
+    assert {(j.choice, j.strength, j.latency_s) for j in stored(database, Judgment)} == {("a", 3, 2.5)}
+    assert [(t.taken, t.done, t.state) for t in stored(database, Task)] == [(1, 1, "done")] * 3
+
+
+def test_more_work_is_fetched_beside_what_is_at_hand(
+    client: FlaskClient, bearer: dict[str, str], tasks: list[int]
+) -> None:
+    first = client.post("/api/v1/assignments", json={}, headers=bearer).json["assignment"]
+    again = client.post("/api/v1/assignments", json={}, headers=bearer).json["assignment"]
+    assert again == first
+    second = client.post("/api/v1/assignments", json={"beside": [first["token"]]}, headers=bearer).json["assignment"]
+    assert second["token"] != first["token"]
+    third = judge(client, bearer, first["token"], judgment={"choice": "tie"}, next={"beside": [second["token"]]}).json[
+        "assignment"
+    ]
+    assert third["token"] not in (first["token"], second["token"])
+
+
+def test_the_same_act_again_is_one_judgment(
+    client: FlaskClient, database: Database, bearer: dict[str, str], tasks: list[int]
+) -> None:
+    token = client.post("/api/v1/assignments", json={}, headers=bearer).json["assignment"]["token"]
+    body = {"judgment": {"choice": "both_bad"}, "idempotency_key": "one"}
+    ids = [judge(client, bearer, token, **body).json["judgment_id"] for _ in range(2)]
+    assert ids == [j.id for j in stored(database, Judgment)] * 2
+    assert judge(client, bearer, token, judgment={"choice": "tie"}).status_code == 409
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({"judgment": {"choice": "middle"}}, "judgment.choice"),
+        ({"judgment": {"choice": "left", "strength": 9}}, "judgment.strength"),
+        ({"judgment": {"choice": "left"}, "colour": "red"}, "colour"),
+        ({"judgment": {"choice": "left"}, "latency_s": -1}, "latency_s"),
+        ({"judgment": {"choice": "tie", "rule_verdicts": [{"rule_version_id": 99, "side": "left"}]}}, "rule versions"),
+        ({}, "judgment"),
+    ],
+)
+def test_what_is_wrong_is_said_and_nothing_is_stored(
+    client: FlaskClient, database: Database, bearer: dict[str, str], tasks: list[int], body: dict[str, Any], said: str
+) -> None:
+    token = client.post("/api/v1/assignments", json={}, headers=bearer).json["assignment"]["token"]
+    answer = judge(client, bearer, token, **body)
+    assert (answer.status_code, answer.mimetype) == (400, "application/problem+json")
+    assert said in answer.json["detail"]
+    assert stored(database, Judgment) == []
+    assert [a.state for a in stored(database, Assignment)] == ["live"]
+
+
+def test_who_may_not(
+    client: FlaskClient, database: Database, people: dict[str, Person], bearer: dict[str, str], tasks: list[int]
+) -> None:
+    token = client.post("/api/v1/assignments", json={}, headers=bearer).json["assignment"]["token"]
+    other = headers(database, people["reviewer"])
+    assert judge(client, other, token, judgment={"choice": "tie"}).status_code == 404
+    chat = headers(database, people["annotator"], "chat")
+    for given, status in ((chat, 403), ({}, 401), ({"Authorization": "Bearer dk-nonsense"}, 401)):
+        answer = client.post("/api/v1/assignments", json={}, headers=given)
+        assert (answer.status_code, answer.mimetype) == (status, "application/problem+json")
