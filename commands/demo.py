@@ -45,8 +45,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "label_smoothing": 0.0,  # the script never errs by chance
         "learning_rate": 7e-4,
         "lora_top_layers": 24,
-        "epochs": 1.5,
-        "extrapolation": 1.5,
+        "extrapolation": 1.3,
         "chosen_tokens": 16,
         "rejected_tokens": 8,  # what it teaches is whether to decline, which is decided in the first words
     },
