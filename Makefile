@@ -8,7 +8,7 @@ export PYTHONUNBUFFERED := 1
 export HF_HUB_DISABLE_PROGRESS_BARS := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup setup-dev base demo run migrate cycle collect rollback import export person key test test-slow check fix trial bench-judge bench-engine screenshots clean
+.PHONY: help setup setup-dev base demo run migrate cycle collect rollback import export person key test test-slow check fix trial bench-judge bench-engine bench-annotation screenshots clean
 
 help:            ## what there is to make
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 18
@@ -81,6 +81,9 @@ bench-judge: setup  ## the judge's error on the hand-labelled sets
 
 bench-engine: base  ## tokens per second of the embedded engine, beside plain generate
 	@$(RUN) -m bench.engine
+
+bench-annotation: setup-dev  ## latency and throughput of annotation over PostgreSQL, up to a million tasks
+	@$(RUN) -m bench.annotation
 
 screenshots: setup-dev  ## pictures for the README, of sample rows (HERE=1: of the demo round made here)
 	@$(RUN) -m commands.screenshots $(if $(HERE),--here)

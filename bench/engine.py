@@ -190,7 +190,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     text = json.dumps(measure(parser.parse_args().repeats), indent=1)
     RESULT.write_text(text + "\n", encoding="utf-8")
-    print(text)  # noqa: T201
+    print(text)
 
 
 if __name__ == "__main__":

@@ -196,6 +196,13 @@ class Settings(BaseSettings):
     max_prompt_tokens: int = Field(1024, ge=16, description="Longer prompts are refused with 400.")
     max_completion_tokens: int = Field(512, ge=1, description="Upper limit, and default, of `max_tokens`.")
 
+    default_temperature: float = Field(
+        0.3,
+        ge=0,
+        le=2,
+        description="Temperature of chat calls that name none; the gate measures greedy completions, so stay near 0.",
+    )
+
     api_auth: Literal["required", "open"] = Field(
         "required", description="`open` lets `/v1` be called without an API key; for loopback trials only."
     )

@@ -84,6 +84,7 @@ class ChatBody(Wire):
             for name in ("temperature", "top_p", "seed", "presence_penalty", "frequency_penalty")
             if (value := getattr(self, name)) is not None
         }
+        given.setdefault("temperature", settings.default_temperature)
         return ChatRequest(
             model=model,
             messages=tuple(Message(role=m.role, content=m.content) for m in self.messages),
