@@ -4,6 +4,7 @@ Who asks shows an API key with the scope `annotate`, or is a signed-in browser w
 tells which policy wrote a completion, nor what others judged.
 """
 
+import hashlib
 from typing import Any
 
 from flask import Blueprint, Response, jsonify
@@ -61,12 +62,17 @@ def judge(token: str) -> tuple[Response, int]:
         person_id = calling_person_id(SCOPE, session)
         judgment = submit_pairwise(
             session, token=token, annotator_id=person_id, form=body.judgment, latency_s=body.latency_s,
-            once=body.idempotency_key,
+            once=_once(token, body.idempotency_key),
         )  # fmt: skip
         answer: dict[str, Any] = {"judgment_id": judgment.id, "surplus": judgment.surplus}
         if body.next is not None:
             answer["assignment"] = _next(session, person_id, body.next)
     return jsonify(answer), 201
+
+
+def _once(token: str, key: str | None) -> str | None:
+    """The caller's name of an act, which is theirs alone: others may use the same words."""
+    return None if key is None else f"api:{token}:{hashlib.sha256(key.encode()).hexdigest()[:32]}"
 
 
 def _next(session: Session, person_id: int, body: NextBody) -> dict[str, Any] | None:

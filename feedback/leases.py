@@ -134,8 +134,8 @@ def renew(session: Session, token: str, annotator_id: int, lease_s: float) -> As
 
 def skip(session: Session, token: str, annotator_id: int, reason: str) -> Assignment:
     """Give a task back; the annotator does not see it again. A second call changes nothing."""
-    if find_assignment(session, token, annotator_id).state == "skipped":
-        return find_assignment(session, token, annotator_id)
+    if (found := find_assignment(session, token, annotator_id)).state == "skipped":
+        return found
     assignment = _unfinished_one(session, token, annotator_id)
     if assignment.state == "live":
         _give_back(session, assignment.task_id)

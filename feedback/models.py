@@ -151,7 +151,7 @@ class Judgment(Base):
     note: Mapped[str | None] = mapped_column(Text)
     latency_s: Mapped[float | None]
     simulated: Mapped[bool] = mapped_column(default=False)
-    surplus: Mapped[bool] = mapped_column(default=False)  # came after all slots were taken; kept, not counted
+    surplus: Mapped[bool] = mapped_column(default=False)  # came after all places were taken; kept, not counted
     supersedes_id: Mapped[int | None] = mapped_column(ForeignKey("judgment.id"), unique=True)
     once: Mapped[str | None] = mapped_column(String(120), unique=True)
     created_at: Mapped[dt.datetime] = mapped_column(default=utcnow, index=True)

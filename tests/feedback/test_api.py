@@ -86,6 +86,16 @@ def test_the_same_act_again_is_one_judgment(
     assert judge(client, bearer, token, judgment={"choice": "tie"}).status_code == 409
 
 
+def test_two_programs_may_name_their_acts_alike(
+    client: FlaskClient, database: Database, people: dict[str, Person], bearer: dict[str, str], tasks: list[int]
+) -> None:
+    for given in (bearer, headers(database, people["reviewer"])):
+        token = client.post("/api/v1/assignments", json={}, headers=given).json["assignment"]["token"]
+        body = {"judgment": {"choice": "tie"}, "idempotency_key": "1"}
+        assert judge(client, given, token, **body).status_code == 201
+    assert len(stored(database, Judgment)) == 2
+
+
 @pytest.mark.parametrize(
     ("body", "said"),
     [
