@@ -22,6 +22,7 @@ import feedback.views
 import serving.api
 import serving.health
 import serving.views
+from core import language
 from core.db import Database
 from core.errors import DunnockError
 from core.settings import Settings, get_settings
@@ -51,6 +52,7 @@ def create_app(settings: Settings | None = None, db: Database | None = None) -> 
 
     app.url_map.converters["int"] = _Id
     csrf = CSRFProtect(app)
+    language.install(app)
     access.views.install(app)
     app.register_blueprint(access.views.blueprint)
     app.register_blueprint(feedback.views.blueprint)
