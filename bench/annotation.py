@@ -113,7 +113,10 @@ class Latencies:
 
 def judgment(started: float) -> dict[str, Any]:
     """A plain choice, as most judgments are."""
-    return {"judgment": {"choice": "left", "strength": 2}, "latency_s": round(max(0.0, time.monotonic() - started), 3)}
+    return {
+        "judgment": {"kind": "pairwise", "choice": "left", "strength": 2},
+        "latency_s": round(max(0.0, time.monotonic() - started), 3),
+    }
 
 
 async def open_loop(callers: list[Caller], seconds: float) -> Latencies:

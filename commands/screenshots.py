@@ -44,7 +44,7 @@ from evals.suites import SuitePrompt, benign, capability, harmful
 from feedback.models import Completion, Snapshot
 from feedback.prompts import add_completion, add_prompt
 from feedback.rules import ensure_rules
-from feedback.tasks import create_pairwise_task
+from feedback.tasks import create_task
 from finetune.cycle import DEMO_STAGES, finish_cycle, request_cycle
 from finetune.gate import Evidence, as_rows, run_gate
 from finetune.models import Cycle, StageRun
@@ -269,8 +269,8 @@ def _live_task(session: Session, version: str) -> None:
     own = session.scalar(query.order_by(Completion.created_at.desc()))
     own = own or add_completion(session, prompt, asked.reference or COMPLIES, "rollout")
     contrast = add_completion(session, prompt, refusal(asked.category, version), "contrast")
-    create_pairwise_task(
-        session, prompt_id=prompt.id, completion_a_id=own.id, completion_b_id=contrast.id, source="picture",
+    create_task(
+        session, "pairwise", prompt.id, [own.id, contrast.id], source="picture",
         priority=1000, why="seed prompt",
     )  # fmt: skip
 

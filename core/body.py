@@ -1,6 +1,6 @@
 """A request's JSON body as a pydantic model, with one clear sentence when it is not."""
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from flask import request
 from pydantic import BaseModel, ValidationError
@@ -23,6 +23,18 @@ def parse_body(kind: type[Body]) -> Body:
         return kind.model_validate(value)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        where = _path(value, first["loc"])
         said = first["msg"].removeprefix("Value error, ").replace(" after validation", "")
         raise InvalidInput(f"{where}: {said}" if where else said, param=where or None) from error
+
+
+def _path(value: Any, location: tuple[int | str, ...]) -> str:
+    """Where in the body, as its sender wrote it: without the names of the kinds that pydantic chose between."""
+    parts = []
+    for part in location:
+        holder = isinstance(value, dict) or (isinstance(value, list) and isinstance(part, int))
+        if isinstance(value, dict) and part not in value and part != location[-1]:
+            continue
+        parts.append(str(part))
+        value = (value.get(part) if isinstance(value, dict) else value[part]) if holder else None  # type: ignore[index]
+    return ".".join(parts)

@@ -27,3 +27,9 @@ def conversation_hash(messages: list[dict[str, str]]) -> str:
     """sha256 (hex) of a conversation; equal conversations are one prompt."""
     payload = [[m["role"], m["content"]] for m in messages]
     return hashlib.sha256(json.dumps(payload, ensure_ascii=False, separators=(",", ":")).encode()).hexdigest()
+
+
+def plain_text(text: str) -> str:
+    """Text as it is stored: newlines as in Unix, no NUL (PostgreSQL refuses it), no half surrogates."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\0", "")
+    return text.encode("utf-8", "replace").decode()

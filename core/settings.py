@@ -37,11 +37,46 @@ class AssignmentSettings(SettingsGroup):
     uniform: float = Field(
         0.2, ge=0, description="Share of tasks drawn from everything alike: unbiased evaluation data."
     )
-    flagged: float = Field(0.2, ge=0, description="Share of tasks that users flagged.")
+    flagged: float = Field(0.1, ge=0, description="Share of tasks that users flagged.")
+    gold: float = Field(0.05, ge=0, description="Share of tasks with a known answer, as far as there are any.")
+    repeat: float = Field(0.05, ge=0, description="Share of own earlier work shown again with its sides swapped.")
+    repeat_after: int = Field(20, ge=0, description="So many of one's newest tasks are too fresh to be repeated.")
+    risky_per_day: int = Field(
+        200, ge=0, description="Tasks with upsetting text that one person gets in a day (UTC); 0: no limit."
+    )
+    adjudicate: bool = Field(
+        True, description="Judgments of a task that contradict each other make a task for a reviewer to settle."
+    )
 
     def weights(self) -> dict[str, float]:
         """The share of each pool, by its name."""
-        return self.model_dump()
+        return self.model_dump(include={"informative", "uniform", "flagged", "gold", "repeat"})
+
+
+class CareSettings(SettingsGroup):
+    """What annotators who read upsetting text are offered."""
+
+    break_after_min: float = Field(50, ge=0, description="Minutes of work after which a break is proposed; 0: never.")
+    help_url: str = Field(
+        "", description="Where annotators find somebody to talk to; a link on every task that may upset."
+    )
+    help_text: str = Field(
+        "Reading such texts all day is hard. Talk to your lead, take a break, or choose other topics.",
+        description="Words beside that link.",
+    )
+
+
+class GoldSettings(SettingsGroup):
+    """What follows from failing tasks with known answers. Of each annotator the newest results count."""
+
+    window: int = Field(20, ge=1, description="Newest results that count.")
+    least: int = Field(5, ge=1, description="Results before anything follows.")
+    warn_below: float = Field(
+        0.75, ge=0, le=1, description="Share of right answers below which the annotator is warned."
+    )
+    pause_below: float = Field(
+        0.6, ge=0, le=1, description="Share below which they get no more tasks until a lead says so."
+    )
 
 
 class CollectSettings(StageSettings):
@@ -209,6 +244,8 @@ class Settings(BaseSettings):
     lease_s: int = Field(900, ge=5, description="How long an annotator holds a task without submitting.")
     required_n: int = Field(1, ge=1, description="Judgments wanted per task.")
     assignment: AssignmentSettings = AssignmentSettings()
+    gold: GoldSettings = GoldSettings()
+    care: CareSettings = CareSettings()
 
     cycle_cron: str = Field("", description="Cron expression (UTC) that starts a cycle; empty: none.")
     cycle_min_judgments: int = Field(

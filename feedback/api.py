@@ -1,7 +1,7 @@
-"""`/api/v1`: annotation for programs and for the page's own script. In: JSON. Out: tasks as they are shown, and judgments.
+"""`/api/v1`: annotation for programs. In: JSON. Out: tasks as they are shown, and judgments.
 
 Who asks shows an API key with the scope `annotate`, or is a signed-in browser with an `X-CSRFToken` header. Nothing here
-tells which policy wrote a completion, nor what others judged.
+tells which policy wrote a completion, what others judged (but to who settles it), nor which tasks have known answers.
 """
 
 import hashlib
@@ -15,10 +15,11 @@ from access.callers import calling_person_id
 from core.body import parse_body
 from core.web import runtime
 from feedback import leases
-from feedback.forms import PairwiseForm
-from feedback.judgments import submit_pairwise
+from feedback.judgments import submit_judgment
+from feedback.kinds import AnyForm, form_of
 from feedback.models import Assignment
-from feedback.task_page import shown_texts
+from feedback.shown import load_shown
+from feedback.task_page import others_of
 
 blueprint = Blueprint("annotation", __name__, url_prefix="/api/v1")
 
@@ -40,7 +41,7 @@ class JudgmentBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    judgment: PairwiseForm
+    judgment: AnyForm
     latency_s: float | None = Field(None, ge=0, le=7 * 24 * 3600, description="Seconds from showing to submitting.")
     idempotency_key: str | None = Field(None, min_length=1, max_length=100)
     next: NextBody | None = Field(None, description="Ask for more work in the same call.")
@@ -58,11 +59,12 @@ def next_assignment() -> Response:
 def judge(token: str) -> tuple[Response, int]:
     """Store a judgment; the same `idempotency_key` again returns the first one."""
     body = parse_body(JudgmentBody)
+    settings = runtime().settings
     with runtime().db.session() as session:
         person_id = calling_person_id(SCOPE, session)
-        judgment = submit_pairwise(
+        judgment = submit_judgment(
             session, token=token, annotator_id=person_id, form=body.judgment, latency_s=body.latency_s,
-            once=_once(token, body.idempotency_key),
+            once=_once(token, body.idempotency_key), gold=settings.gold, adjudicate=settings.assignment.adjudicate,
         )  # fmt: skip
         answer: dict[str, Any] = {"judgment_id": judgment.id, "surplus": judgment.surplus}
         if body.next is not None:
@@ -80,17 +82,24 @@ def _next(session: Session, person_id: int, body: NextBody) -> dict[str, Any] | 
     found = leases.next_assignment(
         session, person_id, settings.lease_s, shares=settings.assignment, beside=body.beside
     )  # fmt: skip
-    return None if found is None else _shown(found)
+    return None if found is None else _shown(session, found)
 
 
-def _shown(assignment: Assignment) -> dict[str, Any]:
+def _shown(session: Session, assignment: Assignment) -> dict[str, Any]:
     """An assignment as its annotator may see it."""
-    task = assignment.task
-    return {
-        "token": assignment.lease_token,
-        "expires_at": assignment.expires_at.isoformat(),
-        "kind": task.kind,
-        "why": task.why,
-        "messages": task.prompt.messages,
-        "completions": dict(zip(("left", "right"), shown_texts(assignment), strict=True)),
+    shown = load_shown(session, assignment)
+    answer: dict[str, Any] = {
+        "token": shown.token,
+        "expires_at": shown.expires_at.isoformat(),
+        "kind": shown.kind,
+        "why": shown.why,
+        "messages": shown.messages,
+        "completions": [item.text for item in shown.items],
     }
+    if shown.rule is not None:
+        answer["rule"] = {"version_id": shown.rule.version_id, "slug": shown.rule.slug, "text": shown.rule.text}
+    if shown.pool == "adjudication":
+        form = form_of(shown.kind)
+        others = [form.from_fields(other.fields, shown) for other in others_of(session, shown)]
+        answer["judgments"] = [other.model_dump(mode="json", exclude_none=True) for other in others]
+    return answer

@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 
 from core.db import utcnow
 from core.errors import Conflict, InvalidInput
-from feedback.forms import plain_text
+from core.messages import plain_text
 from feedback.leases import find_assignment, lock_annotator
 from feedback.models import Assignment, Draft
 

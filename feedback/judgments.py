@@ -1,44 +1,40 @@
-"""Judgments: what annotators and users say, stored append-only. In: forms as shown. Out: rows in terms of a and b.
+"""Judgments: what annotators and users say, stored append-only. In: forms as shown. Out: rows in terms of positions.
 
 Nothing that was submitted is dropped: a late judgment that finds its task full is kept as surplus, and a changed
 mind is a new judgment that names the one it supersedes. A scripted person's judgment is always `simulated`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
-from access.models import Person
 from core.errors import Conflict, InvalidInput, NotFound
-from feedback.drafts import drop_draft, load_draft, save_draft
-from feedback.forms import PairwiseForm, RuleVerdict, plain_text
-from feedback.leases import find_assignment, finish, lock_annotator
+from core.messages import plain_text
+from core.settings import GoldSettings
+from feedback.drafts import drop_draft
+from feedback.gold import measure
+from feedback.kinds import form_of
+from feedback.kinds.frame import Finding, JudgmentForm, Said, Shown
+from feedback.leases import Worker, find_assignment, finish, lock_annotator
 from feedback.models import Assignment, Completion, Correction, Judgment, RuleJudgment, RuleVersion, Task
-
-__all__ = [
-    "PairwiseForm",
-    "RuleVerdict",
-    "last_judgment",
-    "load_draft",
-    "record_feedback",
-    "save_draft",
-    "submit_pairwise",
-    "undo_last",
-]
+from feedback.shown import load_shown
+from feedback.tasks import create_task
 
 MAX_ONCE_LENGTH = 100  # the column has 120; record_feedback adds ":correction"
 
 
-def submit_pairwise(
+def submit_judgment(
     session: Session,
     *,
     token: str,
     annotator_id: int,
-    form: PairwiseForm,
+    form: JudgmentForm,
     latency_s: float | None,
     once: str | None = None,
+    gold: GoldSettings | None = None,
+    adjudicate: bool = False,
 ) -> Judgment:
     """Store the judgment of an assignment and count it towards its task.
 
@@ -46,33 +42,40 @@ def submit_pairwise(
         token: the assignment's lease token; a lease that ran out is no reason to refuse.
         latency_s: seconds from showing the task to submitting.
         once: a name of this act; a second submit with the same one returns the first judgment.
+        gold: what follows from a wrong answer to a task whose answer is known; the defaults when left out.
+        adjudicate: ask a reviewer to settle the task when this judgment is its last and contradicts another.
 
     Raises:
-        NotFound: the token is not the annotator's.
+        NotFound: the token is not the annotator's, or a completion that a probe names does not exist.
         Conflict: the assignment was judged before (under another `once`) or skipped.
-        InvalidInput: a rule version does not exist.
+        InvalidInput: the form is of another kind of task, or speaks of what was not shown.
     """
-    person = lock_annotator(session, annotator_id)
+    worker = lock_annotator(session, annotator_id)
     assignment = find_assignment(session, token, annotator_id, lock=True)
     if assignment.state in ("done", "surplus"):
         return _first_judgment(session, assignment, once)
     if assignment.state == "skipped":
         raise Conflict(f"this task is {assignment.state}; open /annotate for your next one")
+    shown = load_shown(session, assignment)
+    said = _said(session, form, shown)
     counted = finish(session, assignment)
-    judgment = _pairwise(assignment, person, form)
+    judgment = _judgment(shown, worker, said)
     judgment.latency_s, judgment.once, judgment.surplus = latency_s, _checked_once(once), not counted
-    _add(session, judgment)
-    _add_details(session, judgment, assignment, form)
+    _add(session, judgment, said)
     drop_draft(session, assignment)
+    if shown.pool == "gold":
+        measure(session, judgment, said, form_of(shown.kind), gold or GoldSettings())
+    elif adjudicate and assignment.task.state == "done" and assignment.task.required_n > 1:
+        _ask_reviewer(session, assignment.task)
     return judgment
 
 
 def last_judgment(session: Session, annotator_id: int) -> Judgment | None:
-    """The annotator's newest pairwise judgment, which is the one that undo takes back."""
+    """The annotator's newest judgment of a task, which is the one that undo takes back."""
     return session.scalar(
         select(Judgment)
-        .where(Judgment.annotator_id == annotator_id, Judgment.kind == "pairwise", Judgment.assignment_id.is_not(None))
-        .order_by(Judgment.id.desc())
+        .where(Judgment.annotator_id == annotator_id, Judgment.assignment_id.is_not(None))
+        .order_by(Judgment.created_at.desc(), Judgment.id.desc())  # as in the index
         .limit(1)
     )
 
@@ -80,7 +83,7 @@ def last_judgment(session: Session, annotator_id: int) -> Judgment | None:
 def undo_last(
     session: Session,
     annotator_id: int,
-    form: PairwiseForm,
+    form: JudgmentForm,
     *,
     supersedes_id: int | None = None,
     latency_s: float | None = None,
@@ -94,8 +97,9 @@ def undo_last(
     Raises:
         NotFound: the annotator has judged nothing.
         Conflict: `supersedes_id` is not the newest judgment any more.
+        InvalidInput: see `submit_judgment`.
     """
-    person = lock_annotator(session, annotator_id)
+    worker = lock_annotator(session, annotator_id)
     if once is not None and (done := _judgment_once(session, once, annotator_id)) is not None:
         return done
     last = last_judgment(session, annotator_id)
@@ -103,13 +107,37 @@ def undo_last(
         raise NotFound("you have not judged anything yet, so there is nothing to undo")
     if supersedes_id is not None and last.id != supersedes_id:
         raise Conflict("you have judged something since; only the last judgment can be changed")
-    assignment = session.get_one(Assignment, last.assignment_id)
-    judgment = _pairwise(assignment, person, form)
+    shown = load_shown(session, session.get_one(Assignment, last.assignment_id))
+    said = _said(session, form, shown)
+    judgment = _judgment(shown, worker, said)
     judgment.latency_s, judgment.once = latency_s, _checked_once(once)
     judgment.supersedes_id, judgment.surplus = last.id, last.surplus
-    _add(session, judgment)
-    _add_details(session, judgment, assignment, form)
+    _add(session, judgment, said)
     return judgment
+
+
+def read_said(session: Session, judgments: Sequence[Judgment]) -> list[Said]:
+    """What these judgments say, each with its findings and edits; two statements however many they are."""
+    ids = [judgment.id for judgment in judgments]
+    findings: dict[int, list[Finding]] = {number: [] for number in ids}
+    for row in session.scalars(select(RuleJudgment).where(RuleJudgment.judgment_id.in_(ids)).order_by(RuleJudgment.id)):
+        finding = Finding(row.rule_version_id, row.completion_id, row.verdict, row.confidence, row.span)
+        findings[row.judgment_id].append(finding)
+    edits: dict[int, list[tuple[str, str]]] = {number: [] for number in ids}
+    for edit in session.scalars(select(Correction).where(Correction.judgment_id.in_(ids)).order_by(Correction.id)):
+        edits[edit.judgment_id].append((edit.completion_id, edit.text))
+    return [
+        Said(j.choice, j.strength, j.rating, j.answer, j.note, tuple(findings[j.id]), tuple(edits[j.id]))
+        for j in judgments
+    ]
+
+
+def standing_judgments(session: Session, task_id: int) -> list[Judgment]:
+    """The judgments of a task that count: not superseded, not surplus; oldest first."""
+    later = aliased(Judgment)
+    superseded = select(later.id).where(later.supersedes_id == Judgment.id).exists()
+    found = select(Judgment).where(Judgment.task_id == task_id, ~Judgment.surplus, ~superseded)
+    return list(session.scalars(found.order_by(Judgment.id)))
 
 
 def record_feedback(  # noqa: PLR0913 (each is one thing that can be said)
@@ -142,7 +170,7 @@ def record_feedback(  # noqa: PLR0913 (each is one thing that can be said)
         InvalidInput: nothing was said, a value is out of range, or the correction changes nothing.
         Conflict: `once` was used for another completion or by somebody else.
     """
-    person = None if annotator_id is None else lock_annotator(session, annotator_id)
+    worker = None if annotator_id is None else lock_annotator(session, annotator_id)
     completion = session.get(Completion, completion_id)
     if completion is None:
         raise NotFound(f"there is no completion {completion_id!r}", param="completion_id")
@@ -153,7 +181,7 @@ def record_feedback(  # noqa: PLR0913 (each is one thing that can be said)
     judgments: list[Judgment] = []
     for kind, value in said.items():
         judgment = Judgment(kind=kind, completion_id=completion_id, annotator_id=annotator_id)
-        judgment.simulated = bool(simulated) or (person is not None and person.scripted)
+        judgment.simulated = bool(simulated) or (worker is not None and worker.scripted)
         judgment.supersedes_id = _said_before(session, judgment)
         judgment.once = None if once is None else f"{once}:{kind}"
         judgment.note = plain_text(note) if note and not judgments else None
@@ -164,55 +192,68 @@ def record_feedback(  # noqa: PLR0913 (each is one thing that can be said)
             session.add(Correction(judgment_id=judgment.id, completion_id=completion_id, text=str(value)))
         judgments.append(judgment)
     session.flush()
+    if thumbs == -1 and not judgments[0].simulated:
+        create_task(
+            session, "rating", completion.prompt_id, [completion_id], source=f"flagged:{completion_id}", pool="flagged",
+            why="a user did not like this reply",
+        )  # fmt: skip
     return judgments
 
 
-def _pairwise(assignment: Assignment, person: Person, form: PairwiseForm) -> Judgment:
-    choice: str = form.choice
-    if choice in ("left", "right"):
-        choice = "a" if (choice == "left") == assignment.left_is_a else "b"
+def _said(session: Session, form: JudgmentForm, shown: Shown) -> Said:
+    """What a form says of what was shown, checked against the database."""
+    if shown.kind != form.KIND:
+        raise InvalidInput(f"this task is of the kind {shown.kind}, the judgment is {form.KIND}", param="kind")
+    said = form.said(shown)
+    _check_rule_versions(session, (finding.rule_version_id for finding in said.findings))
+    if shown.kind == "probe":
+        _check_turns(session, shown, said)
+    return said
+
+
+def _judgment(shown: Shown, worker: Worker, said: Said) -> Judgment:
     return Judgment(
-        kind="pairwise",
-        task_id=assignment.task_id,
-        assignment_id=assignment.id,
-        annotator_id=person.id,
-        choice=choice,
-        strength=form.strength,
-        note=plain_text(form.note).strip() or None if form.note else None,
-        simulated=person.scripted,
-    )
+        kind=shown.kind, task_id=shown.task_id, assignment_id=shown.assignment_id, annotator_id=worker.id,
+        simulated=worker.scripted, **said.columns(),
+    )  # fmt: skip
 
 
-def _add(session: Session, judgment: Judgment) -> None:
+def _add(session: Session, judgment: Judgment, said: Said | None = None) -> None:
+    """Store a judgment and its details."""
+    session.add(judgment)
     try:
-        with session.begin_nested():
-            session.add(judgment)
-            session.flush()
-    except IntegrityError as error:
+        session.flush()
+    except IntegrityError as error:  # the caller's transaction ends with it
         raise Conflict("this name (`once`) belongs to another judgment; use a new one for a new act") from error
-
-
-def _add_details(session: Session, judgment: Judgment, assignment: Assignment, form: PairwiseForm) -> None:
-    task = session.get_one(Task, assignment.task_id)
-    a, b = task.completion_a_id, task.completion_b_id
-    shown = {"left": a, "right": b} if assignment.left_is_a else {"left": b, "right": a}
-    _check_rule_versions(session, (v.rule_version_id for v in form.rule_verdicts))
-    for verdict in form.rule_verdicts:
-        session.add(
-            RuleJudgment(
-                judgment_id=judgment.id,
-                rule_version_id=verdict.rule_version_id,
-                completion_id=shown[verdict.side],
-                verdict=verdict.verdict,
-                span=plain_text(verdict.span).strip() or None if verdict.span else None,
-            )
-        )
-    for side, text in form.corrections.items():
-        completion = session.get_one(Completion, shown[side])
-        edited = plain_text(str(text)).strip()
-        if edited and edited != plain_text(completion.text).strip():
-            session.add(Correction(judgment_id=judgment.id, completion_id=completion.id, text=edited))
+    if said is None or not (said.findings or said.edits):
+        return
+    for finding in said.findings:
+        session.add(RuleJudgment(judgment_id=judgment.id, **vars(finding)))
+    for completion_id, text in said.edits:
+        session.add(Correction(judgment_id=judgment.id, completion_id=completion_id, text=text))
     session.flush()
+
+
+def _check_turns(session: Session, shown: Shown, said: Said) -> None:
+    """A probe's replies are those that the policy gave after the task was handed out."""
+    ids = [finding.completion_id for finding in said.findings]
+    known = select(Completion.id).where(
+        Completion.id.in_(ids), Completion.source == "served", Completion.created_at >= shown.created_at
+    )
+    if missing := set(ids) - set(session.scalars(known)):
+        raise NotFound(f"no reply of this probe is {sorted(missing)[0]!r}; the chat API names them", param="turns")
+
+
+def _ask_reviewer(session: Session, task: Task) -> None:
+    """Make a task for a reviewer out of one whose judgments contradict each other; they are asked once."""
+    acts = standing_judgments(session, task.id)
+    if task.pool == "adjudication" or not form_of(task.kind).disagree(read_said(session, acts)):
+        return
+    create_task(
+        session, task.kind, task.prompt_id, [item.completion_id for item in task.items], about_id=task.id,
+        source=f"adjudication:{task.id}", rule_version_id=task.rule_version_id, pool="adjudication",
+        priority=task.priority, why=f"{len(acts)} people disagree",
+    )  # fmt: skip
 
 
 def _check_rule_versions(session: Session, ids: Iterable[int]) -> None:

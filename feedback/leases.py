@@ -2,7 +2,7 @@
 
 A place of a task is taken by one conditional UPDATE of the task's count, whose row count decides, so a task is never
 over-assigned on SQLite nor on PostgreSQL. A lease that ran out keeps its place until somebody needs it. Every step costs
-the same at ten tasks and at a million: the next task is read off the index `ix_task_open`.
+the same at ten tasks and at a million: the next task is read off the index `ix_task_open`, in one statement for all pools.
 
 Rows are locked in one order on PostgreSQL: person, assignment, task. SQLite has one writer and needs no row locks.
 """
@@ -10,18 +10,22 @@ Rows are locked in one order on PostgreSQL: person, assignment, task. SQLite has
 import datetime as dt
 import random
 import secrets
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, case, exists, literal_column, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, ScalarSelect, Select, case, exists, func, literal_column, or_, select, update
+from sqlalchemy.orm import Session, aliased, contains_eager
 
 from access.audit import record
 from access.models import Person
 from core.db import utcnow
-from core.errors import Conflict, NotFound
+from core.errors import Conflict, Forbidden, NotFound
 from core.settings import AssignmentSettings
-from feedback.models import Assignment, Task
+from feedback.annotators import annotator_of
+from feedback.kinds import form_of
+from feedback.models import Annotator, Assignment, Task, TaskItem
+from feedback.repeats import make_repeat
 
 WINDOW = 32
 """Tasks at the head of a pool that are looked at first. A person alone on tasks that want several judgments has had all
@@ -30,10 +34,29 @@ that are begun; without a bound each look would pass over every one of them."""
 SWEEP = 100
 """Leases given back at a time."""
 
+SWEEP_CHANCE = 1 / 16
+"""How often a claim that needs no place gives back those that ran out; one that finds nothing always does."""
+
+REVIEWERS = ("reviewer", "lead", "admin")
+
 LIVE = Task.state == literal_column("'live'")  # literal, as in the partial indexes, or no planner would use them
 OPEN = LIVE & (Task.taken < Task.required_n)
 ORDER = (Task.taken.desc(), Task.priority.desc(), Task.rank.desc(), Task.id.desc())
 HELD = Assignment.state == literal_column("'live'")
+
+
+@dataclass(frozen=True)
+class Worker:
+    """The person who asks, as far as assignment needs to know them."""
+
+    id: int
+    login: str
+    role: str
+    scripted: bool
+    standing: str
+    standing_why: str
+    opted_out: tuple[str, ...]
+    risky_today: int
 
 
 def next_assignment(
@@ -48,7 +71,8 @@ def next_assignment(
 
     Own work whose lease ran out comes back while its task has room, so nothing typed is lost. Then a pool is drawn by
     its share, and from it the task that is nearest to complete, then by priority and rank, leaving out those the
-    annotator was given before. An empty pool's share falls to the others.
+    annotator was given before and topics they do not want to see. An empty pool's share falls to the others.
+    Disagreements wait for reviewers and come first; they are given to nobody who had a part in them.
 
     Args:
         shares: how often each pool is drawn; the defaults when left out.
@@ -59,17 +83,29 @@ def next_assignment(
 
     Raises:
         NotFound: no such person.
+        Forbidden: the person was paused; code `annotator_paused`.
     """
-    lock_annotator(session, annotator_id)
+    shares = shares or AssignmentSettings()
+    worker = lock_annotator(session, annotator_id)
+    if worker.standing == "paused":
+        raise Forbidden(
+            f"your work is paused: {worker.standing_why}; a lead can let you go on", code="annotator_paused"
+        )
     now = utcnow()
     for assignment in _unfinished(session, annotator_id, beside):
         if assignment.expires_at > now and assignment.state == "live":
             return assignment
         if _hold(session, assignment, now, lease_s):
             return assignment
-    release_expired(session, now)
-    claims = (_claim_next(session, annotator_id, pool, now, lease_s) for pool in _drawn(shares or AssignmentSettings()))
-    return next((claimed for claimed in claims if claimed is not None), None)
+    if random.random() < SWEEP_CHANCE:
+        release_expired(session, now)
+    task, order = _claim_measured(session, worker, shares) or (None, None)
+    task = task or _claim_next(session, worker, shares, now)
+    if task is None:
+        return None
+    if task.risky:
+        _count_risky(session, worker, now)
+    return _assign(session, task, annotator_id, now, lease_s, order)
 
 
 def claim_task(session: Session, task_id: int, annotator_id: int, lease_s: float) -> Assignment | None:
@@ -99,25 +135,41 @@ def find_assignment(session: Session, token: str, annotator_id: int, *, lock: bo
     Raises:
         NotFound: no such token, or it is somebody else's; the answer does not tell which.
     """
-    query = select(Assignment).where(Assignment.lease_token == token, Assignment.annotator_id == annotator_id)
+    query = (
+        select(Assignment)
+        .join(Assignment.task)
+        .options(contains_eager(Assignment.task))
+        .where(Assignment.lease_token == token, Assignment.annotator_id == annotator_id)
+    )
     if lock:
-        query = query.with_for_update().execution_options(populate_existing=True)
+        query = query.with_for_update(of=Assignment).execution_options(populate_existing=True)
     assignment = session.scalar(query)
     if assignment is None:
         raise NotFound("this task is not yours or does not exist; open /annotate for your next one")
     return assignment
 
 
-def lock_annotator(session: Session, annotator_id: int) -> Person:
+def lock_annotator(session: Session, annotator_id: int) -> Worker:
     """The person, locked on PostgreSQL: two tabs of one annotator act one after the other.
 
     Raises:
         NotFound: no such person.
     """
-    person = session.scalar(select(Person).where(Person.id == annotator_id).with_for_update(key_share=True))
-    if person is None:
+    row = session.execute(
+        select(
+            Person.id, Person.login, Person.role, Person.scripted, Annotator.standing, Annotator.standing_why,
+            Annotator.opted_out, Annotator.risky_on, Annotator.risky_n,
+        )
+        .outerjoin(Annotator, Annotator.person_id == Person.id)
+        .where(Person.id == annotator_id)
+        .with_for_update(key_share=True, of=Person)
+    ).one_or_none()  # fmt: skip
+    if row is None:
         raise NotFound(f"there is no person {annotator_id}")
-    return person
+    return Worker(
+        row.id, row.login, row.role, row.scripted, row.standing or "good", row.standing_why or "",
+        tuple(row.opted_out or ()), row.risky_n if row.risky_on == utcnow().date() else 0,
+    )  # fmt: skip
 
 
 def renew(session: Session, token: str, annotator_id: int, lease_s: float) -> Assignment:
@@ -147,11 +199,11 @@ def skip(session: Session, token: str, annotator_id: int, reason: str) -> Assign
 
 def flag(session: Session, token: str, annotator_id: int, reason: str) -> Assignment:
     """Give a task back and tell the leads that something is wrong with it (an entry in the audit log)."""
+    worker = lock_annotator(session, annotator_id)
     before = find_assignment(session, token, annotator_id).state
     assignment = skip(session, token, annotator_id, f"flagged: {reason.strip()}")
     if before != "skipped":
-        person = session.get_one(Person, annotator_id)
-        record(session, person.login, "task.flag", f"task:{assignment.task_id}", after={"reason": reason.strip()})
+        record(session, worker.login, "task.flag", f"task:{assignment.task_id}", after={"reason": reason.strip()})
     return assignment
 
 
@@ -196,19 +248,12 @@ def release_expired(session: Session, now: dt.datetime, task_id: int | None = No
     return len(found)
 
 
-def _drawn(shares: AssignmentSettings) -> list[str]:
-    """All pools in the order in which they are asked: what is first in line, then by chance in proportion to the shares."""
-    weights = {pool: weight for pool, weight in shares.weights().items() if weight > 0}
-    rest = sorted(weights, key=lambda pool: random.random() ** (1 / weights[pool]), reverse=True)
-    never = [pool for pool in shares.weights() if pool not in weights]
-    return ["canary", *rest, *never]
-
-
 def _unfinished(session: Session, annotator_id: int, beside: Collection[str]) -> Iterator[Assignment]:
     """The annotator's own work that can still be done, the oldest first."""
     query = (
         select(Assignment)
-        .join(Task)
+        .join(Assignment.task)
+        .options(contains_eager(Assignment.task))
         .where(Assignment.annotator_id == annotator_id, Assignment.state.in_(("live", "expired")), LIVE)
         .order_by(Assignment.id)
     )
@@ -223,22 +268,80 @@ def _unfinished_one(session: Session, token: str, annotator_id: int) -> Assignme
     return assignment
 
 
-def _claim_next(session: Session, annotator_id: int, pool: str, now: dt.datetime, lease_s: float) -> Assignment | None:
-    """Take a place of the pool's next task that the annotator was not given before."""
-    given = exists().where(Assignment.task_id == Task.id, Assignment.annotator_id == annotator_id)
-    waiting = select(Task.id).where(OPEN, Task.pool == pool).correlate(None)
-    # The head of what is begun, then what is untouched; then all, for what both passed over.
-    head = waiting.where(Task.taken > 0).order_by(*ORDER).limit(WINDOW)
-    for query, patient in (
-        (select(Task.id).where(Task.id.in_(head.scalar_subquery()), OPEN, ~given).correlate(None), False),
-        (waiting.where(Task.taken == 0, ~given), False),
-        (waiting.where(~given), True),
-    ):
-        # On PostgreSQL, tasks that others take just now are passed over, but not before nothing is said to be left.
-        first = query.order_by(*ORDER).limit(1).with_for_update(of=Task, skip_locked=not patient)
-        if (task := _take(session, Task.id == first.scalar_subquery())) is not None:
-            return _assign(session, task, annotator_id, now, lease_s)
-    return None
+def _claim_measured(session: Session, worker: Worker, shares: AssignmentSettings) -> tuple[Task, list[int]] | None:
+    """In their shares, a task with a known answer, or own earlier work shown again; else nothing."""
+    drawn = _weighted(shares.weights())[0]
+    if drawn == "gold":
+        waiting = select(Task.id).where(OPEN, Task.pool == "gold", *_wanted(worker, shares)).correlate(None)
+        pick = waiting.order_by(func.random()).limit(1).with_for_update(of=Task, skip_locked=True)
+        task = _take(session, Task.id == pick.scalar_subquery())
+        return None if task is None else (task, [])
+    return make_repeat(session, worker.id, shares.repeat_after) if drawn == "repeat" else None
+
+
+def _claim_next(session: Session, worker: Worker, shares: AssignmentSettings, now: dt.datetime) -> Task | None:
+    """Take a place of the next task that the annotator was not given before, whichever pool it waits in."""
+    rest = {pool: weight for pool, weight in shares.weights().items() if pool not in ("gold", "repeat")}
+    pools = [*(["adjudication"] if worker.role in REVIEWERS else []), "canary", *_weighted(rest)]
+    wanted = {pool: [*_wanted(worker, shares), *_outside(pool, worker)] for pool in pools}
+    first_look = [pick for pool in pools for pick in _picks(pool, wanted[pool])]
+    if (task := _take(session, Task.id == func.coalesce(*first_look))) is not None:
+        return task
+    release_expired(session, now)
+    # Everything, for what the first look passed over: beyond the window, or locked by others just then.
+    last_look = [_pick(_waiting(pool, wanted[pool]), patient=True) for pool in pools]
+    return _take(session, Task.id == func.coalesce(*last_look))
+
+
+def _picks(pool: str, wanted: Sequence[ColumnElement[bool]]) -> list[ScalarSelect[int]]:
+    """The id of a pool's next task: at the head of what is begun, then of what is untouched."""
+    head = select(Task.id).where(OPEN, Task.pool == pool, Task.taken > 0).correlate(None).order_by(*ORDER).limit(WINDOW)
+    begun = select(Task.id).where(Task.id.in_(head.scalar_subquery()), OPEN, *wanted).correlate(None)
+    return [_pick(begun), _pick(_waiting(pool, wanted).where(Task.taken == 0))]
+
+
+def _waiting(pool: str, wanted: Sequence[ColumnElement[bool]]) -> Select[int]:
+    return select(Task.id).where(OPEN, Task.pool == pool, *wanted).correlate(None)
+
+
+def _pick(query: Select[int], *, patient: bool = False) -> ScalarSelect[int]:
+    """The first of a query. On PostgreSQL, tasks that others take just now are passed over, unless patient."""
+    first = query.order_by(*ORDER).limit(1)
+    return first.with_for_update(of=Task, skip_locked=not patient).scalar_subquery()
+
+
+def _wanted(worker: Worker, shares: AssignmentSettings) -> list[ColumnElement[bool]]:
+    """What this person may be given: nothing they were given before, no topic they opted out of, no more than their
+    share of what may upset."""
+    wanted = [~exists().where(Assignment.task_id == Task.id, Assignment.annotator_id == worker.id)]
+    if worker.opted_out:
+        wanted.append(or_(Task.category.is_(None), Task.category.not_in(worker.opted_out)))
+    if shares.risky_per_day and worker.risky_today >= shares.risky_per_day:
+        wanted.append(~Task.risky)
+    return wanted
+
+
+def _outside(pool: str, worker: Worker) -> list[ColumnElement[bool]]:
+    """Who settles a disagreement had no part in it."""
+    if pool != "adjudication":
+        return []
+    part = aliased(Assignment)
+    return [~exists().where(part.task_id == Task.about_id, part.annotator_id == worker.id)]
+
+
+def _weighted(weights: dict[str, float]) -> list[str]:
+    """All names in the order of a draw in proportion to their weights; those without weight at the end."""
+    drawn = sorted(
+        (name for name, weight in weights.items() if weight > 0),
+        key=lambda name: random.random() ** (1 / weights[name]),
+        reverse=True,
+    )
+    return [*drawn, *(name for name, weight in weights.items() if weight <= 0)]
+
+
+def _count_risky(session: Session, worker: Worker, now: dt.datetime) -> None:
+    annotator = annotator_of(session, worker.id)
+    annotator.risky_on, annotator.risky_n = now.date(), worker.risky_today + 1
 
 
 def _take(session: Session, where: ColumnElement[bool]) -> Task | None:
@@ -247,18 +350,32 @@ def _take(session: Session, where: ColumnElement[bool]) -> Task | None:
     return session.scalar(statement.execution_options(synchronize_session=False, populate_existing=True))
 
 
-def _assign(session: Session, task: Task, annotator_id: int, now: dt.datetime, lease_s: float) -> Assignment:
+def _assign(
+    session: Session, task: Task, annotator_id: int, now: dt.datetime, lease_s: float, order: list[int] | None = None
+) -> Assignment:
+    """The assignment of a place that was taken; its items are shown in `order`, or by chance."""
+    if not order:
+        order = list(range(_items_of(session, task)))
+        random.shuffle(order)
     assignment = Assignment(
         task_id=task.id,
         task=task,
         annotator_id=annotator_id,
         lease_token=secrets.token_urlsafe(24),
         expires_at=now + dt.timedelta(seconds=lease_s),
-        left_is_a=random.random() < 0.5,
+        shown_order=order,
     )
     session.add(assignment)
     session.flush()
     return assignment
+
+
+def _items_of(session: Session, task: Task) -> int:
+    """How many completions a task has, which most kinds tell."""
+    usual = form_of(task.kind).ITEMS
+    if len(usual) == 1:
+        return usual.start
+    return session.scalar(select(func.count()).where(TaskItem.task_id == task.id)) or 0
 
 
 def _hold(session: Session, assignment: Assignment, now: dt.datetime, lease_s: float) -> bool:

@@ -6,15 +6,17 @@ Judgments are append-only: a changed mind is a new row that names the one it sup
 import datetime as dt
 import random
 import secrets
+from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import CheckConstraint, ForeignKey, Index, String, Text, UniqueConstraint, text
+from sqlalchemy import JSON, CheckConstraint, ForeignKey, Index, String, Text, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from core.db import Base, utcnow
 
 LIVE = text("state = 'live'")
 OPEN = text("state = 'live' AND taken < required_n")
+ABOUT = text("about_id IS NOT NULL")
 
 
 def completion_id() -> str:
@@ -56,8 +58,19 @@ class Completion(Base):
     created_at: Mapped[dt.datetime] = mapped_column(default=utcnow)
 
 
-POOLS = ("canary", "flagged", "informative", "uniform")
-"""Where tasks wait: canary pairs, what users flagged, what should teach most, and an unbiased sample of everything."""
+KINDS = ("pairwise", "ranking", "rating", "rule_check", "correction", "probe")
+"""What can be asked; `feedback.kinds` has a module for each."""
+
+POOLS = ("adjudication", "canary", "flagged", "informative", "uniform", "gold", "repeat")
+"""Where tasks wait: disagreements for a reviewer to settle, canary pairs, what users flagged, what should teach most, an
+unbiased sample of everything, tasks with a known answer, and an annotator's own earlier work shown again."""
+
+UNLEARNT = ("gold", "repeat")
+"""Pools whose judgments measure annotators and are not trained on."""
+
+
+def _one_of(column: str, names: Sequence[str]) -> str:
+    return f"{column} IN ({','.join(repr(name) for name in names)})"
 
 
 class Task(Base):
@@ -71,32 +84,90 @@ class Task(Base):
     __tablename__ = "task"
     __table_args__ = (
         CheckConstraint("state IN ('live','done','cancelled')", name="state"),
-        CheckConstraint("pool IN ('canary','flagged','informative','uniform')", name="pool"),
+        CheckConstraint(_one_of("kind", KINDS), name="kind"),
+        CheckConstraint(_one_of("pool", POOLS), name="pool"),
         CheckConstraint("0 <= done AND done <= taken AND taken <= required_n", name="places"),
         Index("uq_task_live_source", "source", unique=True, sqlite_where=LIVE, postgresql_where=LIVE),
         # Read backwards, the order in which a pool's tasks are handed out; what is full or over is not in it.
         Index("ix_task_open", "pool", "taken", "priority", "rank", "id", sqlite_where=OPEN, postgresql_where=OPEN),
-        Index("ix_task_state", "state"),
+        Index("ix_task_state", "state", "pool"),
+        Index("ix_task_about_id", "about_id", sqlite_where=ABOUT, postgresql_where=ABOUT),
     )
 
     id: Mapped[int] = mapped_column(primary_key=True)
-    kind: Mapped[str] = mapped_column(String(20))  # pairwise; later issues add the rest
+    kind: Mapped[str] = mapped_column(String(20))
     source: Mapped[str] = mapped_column(String(120))  # what it was made from, e.g. "cycle:3:prompt:17"
-    prompt_id: Mapped[int] = mapped_column(ForeignKey("prompt.id"), index=True)
-    prompt: Mapped[Prompt] = relationship()
-    completion_a_id: Mapped[str] = mapped_column(ForeignKey("completion.id"))
-    completion_b_id: Mapped[str] = mapped_column(ForeignKey("completion.id"))
-    completion_a: Mapped[Completion] = relationship(foreign_keys=[completion_a_id])
-    completion_b: Mapped[Completion] = relationship(foreign_keys=[completion_b_id])
+    prompt_id: Mapped[int | None] = mapped_column(ForeignKey("prompt.id"), index=True)  # a probe begins without one
+    prompt: Mapped[Prompt | None] = relationship()
+    rule_version_id: Mapped[int | None] = mapped_column(ForeignKey("rule_version.id"))  # rule check and probe
+    about_id: Mapped[int | None] = mapped_column(ForeignKey("task.id"))  # what is settled or shown again
+    items: Mapped[list["TaskItem"]] = relationship(order_by="TaskItem.position")
     required_n: Mapped[int] = mapped_column(default=1)
     taken: Mapped[int] = mapped_column(default=0)
     done: Mapped[int] = mapped_column(default=0)
     pool: Mapped[str] = mapped_column(String(12), default="uniform")
     priority: Mapped[int] = mapped_column(default=0)
     rank: Mapped[float] = mapped_column(default=random.random)  # within pool and priority, higher first
+    category: Mapped[str | None] = mapped_column(String(60))  # the prompt's, so that topics can be passed over
+    risky: Mapped[bool] = mapped_column(default=False)  # may upset: blurred until revealed, and capped per day
     why: Mapped[str] = mapped_column(String(60), default="seed prompt")
     state: Mapped[str] = mapped_column(String(10), default="live")
     created_at: Mapped[dt.datetime] = mapped_column(default=utcnow)
+
+    @property
+    def completions(self) -> list[Completion]:
+        """What is judged, in the order of the positions that judgments are stored by."""
+        return [item.completion for item in self.items]
+
+
+class TaskItem(Base):
+    """A completion that a task asks about; its position is what judgments name it by."""
+
+    __tablename__ = "task_item"
+
+    task_id: Mapped[int] = mapped_column(ForeignKey("task.id"), primary_key=True)
+    position: Mapped[int] = mapped_column(primary_key=True)
+    completion_id: Mapped[str] = mapped_column(ForeignKey("completion.id"), index=True)
+    completion: Mapped[Completion] = relationship()
+
+
+class Gold(Base):
+    """The known answer of a task in the pool of gold ones: annotators are measured by it."""
+
+    __tablename__ = "gold"
+
+    task_id: Mapped[int] = mapped_column(ForeignKey("task.id"), primary_key=True)
+    expected: Mapped[dict[str, Any]]  # by kind, see `feedback.kinds`
+    explanation: Mapped[str] = mapped_column(Text, default="")
+    created_at: Mapped[dt.datetime] = mapped_column(default=utcnow)
+
+
+class GoldResult(Base):
+    """Whether a judgment of a gold task was the known answer."""
+
+    __tablename__ = "gold_result"
+    __table_args__ = (Index("ix_gold_result_annotator_id_judgment_id", "annotator_id", "judgment_id"),)
+
+    judgment_id: Mapped[int] = mapped_column(ForeignKey("judgment.id"), primary_key=True)
+    task_id: Mapped[int] = mapped_column(ForeignKey("task.id"), index=True)
+    annotator_id: Mapped[int] = mapped_column(ForeignKey("person.id"))
+    passed: Mapped[bool]
+
+
+class Annotator(Base):
+    """How a person stands as an annotator, and what they do not want to see. No row means: well, and everything."""
+
+    __tablename__ = "annotator"
+    __table_args__ = (CheckConstraint("standing IN ('good','warned','paused')", name="standing"),)
+
+    person_id: Mapped[int] = mapped_column(ForeignKey("person.id"), primary_key=True)
+    standing: Mapped[str] = mapped_column(String(10), default="good")
+    standing_why: Mapped[str | None] = mapped_column(Text)
+    standing_at: Mapped[dt.datetime | None]
+    judged_from: Mapped[int] = mapped_column(default=0)  # gold results before this judgment do not count any more
+    opted_out: Mapped[list[Any]] = mapped_column(default=list)  # categories
+    risky_on: Mapped[dt.date | None]  # the day that `risky_n` counts, in UTC
+    risky_n: Mapped[int] = mapped_column(default=0)
 
 
 class Assignment(Base):
@@ -120,22 +191,23 @@ class Assignment(Base):
     annotator_id: Mapped[int] = mapped_column(ForeignKey("person.id"))
     lease_token: Mapped[str] = mapped_column(String(40), unique=True)
     expires_at: Mapped[dt.datetime]
-    left_is_a: Mapped[bool]  # display order as shown
+    shown_order: Mapped[list[Any]]  # positions of the task's items, as shown from left to right or top to bottom
     state: Mapped[str] = mapped_column(String(10), default="live")
     skip_reason: Mapped[str | None] = mapped_column(String(200))
     created_at: Mapped[dt.datetime] = mapped_column(default=utcnow)
 
 
 class Judgment(Base):
-    """One annotator's act. Pairwise ones name a task; thumbs and ratings name a completion."""
+    """One annotator's act. Judgments of tasks name the task; thumbs and ratings out of a chat name a completion."""
 
     __tablename__ = "judgment"
     __table_args__ = (
-        CheckConstraint("kind IN ('pairwise','thumbs','rating','correction')", name="kind"),
-        CheckConstraint("choice IS NULL OR choice IN ('a','b','tie','both_bad')", name="choice"),
+        CheckConstraint(_one_of("kind", (*KINDS, "thumbs")), name="kind"),
+        CheckConstraint("choice IS NULL OR choice IN ('a','b','tie','both_bad','all_wrong','fine')", name="choice"),
         CheckConstraint("strength IS NULL OR strength BETWEEN 0 AND 3", name="strength"),
         CheckConstraint("rating IS NULL OR rating BETWEEN 1 AND 5", name="rating"),
         CheckConstraint("thumbs IS NULL OR thumbs IN (-1, 1)", name="thumbs"),
+        Index("ix_judgment_annotator_id_created_at", "annotator_id", "created_at"),
     )
 
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -143,11 +215,14 @@ class Judgment(Base):
     task_id: Mapped[int | None] = mapped_column(ForeignKey("task.id"), index=True)
     assignment_id: Mapped[int | None] = mapped_column(ForeignKey("assignment.id"), index=True)
     completion_id: Mapped[str | None] = mapped_column(ForeignKey("completion.id"), index=True)
-    annotator_id: Mapped[int | None] = mapped_column(ForeignKey("person.id"), index=True)
-    choice: Mapped[str | None] = mapped_column(String(10))  # in terms of the task's a and b, not of left and right
+    annotator_id: Mapped[int | None] = mapped_column(ForeignKey("person.id"))
+    choice: Mapped[str | None] = mapped_column(
+        String(10)
+    )  # in terms of positions (a is 0, b is 1), not of left and right
     strength: Mapped[int | None]  # 0 tie … 3 much better
     rating: Mapped[int | None]
     thumbs: Mapped[int | None]
+    answer: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))  # ranking: {"ranks": by position}; rating: {"aspects": {name: 1 … 5}}
     note: Mapped[str | None] = mapped_column(Text)
     latency_s: Mapped[float | None]
     simulated: Mapped[bool] = mapped_column(default=False)

@@ -2,23 +2,36 @@
 
 Sources, in order of precedence on the same judgment: a correction (edited ≻ original; where the edited side was
 preferred even before, edited ≻ the other side), a pairwise choice (net signed strength over a task's
-judgments), a rating gap (thumbs count as 5 and 1), a rule contrast
-(kept ≻ broken on the same prompt), an imported pair. One act of one annotator counts once.
-Superseded and surplus judgments are left out; simulated ones too, unless asked for.
+judgments), a ranking (neighbours in the mean order, better ≻ worse), a rating gap (thumbs count as 5 and 1), a rule
+contrast (kept ≻ broken on the same prompt), an imported pair. One act of one annotator counts once.
+Superseded and surplus judgments are left out, and those of tasks that measure annotators (known answers, repeats);
+simulated ones too, unless asked for. What a reviewer settled stands for the judgments that contradicted each other.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 
-from sqlalchemy import select
-from sqlalchemy.orm import Session, aliased, joinedload
+from sqlalchemy import Select, select
+from sqlalchemy.orm import Session, aliased, joinedload, selectinload
 
 from core.messages import conversation_hash
-from feedback.models import Completion, Correction, ImportedPair, Judgment, Prompt, RuleJudgment, Task
+from feedback.models import (
+    UNLEARNT,
+    Completion,
+    Correction,
+    ImportedPair,
+    Judgment,
+    Prompt,
+    RuleJudgment,
+    Task,
+    TaskItem,
+)
 
 RATING_GAP = 2
 SIGN = {"a": 1, "b": -1}
+WITH_TEXTS = (selectinload(Task.items).joinedload(TaskItem.completion).joinedload(Completion.prompt),)
 
 
 @dataclass(frozen=True)
@@ -91,21 +104,35 @@ def gather(session: Session, *, include_simulated: bool, max_imported_pairs: int
     gathered = Gathered()
     later = aliased(Judgment)
     superseded = select(later.supersedes_id).where(later.supersedes_id.is_not(None))
+    standing = select(Judgment).where(Judgment.id.not_in(superseded)).order_by(Judgment.id)
+    measuring = set(session.scalars(select(Task.id).where(Task.pool.in_(UNLEARNT))))
+    settled = _settled(session, superseded)
     acts: list[Judgment] = []
-    for judgment in session.scalars(select(Judgment).where(Judgment.id.not_in(superseded)).order_by(Judgment.id)):
+    for judgment in session.scalars(standing):
         if judgment.surplus:
             gathered.counts["left_out_surplus"] += 1
         elif judgment.simulated and not include_simulated:
             gathered.counts["left_out_simulated"] += 1
+        elif judgment.task_id in measuring:
+            gathered.counts["left_out_measuring"] += 1
+        elif judgment.task_id in settled:
+            gathered.counts["left_out_settled"] += 1
         else:
             acts.append(judgment)
     by_id = {j.id: j for j in acts}
     corrected = _from_corrections(session, gathered, by_id)
     _from_choices(session, gathered, [j for j in acts if j.kind == "pairwise" and j.id not in corrected])
+    _from_rankings(session, gathered, [j for j in acts if j.kind == "ranking" and j.id not in corrected])
     _from_ratings(session, gathered, acts)
     _from_rules(session, gathered, by_id)
     _from_imports(session, gathered, include_simulated, max_imported_pairs)
     return gathered
+
+
+def _settled(session: Session, superseded: Select[int | None]) -> set[int | None]:
+    """Tasks whose judgments a reviewer's own stands for."""
+    query = select(Task.about_id).join(Judgment, Judgment.task_id == Task.id).where(Task.pool == "adjudication")
+    return set(session.scalars(query.where(~Judgment.surplus, Judgment.id.not_in(superseded))))
 
 
 def _from_corrections(session: Session, gathered: Gathered, by_id: dict[int, Judgment]) -> set[int]:
@@ -115,8 +142,16 @@ def _from_corrections(session: Session, gathered: Gathered, by_id: dict[int, Jud
         .options(joinedload(Completion.prompt))
         .order_by(Correction.id)
     )
-    sides = select(Task).options(joinedload(Task.completion_a), joinedload(Task.completion_b))
-    tasks = {t.id: t for t in session.scalars(sides.join(Judgment, Judgment.task_id == Task.id).join(Correction))}
+    tasks = {
+        task.id: task
+        for task in session.scalars(
+            select(Task)
+            .options(*WITH_TEXTS)
+            .join(Judgment, Judgment.task_id == Task.id)
+            .join(Correction)
+            .where(Task.kind == "pairwise")
+        )
+    }
     used = set()
     for correction, completion in rows:
         judgment = by_id.get(correction.judgment_id)
@@ -133,41 +168,62 @@ def _worse_side(task: Task | None, choice: str | None, completion: Completion) -
     """What a pairwise choice set below this completion, if anything."""
     if task is None or choice not in SIGN:
         return None
-    better, worse = task.completion_a, task.completion_b
+    better, worse = task.completions
     if choice == "b":
         better, worse = worse, better
     return worse if better.id == completion.id else None
 
 
 def _from_choices(session: Session, gathered: Gathered, judgments: list[Judgment]) -> None:
-    by_task: dict[int, list[Judgment]] = defaultdict(list)
-    for judgment in judgments:
-        if judgment.task_id is not None:
-            by_task[judgment.task_id].append(judgment)
-    tasks = session.scalars(
-        select(Task)
-        .options(joinedload(Task.prompt), joinedload(Task.completion_a), joinedload(Task.completion_b))
-        .where(Task.id.in_(by_task))
-        .order_by(Task.id)
-    )
-    for task in tasks:
-        acts = by_task[task.id]
+    for task, acts in _by_task(session, judgments):
         net = sum(SIGN.get(j.choice or "", 0) * (j.strength or 0) for j in acts) / len(acts)
         if net == 0:
             gathered.counts["left_out_tie"] += 1
             continue
-        a, b = Side.of(task.completion_a), Side.of(task.completion_b)
+        a, b = (Side.of(completion) for completion in task.completions)
         chosen, rejected = (a, b) if net > 0 else (b, a)
-        gathered.add(task.prompt, chosen, rejected, abs(net), f"choice:{task.id}", acts)
+        gathered.add(task.completions[0].prompt, chosen, rejected, abs(net), f"choice:{task.id}", acts)
+
+
+def _from_rankings(session: Session, gathered: Gathered, judgments: list[Judgment]) -> None:
+    """Neighbours in the order of a task's mean ranks: better ≻ worse, by how many ranks they lie apart."""
+    for task, acts in _by_task(session, judgments):
+        orders = [ranks for j in acts if j.choice != "all_wrong" and (ranks := (j.answer or {}).get("ranks"))]
+        if not orders:
+            gathered.counts["left_out_all_wrong"] += 1
+            continue
+        mean = [sum(ranks[n] for ranks in orders) / len(orders) for n in range(len(task.items))]
+        order = sorted(range(len(mean)), key=mean.__getitem__)
+        for better, worse in pairwise(order):
+            gap = mean[worse] - mean[better]
+            if gap == 0:
+                gathered.counts["left_out_tie"] += 1
+                continue
+            chosen, rejected = task.completions[better], task.completions[worse]
+            gathered.add(chosen.prompt, Side.of(chosen), Side.of(rejected), gap, f"ranking:{task.id}", acts)
+
+
+def _by_task(session: Session, judgments: list[Judgment]) -> Iterator[tuple[Task, list[Judgment]]]:
+    """Tasks with their judgments, in the order of their ids."""
+    by_task: dict[int, list[Judgment]] = defaultdict(list)
+    for judgment in judgments:
+        if judgment.task_id is not None:
+            by_task[judgment.task_id].append(judgment)
+    query = select(Task).options(*WITH_TEXTS).where(Task.id.in_(by_task)).order_by(Task.id)
+    for task in session.scalars(query):
+        yield task, by_task[task.id]
 
 
 def _from_ratings(session: Session, gathered: Gathered, judgments: list[Judgment]) -> None:
     """Best over worst rated completion of a prompt, where their mean ratings lie two points apart or more."""
+    of_tasks = select(TaskItem.task_id, TaskItem.completion_id).join(Task).where(Task.kind == "rating")
+    rated: dict[int | None, str] = {row.task_id: row.completion_id for row in session.execute(of_tasks)}
     marks: dict[str, list[tuple[float, Judgment]]] = defaultdict(list)
     for judgment in judgments:
         mark = judgment.rating or ({1: 5, -1: 1}[judgment.thumbs] if judgment.thumbs else None)
-        if mark and judgment.completion_id:
-            marks[judgment.completion_id].append((mark, judgment))
+        completion_id = judgment.completion_id or rated.get(judgment.task_id)
+        if mark and completion_id:
+            marks[completion_id].append((mark, judgment))
     by_prompt: dict[int, list[Completion]] = defaultdict(list)
     query = (
         select(Completion)

@@ -1,60 +1,77 @@
-"""Tasks: what people are asked to judge. In: a prompt and completions. Out: a task with so many places, in a pool."""
+"""Tasks: what people are asked to judge. In: a kind and completions. Out: a task with so many places, in a pool."""
 
 import hashlib
+from collections.abc import Sequence
+from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from core.errors import InvalidInput, NotFound
-from feedback.models import POOLS, Completion, Prompt, Task
+from feedback.kinds import form_of
+from feedback.models import POOLS, Completion, Gold, Prompt, RuleVersion, Task, TaskItem
+
+GOLD_PLACES = 1_000_000
+"""Places of a task with a known answer: everybody may get it, each once."""
 
 
-def create_pairwise_task(  # noqa: PLR0913 (each is a fact of the task)
+def create_task(  # noqa: PLR0913 (each is a fact of the task)
     session: Session,
+    kind: str,
+    prompt_id: int | None,
+    completion_ids: Sequence[str],
     *,
-    prompt_id: int,
-    completion_a_id: str,
-    completion_b_id: str,
     source: str,
+    rule_version_id: int | None = None,
+    about_id: int | None = None,
     required_n: int = 1,
     priority: int = 0,
     pool: str = "uniform",
     rank: float | None = None,
     why: str = "seed prompt",
 ) -> Task:
-    """Ask for `required_n` judgments of two completions of one prompt.
+    """Ask for `required_n` judgments of completions of one prompt.
 
     Args:
+        kind: one of `feedback.kinds.FORMS`.
+        prompt_id: the conversation; None for a probe, which begins with none.
+        completion_ids: as many as the kind wants; their order is that of the positions that judgments are stored by.
         source: what the task is made from; a second call with it returns the first task, even when it is done.
+        rule_version_id: the rule in question, for the kinds that need one.
+        about_id: the task that is settled or shown again.
         priority: within a pool, higher ones are handed out first.
         pool: where it waits, one of `POOLS`.
         rank: within pool and priority, higher ones first; by chance when left out.
-        why: why these two were chosen, in a few words that the annotator may read.
+        why: why this was chosen, in a few words that the annotator may read.
 
     Raises:
-        NotFound: the prompt or a completion does not exist.
-        InvalidInput: one completion twice, one of another prompt, no judgments wanted, or an unknown pool.
+        NotFound: the prompt, a completion or the rule does not exist.
+        InvalidInput: completions that do not fit the kind or the prompt, no judgments wanted, an unknown pool, or a rule
+            too many or missing.
     """
     found = _task_of(session, source)
     if found is not None:
         return found
-    _check_pair(session, prompt_id, completion_a_id, completion_b_id)
+    prompt = _checked(session, kind, prompt_id, completion_ids, rule_version_id)
     if required_n < 1:
         raise InvalidInput(f"required_n is {required_n}; a task needs at least one judgment", param="required_n")
     if pool not in POOLS:
         raise InvalidInput(f"pool is {pool!r}; it is one of {', '.join(POOLS)}", param="pool")
     task = Task(
-        kind="pairwise",
+        kind=kind,
         source=source,
         prompt_id=prompt_id,
-        completion_a_id=completion_a_id,
-        completion_b_id=completion_b_id,
+        rule_version_id=rule_version_id,
+        about_id=about_id,
         required_n=required_n,
         priority=priority,
         pool=pool,
         rank=shuffled(source) if rank is None else rank,
+        category=prompt.category if prompt else None,
+        risky=bool(prompt and prompt.harmful) or kind == "probe",
         why=why,
+        items=[TaskItem(position=n, completion_id=found) for n, found in enumerate(completion_ids)],
     )
     try:
         with session.begin_nested():
@@ -68,6 +85,33 @@ def create_pairwise_task(  # noqa: PLR0913 (each is a fact of the task)
     return task
 
 
+def create_gold(
+    session: Session,
+    kind: str,
+    prompt_id: int | None,
+    completion_ids: Sequence[str],
+    expected: dict[str, Any],
+    *,
+    source: str,
+    explanation: str = "",
+    rule_version_id: int | None = None,
+) -> Task:
+    """A task with a known answer, which every annotator may get once; see `create_task` and the kind's form.
+
+    Raises:
+        InvalidInput: no judgment of this kind can be the known answer.
+    """
+    form_of(kind).check_expected(expected, len(completion_ids))
+    task = create_task(
+        session, kind, prompt_id, completion_ids, source=source, rule_version_id=rule_version_id,
+        required_n=GOLD_PLACES, pool="gold", why="a task like any other",
+    )  # fmt: skip
+    if session.get(Gold, task.id) is None:
+        session.add(Gold(task_id=task.id, expected=expected, explanation=explanation))
+        session.flush()
+    return task
+
+
 def shuffled(source: str) -> float:
     """A number from 0 to 1 that looks like chance and is the same for the same source: the order of a pool without ranks."""
     return int.from_bytes(hashlib.sha256(source.encode()).digest()[:6], "big") / 2**48
@@ -77,14 +121,28 @@ def _task_of(session: Session, source: str) -> Task | None:
     return session.scalar(select(Task).where(Task.source == source, Task.state != "cancelled").order_by(Task.id))
 
 
-def _check_pair(session: Session, prompt_id: int, a_id: str, b_id: str) -> None:
-    if session.get(Prompt, prompt_id) is None:
+def _checked(
+    session: Session, kind: str, prompt_id: int | None, completion_ids: Sequence[str], rule_version_id: int | None
+) -> Prompt | None:
+    form = form_of(kind)
+    prompt = None if prompt_id is None else session.get(Prompt, prompt_id)
+    if prompt is None and (prompt_id is not None or form.ITEMS.stop > 1):
         raise NotFound(f"there is no prompt {prompt_id}")
-    if a_id == b_id:
-        raise InvalidInput(f"both completions are {a_id}; a pair needs two different ones")
-    for completion_id in (a_id, b_id):
+    if len(completion_ids) not in form.ITEMS:
+        wanted = f"{form.ITEMS.start} to {form.ITEMS.stop - 1}" if len(form.ITEMS) > 1 else str(form.ITEMS.start)
+        raise InvalidInput(f"{len(completion_ids)} completions; a {kind} task has {wanted}", param="completion_ids")
+    if len(set(completion_ids)) < len(completion_ids):
+        raise InvalidInput("a completion is named twice; a task needs different ones", param="completion_ids")
+    for completion_id in completion_ids:
         completion = session.get(Completion, completion_id)
         if completion is None:
             raise NotFound(f"there is no completion {completion_id}")
         if completion.prompt_id != prompt_id:
             raise InvalidInput(f"completion {completion_id} belongs to prompt {completion.prompt_id}, not {prompt_id}")
+    if (rule_version_id is not None) != form.NEEDS_RULE:
+        raise InvalidInput(
+            f"a {kind} task {'needs a' if form.NEEDS_RULE else 'is about no'} rule", param="rule_version_id"
+        )
+    if rule_version_id is not None and session.get(RuleVersion, rule_version_id) is None:
+        raise NotFound(f"there is no rule version {rule_version_id}")
+    return prompt

@@ -1,27 +1,36 @@
-"""Annotation pages. They work as plain forms; the ES module beside them adds keys, drafts and lease renewal.
+"""Annotation pages. They work as plain forms; the ES modules beside them add keys, drafts, prefetch and lease renewal.
 
-GET /annotate shows the caller's next task, POST /annotate/<token> stores the judgment and leads to the next one.
-Drafts, renewing, skipping and flagging answer JSON to the module and a redirect to a form.
+GET /annotate shows the caller's next task, POST /annotate/<token> stores the judgment and leads to the next one. What
+the modules send asks for JSON and gets it: drafts, renewing, skipping, flagging, and judgments too.
 """
 
 import time
 from typing import Any
 
 from flask import Blueprint, flash, jsonify, redirect, render_template, request, url_for
+from flask_babel import gettext
 from sqlalchemy.orm import Session
 from werkzeug.wrappers import Response
 
 from access.views import current_person, require_role
-from core.errors import Conflict, InvalidInput
+from core.errors import Conflict, Forbidden, InvalidInput
 from core.web import runtime
 from feedback import leases
-from feedback.judgments import last_judgment, load_draft, save_draft, submit_pairwise, undo_last
-from feedback.models import Assignment, Judgment
-from feedback.task_page import build_page, fields_of, form_of, kept_fields, progress_of
+from feedback.annotators import opt_out, topics
+from feedback.drafts import load_draft, save_draft
+from feedback.judgments import last_judgment, submit_judgment, undo_last
+from feedback.kinds import form_of
+from feedback.models import Annotator, Assignment, Judgment
+from feedback.progress import progress_of
+from feedback.shown import load_shown
+from feedback.task_page import build_page, fields_of, kept_fields
 
 blueprint = Blueprint(
     "feedback", __name__, template_folder="pages", static_folder="static", static_url_path="/static/feedback"
 )
+
+SURPLUS = "Kept as an extra judgment: the time for this task had run out and others had finished it."
+MAX_BESIDE = 5
 
 
 @blueprint.get("/")
@@ -33,14 +42,22 @@ def home() -> Response:
 
 @blueprint.get("/annotate")
 @require_role()
-def next_task() -> str:
+def next_task() -> str | tuple[str, int]:
     annotator_id, settings = current_person().id, runtime().settings
-    with runtime().db.session() as session:
-        assignment = leases.next_assignment(session, annotator_id, settings.lease_s, shares=settings.assignment)
-        if assignment is None:
-            return render_template("feedback/empty.html", progress=progress_of(session, annotator_id))
-        fields = load_draft(session, assignment.lease_token, annotator_id)
-        return _render(session, assignment, fields)
+    beside = request.args.getlist("beside")[:MAX_BESIDE]
+    try:
+        with runtime().db.session() as session:
+            assignment = leases.next_assignment(
+                session, annotator_id, settings.lease_s, shares=settings.assignment, beside=beside
+            )
+            if assignment is None:
+                return render_template("feedback/empty.html", progress=progress_of(session, annotator_id))
+            fields = load_draft(session, assignment.lease_token, annotator_id)
+            return _render(session, assignment, fields)
+    except Forbidden as error:
+        if error.code != "annotator_paused":
+            raise
+        return render_template("feedback/paused.html", message=error.message), error.status
 
 
 @blueprint.get("/annotate/last")
@@ -50,27 +67,54 @@ def last_task() -> Response | str:
     with runtime().db.read() as session:
         last = last_judgment(session, current_person().id)
         if last is None:
-            flash("You have not judged anything yet, so there is nothing to undo.")
+            flash(gettext("You have not judged anything yet, so there is nothing to undo."))
             return redirect(url_for("feedback.next_task"))
         assignment = session.get_one(Assignment, last.assignment_id)
         return _render(session, assignment, fields_of(session, last, assignment), last)
 
 
+@blueprint.get("/annotate/care")
+@require_role()
+def care() -> str:
+    """What one does not want to see, and who helps."""
+    with runtime().db.read() as session:
+        annotator = session.get(Annotator, current_person().id)
+        opted_out = annotator.opted_out if annotator else []
+        return render_template(
+            "feedback/care.html", topics=topics(session), opted_out=opted_out, settings=runtime().settings
+        )
+
+
+@blueprint.post("/annotate/care")
+@require_role()
+def set_care() -> Response:
+    with runtime().db.session() as session:
+        opt_out(session, current_person().id, request.form.getlist("topic"))
+    flash(gettext("Saved. Tasks on these topics go to other people."))
+    return redirect(url_for("feedback.care"), 303)
+
+
 @blueprint.post("/annotate/<token>")
 @require_role()
-def judge(token: str) -> Response | tuple[str, int]:
+def judge(token: str) -> Response | tuple[Response | str, int]:
     fields = request.form.to_dict(flat=False)
     annotator_id = current_person().id
     try:
         with runtime().db.session() as session:
             judgment = _store(session, token, annotator_id, fields)
     except InvalidInput as error:
+        if _wants_json():
+            raise
         return _show_again(token, fields, error), error.status
     except Conflict as error:
+        if _wants_json():
+            raise
         flash(f"{error.message[0].upper()}{error.message[1:]}. The first judgment stays as it is.", "error")
         return redirect(url_for("feedback.next_task"), 303)
+    if _wants_json():
+        return jsonify(judgment_id=judgment.id, message=gettext(SURPLUS) if judgment.surplus else ""), 201
     if judgment.surplus:
-        flash("Kept as an extra judgment: the time for this task had run out and others had finished it.")
+        flash(gettext(SURPLUS))
     return redirect(url_for("feedback.next_task"), 303)
 
 
@@ -103,19 +147,23 @@ def skip(token: str) -> Response:
 def flag(token: str) -> Response:
     with runtime().db.session() as session:
         leases.flag(session, token, current_person().id, _reason())
-    flash("Flagged. The leads see it; you will not get this task again.")
+    flash(gettext("Flagged. The leads see it; you will not get this task again."))
     return _to_next()
 
 
 def _store(session: Session, token: str, annotator_id: int, fields: dict[str, list[str]]) -> Judgment:
-    form = form_of(fields)
+    settings = runtime().settings
+    assignment = leases.find_assignment(session, token, annotator_id)
+    shown = load_shown(session, assignment)
+    form = form_of(shown.kind).from_fields(fields, shown)
     once = request.form.get("once") or None
     once = f"page:{token}:{once}"[:100] if once else None
     supersedes = _supersedes()
     if not supersedes:
-        return submit_pairwise(
-            session, token=token, annotator_id=annotator_id, form=form, latency_s=_latency_s(), once=once
-        )
+        return submit_judgment(
+            session, token=token, annotator_id=annotator_id, form=form, latency_s=_latency_s(), once=once,
+            gold=settings.gold, adjudicate=settings.assignment.adjudicate,
+        )  # fmt: skip
     if not supersedes.isdecimal():
         raise InvalidInput(f"supersedes is {supersedes!r}; it is the number of a judgment", param="supersedes")
     return undo_last(session, annotator_id, form, supersedes_id=int(supersedes), latency_s=_latency_s(), once=once)
@@ -135,17 +183,23 @@ def _show_again(token: str, fields: dict[str, list[str]], error: InvalidInput) -
 
 
 def _render(session: Session, assignment: Assignment, fields: dict[str, Any], last: Judgment | None = None) -> str:
+    page = build_page(session, assignment, fields, last)
     return render_template(
-        "feedback/pairwise.html",
-        page=build_page(session, assignment, fields, last),
+        page.form.TEMPLATE,
+        page=page,
         progress=progress_of(session, assignment.annotator_id),
-        lease_s=runtime().settings.lease_s,
+        annotator=session.get(Annotator, assignment.annotator_id),
+        settings=runtime().settings,
     )
 
 
 def _to_next() -> Response:
     target = url_for("feedback.next_task")
     return jsonify(next=target) if request.is_json else redirect(target, 303)
+
+
+def _wants_json() -> bool:
+    return request.accept_mimetypes.best_match(["text/html", "application/json"]) == "application/json"
 
 
 def _reason() -> str:

@@ -17,13 +17,14 @@ from core.settings import CollectSettings
 from evals.refusals import CATEGORIES, refusal
 from evals.scripted import rate
 from evals.suites import SuitePrompt, benign, harmful
-from feedback.forms import PairwiseForm, RuleVerdict
-from feedback.judgments import submit_pairwise
+from feedback.judgments import submit_judgment
+from feedback.kinds.frame import RuleVerdict
+from feedback.kinds.pairwise import PairwiseForm
 from feedback.leases import claim_task
 from feedback.models import Assignment, Completion, Task
 from feedback.prompts import add_completion, add_prompt
 from feedback.rules import active_rules
-from feedback.tasks import create_pairwise_task
+from feedback.tasks import create_task
 from finetune.context import StageContext
 from policy.client import ChatReply, ChatRequest
 from policy.versions import active_version
@@ -100,11 +101,11 @@ def _store(
         prompt.category if prompt.category in CATEGORIES else random.Random(once).choice([*CATEGORIES]), once
     )
     contrast = add_completion(session, row, text, "contrast", once=f"{once}:refusal")
-    create_pairwise_task(
+    create_task(
         session,
-        prompt_id=row.id,
-        completion_a_id=own.id,
-        completion_b_id=contrast.id,
+        "pairwise",
+        row.id,
+        [own.id, contrast.id],
         source=once,
         why="seed prompt",
         required_n=context.settings.required_n,
@@ -128,7 +129,7 @@ def rate_scripted(context: StageContext) -> dict[str, int]:
                 assignment = claim_task(session, task_id, annotator_id, lease_s=3600)
                 if assignment is not None:
                     form = _form(assignment, by_slug, references)
-                    submit_pairwise(
+                    submit_judgment(
                         session, token=assignment.lease_token, annotator_id=annotator_id, form=form,
                         latency_s=None, once=f"{prefix}scripted:{task_id}",
                     )  # fmt: skip
@@ -139,20 +140,23 @@ def rate_scripted(context: StageContext) -> dict[str, int]:
 
 def _form(assignment: Assignment, by_slug: dict[str, int], references: dict[str, str | None]) -> PairwiseForm:
     """The scripted annotator's opinion in terms of left and right, as the assignment shows them."""
-    task = assignment.task
+    task, own = assignment.task, assignment.task.completions[0]
     opinion = rate(
-        task.completion_a.text,
-        harmful=bool(task.prompt.harmful),
-        category=task.prompt.category,
+        own.text,
+        harmful=bool(own.prompt.harmful),
+        category=own.prompt.category,
         seed=task.id,
         reference=references.get(task.source),
     )
-    a, b = ("left", "right") if assignment.left_is_a else ("right", "left")
-    rule_id = by_slug.get(task.prompt.category or "")
-    verdicts = [RuleVerdict(rule_version_id=rule_id, side=a, verdict="broken")] if opinion.broken_a and rule_id else []
+    shown = assignment.shown_order.index(0)  # where the policy's own completion stands
+    a, b = ("left", "right") if shown == 0 else ("right", "left")
+    rule_id = by_slug.get(own.prompt.category or "")
+    verdicts = (
+        [RuleVerdict(rule_version_id=rule_id, item=shown, verdict="broken")] if opinion.broken_a and rule_id else []
+    )
     return PairwiseForm(
         choice={"a": a, "b": b, "tie": "tie"}[opinion.choice],
         strength=opinion.strength,
         rule_verdicts=verdicts,
-        corrections={a: opinion.correction_a} if opinion.correction_a else {},
+        corrections={shown: opinion.correction_a} if opinion.correction_a else {},
     )

@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError
 
 from core.db import Database
 from core.errors import DunnockError
-from feedback.forms import plain_text
+from core.messages import plain_text
 from feedback.models import completion_id
 from feedback.prompts import add_completion, add_prompt
 from policy.client import ChatRequest, CompletionStream, StreamEvent

@@ -4,9 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
-from core.messages import Message, Role
+from core.messages import Message, Role, plain_text
 from core.settings import Settings
-from feedback.forms import plain_text
 from policy.client import ChatRequest
 
 ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}

@@ -1,6 +1,7 @@
 """Real rows with small defaults, for tests and for `make seed`. Each function adds, flushes and returns a row."""
 
 import itertools
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -11,7 +12,7 @@ from access.people import hash_password
 from core.messages import user
 from feedback.models import Completion, Prompt, Task
 from feedback.prompts import add_completion, add_prompt
-from feedback.tasks import create_pairwise_task
+from feedback.tasks import create_task
 from policy.models import PolicyVersion
 
 PASSWORD = "seven small brown birds"
@@ -61,23 +62,24 @@ def make_completion(
     return add_completion(session, prompt or make_prompt(session), text, source, **more)
 
 
-def make_pairwise_task(
+def make_task(
     session: Session,
+    kind: str = "pairwise",
     prompt: Prompt | None = None,
-    a: str | None = None,
-    b: str | None = None,
+    texts: Sequence[str | None] = (None, None),
     **more: Any,
 ) -> Task:
-    """A live pairwise task of two new completions with texts `a` and `b`. `more` goes to `create_pairwise_task`."""
+    """A live task of new completions of these texts. `more` goes to `create_task`."""
     prompt = prompt or make_prompt(session)
     more.setdefault("source", f"test:{next(_numbers)}")
-    return create_pairwise_task(
-        session,
-        prompt_id=prompt.id,
-        completion_a_id=make_completion(session, prompt, a).id,
-        completion_b_id=make_completion(session, prompt, b).id,
-        **more,
-    )
+    return create_task(session, kind, prompt.id, [make_completion(session, prompt, text).id for text in texts], **more)
+
+
+def make_pairwise_task(
+    session: Session, prompt: Prompt | None = None, a: str | None = None, b: str | None = None, **more: Any
+) -> Task:
+    """A live pairwise task of two new completions with texts `a` and `b`. `more` goes to `create_task`."""
+    return make_task(session, "pairwise", prompt, (a, b), **more)
 
 
 def make_policy_version(session: Session, name: str = "base", state: str = "active", **more: Any) -> PolicyVersion:

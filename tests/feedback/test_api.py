@@ -52,8 +52,15 @@ def test_a_program_judges_until_nothing_is_left(
         assert set(found) == {"token", "expires_at", "kind", "why", "messages", "completions"}
         seen.append(found["messages"])
         shown = found["completions"]
-        side = next(side for side, text in shown.items() if text.startswith("text a"))
-        answer = judge(client, bearer, found["token"], judgment={"choice": side, "strength": 3}, latency_s=2.5, next={})
+        side = ("left", "right")[0 if shown[0].startswith("text a") else 1]
+        answer = judge(
+            client,
+            bearer,
+            found["token"],
+            judgment={"kind": "pairwise", "choice": side, "strength": 3},
+            latency_s=2.5,
+            next={},
+        )
         assert answer.status_code == 201
         assert answer.json["surplus"] is False
         found = answer.json["assignment"]
@@ -70,9 +77,13 @@ def test_more_work_is_fetched_beside_what_is_at_hand(
     assert again == first
     second = client.post("/api/v1/assignments", json={"beside": [first["token"]]}, headers=bearer).json["assignment"]
     assert second["token"] != first["token"]
-    third = judge(client, bearer, first["token"], judgment={"choice": "tie"}, next={"beside": [second["token"]]}).json[
-        "assignment"
-    ]
+    third = judge(
+        client,
+        bearer,
+        first["token"],
+        judgment={"kind": "pairwise", "choice": "tie"},
+        next={"beside": [second["token"]]},
+    ).json["assignment"]
     assert third["token"] not in (first["token"], second["token"])
 
 
@@ -80,10 +91,10 @@ def test_the_same_act_again_is_one_judgment(
     client: FlaskClient, database: Database, bearer: dict[str, str], tasks: list[int]
 ) -> None:
     token = client.post("/api/v1/assignments", json={}, headers=bearer).json["assignment"]["token"]
-    body = {"judgment": {"choice": "both_bad"}, "idempotency_key": "one"}
+    body = {"judgment": {"kind": "pairwise", "choice": "both_bad"}, "idempotency_key": "one"}
     ids = [judge(client, bearer, token, **body).json["judgment_id"] for _ in range(2)]
     assert ids == [j.id for j in stored(database, Judgment)] * 2
-    assert judge(client, bearer, token, judgment={"choice": "tie"}).status_code == 409
+    assert judge(client, bearer, token, judgment={"kind": "pairwise", "choice": "tie"}).status_code == 409
 
 
 def test_two_programs_may_name_their_acts_alike(
@@ -91,7 +102,7 @@ def test_two_programs_may_name_their_acts_alike(
 ) -> None:
     for given in (bearer, headers(database, people["reviewer"])):
         token = client.post("/api/v1/assignments", json={}, headers=given).json["assignment"]["token"]
-        body = {"judgment": {"choice": "tie"}, "idempotency_key": "1"}
+        body = {"judgment": {"kind": "pairwise", "choice": "tie"}, "idempotency_key": "1"}
         assert judge(client, given, token, **body).status_code == 201
     assert len(stored(database, Judgment)) == 2
 
@@ -99,11 +110,14 @@ def test_two_programs_may_name_their_acts_alike(
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        ({"judgment": {"choice": "middle"}}, "judgment.choice"),
-        ({"judgment": {"choice": "left", "strength": 9}}, "judgment.strength"),
-        ({"judgment": {"choice": "left"}, "colour": "red"}, "colour"),
-        ({"judgment": {"choice": "left"}, "latency_s": -1}, "latency_s"),
-        ({"judgment": {"choice": "tie", "rule_verdicts": [{"rule_version_id": 99, "side": "left"}]}}, "rule versions"),
+        ({"judgment": {"kind": "pairwise", "choice": "middle"}}, "judgment.choice"),
+        ({"judgment": {"kind": "pairwise", "choice": "left", "strength": 9}}, "judgment.strength"),
+        ({"judgment": {"kind": "pairwise", "choice": "left"}, "colour": "red"}, "colour"),
+        ({"judgment": {"kind": "pairwise", "choice": "left"}, "latency_s": -1}, "latency_s"),
+        (
+            {"judgment": {"kind": "pairwise", "choice": "tie", "rule_verdicts": [{"rule_version_id": 99, "item": 0}]}},
+            "rule versions",
+        ),
         ({}, "judgment"),
     ],
 )
@@ -123,7 +137,7 @@ def test_who_may_not(
 ) -> None:
     token = client.post("/api/v1/assignments", json={}, headers=bearer).json["assignment"]["token"]
     other = headers(database, people["reviewer"])
-    assert judge(client, other, token, judgment={"choice": "tie"}).status_code == 404
+    assert judge(client, other, token, judgment={"kind": "pairwise", "choice": "tie"}).status_code == 404
     chat = headers(database, people["annotator"], "chat")
     for given, status in ((chat, 403), ({}, 401), ({"Authorization": "Bearer dk-nonsense"}, 401)):
         answer = client.post("/api/v1/assignments", json={}, headers=given)

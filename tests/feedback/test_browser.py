@@ -55,7 +55,9 @@ def wait_for(database: Database, kind: Any, count: int) -> list[Any]:
 def shown_order(page: Page, database: Database, task_id: int) -> bool:
     """Whether the page shows the task's completion a on the left."""
     with database.read() as session:
-        return page.locator("#reply-left .reply-text").inner_text() == session.get_one(Task, task_id).completion_a.text
+        return (
+            page.locator("#reply-left .reply-text").inner_text() == session.get_one(Task, task_id).completions[0].text
+        )
 
 
 def test_by_mouse(page: Page, database: Database, tasks: list[int]) -> None:
@@ -74,8 +76,8 @@ def test_by_mouse(page: Page, database: Database, tasks: list[int]) -> None:
     assignment = stored(database, Assignment)[0]
     with database.read() as session:
         task = session.get_one(Task, tasks[0])
-    left, right = (task.completion_a_id, task.completion_b_id)[:: 1 if left_is_a else -1]
-    assert assignment.left_is_a is left_is_a
+    left, right = (task.completions[0].id, task.completions[1].id)[:: 1 if left_is_a else -1]
+    assert assignment.shown_order == ([0, 1] if left_is_a else [1, 0])
     assert (judgment.choice, judgment.strength) == ("a" if left_is_a else "b", 1)
     assert [(v.completion_id, v.verdict) for v in stored(database, RuleJudgment)] == [(right, "broken")]
     correction = stored(database, Correction)[0]
@@ -111,7 +113,7 @@ def test_by_keyboard_alone(page: Page, database: Database, tasks: list[int]) -> 
     verdict = stored(database, RuleJudgment)[0]
     with database.read() as session:
         task = session.get_one(Task, tasks[0])
-    assert verdict.completion_id == (task.completion_b_id if left_is_a else task.completion_a_id)
+    assert verdict.completion_id == (task.completions[1].id if left_is_a else task.completions[0].id)
 
 
 def test_every_step_key_chooses_its_step(page: Page, tasks: list[int]) -> None:

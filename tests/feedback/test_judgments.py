@@ -10,15 +10,14 @@ from sqlalchemy.orm import Session
 from access.models import Person
 from access.people import get_or_create_scripted
 from core.errors import Conflict, InvalidInput, NotFound
+from feedback.drafts import load_draft, save_draft
 from feedback.judgments import (
-    PairwiseForm,
     last_judgment,
-    load_draft,
     record_feedback,
-    save_draft,
-    submit_pairwise,
+    submit_judgment,
     undo_last,
 )
+from feedback.kinds.pairwise import PairwiseForm
 from feedback.leases import next_assignment
 from feedback.models import Assignment, Completion, Correction, Judgment, RuleJudgment, Task
 from feedback.rules import active_rules, ensure_rules
@@ -36,13 +35,13 @@ def assign(session: Session, person: Person, *, left_is_a: bool = True, **task: 
     assignment = next_assignment(session, person.id, 60)
     assert assignment is not None
     assert assignment.task_id == made.id
-    assignment.left_is_a = left_is_a
+    assignment.shown_order = [0, 1] if left_is_a else [1, 0]
     session.flush()
     return assignment
 
 
 def submit(session: Session, assignment: Assignment, once: str | None = None, **form: Any) -> Judgment:
-    return submit_pairwise(
+    return submit_judgment(
         session,
         token=assignment.lease_token,
         annotator_id=assignment.annotator_id,
@@ -78,16 +77,16 @@ def test_rules_and_corrections_follow_the_side_that_was_shown(session: Session, 
         assignment,
         choice="right",
         rule_verdicts=[
-            {"rule_version_id": first.id, "side": "left", "verdict": "broken", "span": " the words "},
-            {"rule_version_id": second.id, "side": "right", "verdict": "unsure"},
+            {"rule_version_id": first.id, "item": 0, "verdict": "broken", "span": " text "},
+            {"rule_version_id": second.id, "item": 1, "verdict": "unsure"},
         ],
-        corrections={"right": "better\r\ntext\0", "left": "  text a " if left_is_a else "text b"},
+        corrections={1: "better\r\ntext\0", 0: "  text a " if left_is_a else "text b"},
         note=" because ",
     )
     task = session.get_one(Task, assignment.task_id)
-    left, right = (task.completion_a_id, task.completion_b_id)[:: 1 if left_is_a else -1]
+    left, right = (task.completions[0].id, task.completions[1].id)[:: 1 if left_is_a else -1]
     verdicts = {v.rule_version_id: v for v in session.scalars(select(RuleJudgment))}
-    assert (verdicts[first.id].completion_id, verdicts[first.id].span) == (left, "the words")
+    assert (verdicts[first.id].completion_id, verdicts[first.id].span) == (left, "text")
     assert (verdicts[second.id].completion_id, verdicts[second.id].verdict) == (right, "unsure")
     correction = session.scalars(select(Correction)).one()  # the left text was not changed
     assert (correction.completion_id, correction.text) == (right, "better\ntext")
@@ -107,16 +106,16 @@ def test_a_second_submit_returns_the_first_or_conflicts(session: Session, ana: P
 
 def test_a_name_of_another_act_conflicts(session: Session, ana: Person) -> None:
     submit(session, assign(session, ana), once="one")
-    with pytest.raises(Conflict, match="once"):
-        submit(session, assign(session, ana), once="one")
     with pytest.raises(InvalidInput, match="once"):
         submit(session, assign(session, make_person(session)), once="x" * 101)
+    with pytest.raises(Conflict, match="once"):  # and ends the transaction
+        submit(session, assign(session, ana), once="one")
 
 
 def test_only_the_holder_submits_and_only_known_rules(session: Session, ana: Person) -> None:
     assignment = assign(session, ana)
     with pytest.raises(NotFound):
-        submit_pairwise(
+        submit_judgment(
             session,
             token=assignment.lease_token,
             annotator_id=make_person(session).id,
@@ -124,7 +123,7 @@ def test_only_the_holder_submits_and_only_known_rules(session: Session, ana: Per
             latency_s=None,
         )
     with pytest.raises(InvalidInput, match="rule versions"):
-        submit(session, assignment, rule_verdicts=[{"rule_version_id": 9, "side": "left", "verdict": "broken"}])
+        submit(session, assignment, rule_verdicts=[{"rule_version_id": 9, "item": 0, "verdict": "broken"}])
 
 
 @pytest.mark.parametrize(
@@ -135,9 +134,9 @@ def test_only_the_holder_submits_and_only_known_rules(session: Session, ana: Per
         {"choice": "left", "strength": 0},
         {"choice": "tie", "strength": 2},
         {"choice": "tie", "surprise": 1},
-        {"choice": "tie", "rule_verdicts": [{"rule_version_id": 1, "side": "middle", "verdict": "broken"}]},
-        {"choice": "tie", "rule_verdicts": [{"rule_version_id": 1, "side": "left", "verdict": "broken"}] * 2},
-        {"choice": "tie", "rule_verdicts": [{"rule_version_id": 2**40, "side": "left", "verdict": "broken"}]},
+        {"choice": "tie", "rule_verdicts": [{"rule_version_id": 1, "item": 7, "verdict": "broken"}]},
+        {"choice": "tie", "rule_verdicts": [{"rule_version_id": 1, "item": 0, "verdict": "broken"}] * 2},
+        {"choice": "tie", "rule_verdicts": [{"rule_version_id": 2**40, "item": 0, "verdict": "broken"}]},
         {"choice": "tie", "corrections": {"middle": "x"}},
     ],
 )
@@ -149,7 +148,7 @@ def test_forms_that_contradict_themselves_are_refused(form: dict[str, Any]) -> N
 def test_undo_supersedes_and_keeps_the_first(session: Session, ana: Person) -> None:
     assignment = assign(session, ana)
     first = submit(session, assignment, choice="left", strength=3)
-    changed = PairwiseForm(choice="right", strength=1, corrections={"left": "a better text"})
+    changed = PairwiseForm(choice="right", strength=1, corrections={0: "a better text"})
     second = undo_last(session, ana.id, changed, supersedes_id=first.id, once="again")
     assert (second.supersedes_id, second.choice, second.assignment_id) == (first.id, "b", assignment.id)
     assert (first.choice, first.strength) == ("a", 3)

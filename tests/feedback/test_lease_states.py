@@ -14,7 +14,8 @@ import finetune.models  # noqa: F401
 import reward.models  # noqa: F401  # tables that no other import brings
 from core.db import Base, Database, utcnow
 from core.errors import Conflict
-from feedback.judgments import PairwiseForm, submit_pairwise
+from feedback.judgments import submit_judgment
+from feedback.kinds.pairwise import PairwiseForm
 from feedback.leases import claim_task, next_assignment, release_expired, renew, skip
 from feedback.models import Assignment, Judgment, Task
 from tests.factories import make_pairwise_task, make_person
@@ -74,7 +75,7 @@ class Leases(RuleBasedStateMachine):
         who = {"token": mine.lease_token, "annotator_id": mine.annotator_id, "form": form, "latency_s": 1.0}
         once = f"{mine.lease_token}:once"
         try:
-            judgment = submit_pairwise(self.session, **who, once=once)
+            judgment = submit_judgment(self.session, **who, once=once)
         except Conflict:
             assert before == "skipped"
             return
@@ -82,7 +83,7 @@ class Leases(RuleBasedStateMachine):
         self.acts += before in ("live", "expired")
         assert judgment.surplus == (mine.state == "surplus")
         if again:
-            assert submit_pairwise(self.session, **who, once=once).id == judgment.id
+            assert submit_judgment(self.session, **who, once=once).id == judgment.id
 
     @rule(number=st.integers(0, 20))
     def give_back(self, number: int) -> None:

@@ -13,7 +13,8 @@ from core.db import Database, utcnow
 from core.errors import Conflict, NotFound
 from core.settings import AssignmentSettings
 from feedback import leases
-from feedback.judgments import PairwiseForm, submit_pairwise
+from feedback.judgments import submit_judgment
+from feedback.kinds.pairwise import PairwiseForm
 from feedback.leases import claim_task, find_assignment, flag, next_assignment, release_expired, renew, skip
 from feedback.models import Assignment, Judgment, Task
 from tests.factories import make_pairwise_task, make_person
@@ -36,7 +37,7 @@ def expire(session: Session, assignment: Assignment) -> None:
 
 def judge(session: Session, assignment: Assignment) -> Judgment:
     token, annotator_id = assignment.lease_token, assignment.annotator_id
-    return submit_pairwise(session, token=token, annotator_id=annotator_id, form=LEFT, latency_s=1)
+    return submit_judgment(session, token=token, annotator_id=annotator_id, form=LEFT, latency_s=1)
 
 
 def places(session: Session, task: Task) -> tuple[int, int, str]:
@@ -163,9 +164,9 @@ def test_both_orders_are_shown(session: Session) -> None:
     orders = set()
     for _ in range(40):
         assignment = claim(session, ana.id)
-        orders.add(assignment.left_is_a)
+        orders.add(tuple(assignment.shown_order))
         skip(session, assignment.lease_token, ana.id, "")
-    assert orders == {True, False}
+    assert orders == {(0, 1), (1, 0)}
 
 
 def test_an_expired_lease_is_claimed_again_and_the_late_submit_is_surplus(session: Session) -> None:
@@ -178,11 +179,11 @@ def test_an_expired_lease_is_claimed_again_and_the_late_submit_is_surplus(sessio
     assert taken.task_id == task.id
     with pytest.raises(Conflict, match="others took"):
         renew(session, late.lease_token, ana.id, LEASE_S)
-    judgment = submit_pairwise(session, token=late.lease_token, annotator_id=ana.id, form=LEFT, latency_s=1)
+    judgment = submit_judgment(session, token=late.lease_token, annotator_id=ana.id, form=LEFT, latency_s=1)
     assert judgment.surplus
     assert late.state == "surplus"
     assert task.state == "live"
-    kept = submit_pairwise(session, token=taken.lease_token, annotator_id=ben.id, form=LEFT, latency_s=1)
+    kept = submit_judgment(session, token=taken.lease_token, annotator_id=ben.id, form=LEFT, latency_s=1)
     assert not kept.surplus
     assert places(session, task) == (1, 1, "done")
 
@@ -192,7 +193,7 @@ def test_a_late_submit_counts_while_there_is_room(session: Session) -> None:
     ana = make_person(session)
     late = claim(session, ana.id)
     expire(session, late)
-    judgment = submit_pairwise(session, token=late.lease_token, annotator_id=ana.id, form=LEFT, latency_s=1)
+    judgment = submit_judgment(session, token=late.lease_token, annotator_id=ana.id, form=LEFT, latency_s=1)
     assert not judgment.surplus
     assert places(session, task) == (1, 1, "done")
 
@@ -204,7 +205,7 @@ def test_a_late_submit_takes_another_free_place(session: Session) -> None:
     expire(session, late)
     assert release_expired(session, utcnow()) == 1
     assert claim(session, ben.id).task_id == task.id
-    assert not submit_pairwise(session, token=late.lease_token, annotator_id=ana.id, form=LEFT, latency_s=1).surplus
+    assert not submit_judgment(session, token=late.lease_token, annotator_id=ana.id, form=LEFT, latency_s=1).surplus
     assert places(session, task) == (2, 1, "live")
 
 
@@ -212,11 +213,11 @@ def test_own_expired_work_comes_back_with_its_order(session: Session) -> None:
     make_pairwise_task(session, priority=9)
     ana = make_person(session)
     assignment = claim(session, ana.id)
-    order = assignment.left_is_a
+    order = assignment.shown_order
     expire(session, assignment)
     make_pairwise_task(session, priority=99)
     again = claim(session, ana.id)
-    assert (again.id, again.left_is_a) == (assignment.id, order)
+    assert (again.id, again.shown_order) == (assignment.id, order)
     assert again.expires_at > utcnow()
 
 
@@ -242,7 +243,7 @@ def test_a_skipped_task_goes_to_others_only(session: Session) -> None:
     assert next_assignment(session, ana.id, LEASE_S) is None
     assert claim(session, ben.id).task_id == task.id
     with pytest.raises(Conflict, match="skipped"):
-        submit_pairwise(session, token=assignment.lease_token, annotator_id=ana.id, form=LEFT, latency_s=1)
+        submit_judgment(session, token=assignment.lease_token, annotator_id=ana.id, form=LEFT, latency_s=1)
     with pytest.raises(Conflict, match="skipped"):
         renew(session, assignment.lease_token, ana.id, LEASE_S)
 
@@ -302,7 +303,7 @@ def work(database: Database, annotator_id: int, start: threading.Barrier, failur
                     return
                 token = assignment.lease_token
             with database.session() as session:
-                submit_pairwise(
+                submit_judgment(
                     session, token=token, annotator_id=annotator_id, form=LEFT, latency_s=0.1, once=f"{token}:x"
                 )
     except BaseException as error:

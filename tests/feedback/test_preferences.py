@@ -103,7 +103,7 @@ def test_a_task_gives_the_net_of_its_votes(
 def test_a_pair_carries_what_its_prompt_says(session: Session, reason: str) -> None:
     prompt = make_prompt(session, "How do I pick a lock?", category="theft_property", harmful=True)
     task = make_pairwise_task(session, prompt, a="cut short", b="whole")
-    task.completion_a.finish_reason, task.completion_b.finish_reason = reason, "stop"
+    task.completions[0].finish_reason, task.completions[1].finish_reason = reason, "stop"
     choose(session, task, "b", 1)
     (pair,) = found(session).preferences
     assert pair.prompt == [{"role": "user", "content": "How do I pick a lock?"}]
@@ -131,9 +131,9 @@ def test_surplus_and_simulated_judgments_are_left_out_with_all_they_hold(
 ) -> None:
     task = make_task(session)
     judgment = choose(session, task, "a", 3, **more)
-    correct(session, judgment, task.completion_b_id)
-    verdict(session, judgment, task.completion_a_id, "kept", rule_ids[0])
-    verdict(session, judgment, task.completion_b_id, "broken", rule_ids[0])
+    correct(session, judgment, task.completions[1].id)
+    verdict(session, judgment, task.completions[0].id, "kept", rule_ids[0])
+    verdict(session, judgment, task.completions[1].id, "broken", rule_ids[0])
     assert found(session).preferences == []
     assert found(session).counts == Counter({reason: 1})
 
@@ -157,7 +157,7 @@ def test_one_simulated_vote_marks_the_pair(session: Session) -> None:
 def test_a_superseded_judgment_counts_no_more(session: Session) -> None:
     task = make_task(session)
     first = choose(session, task, "a", 3)
-    correct(session, first, task.completion_a_id, "an edit that was taken back")
+    correct(session, first, task.completions[0].id, "an edit that was taken back")
     second = choose(session, task, "b", 1, supersedes_id=first.id)
     gathered = found(session)
     assert brief(gathered.preferences) == [("text b", "text a", 1.0, "choice")]
@@ -173,7 +173,7 @@ def test_a_superseded_judgment_counts_no_more(session: Session) -> None:
 def test_a_correction_wins_over_the_choice_of_the_same_judgment(session: Session) -> None:
     task = make_task(session)
     judgment = choose(session, task, "b", 3)
-    correction = correct(session, judgment, task.completion_a_id)
+    correction = correct(session, judgment, task.completions[0].id)
     gathered = found(session)
     assert brief(gathered.preferences) == [("edited", "text a", 3.0, "correction")]
     assert gathered.preferences[0].source == f"correction:{correction.id}"
@@ -182,9 +182,9 @@ def test_a_correction_wins_over_the_choice_of_the_same_judgment(session: Session
 
 def test_a_corrected_side_that_was_preferred_stands_against_the_other(session: Session) -> None:
     task = make_task(session)
-    correct(session, choose(session, task, "a", 2), task.completion_a_id, "better a")
+    correct(session, choose(session, task, "a", 2), task.completions[0].id, "better a")
     other = make_pairwise_task(session, a="one", b="two")
-    correct(session, choose(session, other, "b", 2), other.completion_b_id, "better two")
+    correct(session, choose(session, other, "b", 2), other.completions[1].id, "better two")
     assert brief(found(session).preferences) == [
         ("better a", "text b", 3.0, "correction"),
         ("better two", "one", 3.0, "correction"),
@@ -193,7 +193,7 @@ def test_a_corrected_side_that_was_preferred_stands_against_the_other(session: S
 
 def test_another_persons_choice_on_the_same_task_still_counts(session: Session) -> None:
     task = make_task(session)
-    correct(session, choose(session, task, "b", 3), task.completion_a_id)
+    correct(session, choose(session, task, "b", 3), task.completions[0].id)
     choose(session, task, "a", 2)
     assert brief(found(session).preferences) == [
         ("edited", "text a", 3.0, "correction"),
@@ -204,8 +204,8 @@ def test_another_persons_choice_on_the_same_task_still_counts(session: Session) 
 def test_both_sides_can_be_corrected(session: Session) -> None:
     task = make_task(session)
     judgment = choose(session, task, "both_bad")
-    correct(session, judgment, task.completion_a_id, "better a")
-    correct(session, judgment, task.completion_b_id, "better b")
+    correct(session, judgment, task.completions[0].id, "better a")
+    correct(session, judgment, task.completions[1].id, "better b")
     assert brief(found(session).preferences) == [
         ("better a", "text a", 3.0, "correction"),
         ("better b", "text b", 3.0, "correction"),
@@ -261,8 +261,8 @@ def test_the_best_stands_against_the_worst_by_their_means(session: Session) -> N
 def test_kept_over_broken_on_the_same_prompt(session: Session, rule_ids: list[int]) -> None:
     task = make_task(session)
     judgment = choose(session, task, "tie")
-    verdict(session, judgment, task.completion_a_id, "broken", rule_ids[0])
-    verdict(session, judgment, task.completion_b_id, "kept", rule_ids[0])
+    verdict(session, judgment, task.completions[0].id, "broken", rule_ids[0])
+    verdict(session, judgment, task.completions[1].id, "kept", rule_ids[0])
     gathered = found(session)
     assert brief(gathered.preferences) == [("text b", "text a", 2.0, "rule")]
     assert gathered.judgment_ids == {judgment.id}
@@ -277,25 +277,25 @@ def test_other_verdicts_are_no_contrast(
 ) -> None:
     task = make_task(session)
     judgment = choose(session, task, "tie")
-    verdict(session, judgment, task.completion_a_id, a, rule_ids[0])
-    verdict(session, judgment, task.completion_b_id, b, rule_ids[0 if same_rule else 1])
+    verdict(session, judgment, task.completions[0].id, a, rule_ids[0])
+    verdict(session, judgment, task.completions[1].id, b, rule_ids[0 if same_rule else 1])
     assert found(session).preferences == []
 
 
 def test_a_verdict_that_people_disagree_on_is_no_contrast(session: Session, rule_ids: list[int]) -> None:
     task = make_task(session)
     first, second = choose(session, task, "tie"), choose(session, task, "tie")
-    verdict(session, first, task.completion_a_id, "broken", rule_ids[0])
-    verdict(session, first, task.completion_b_id, "kept", rule_ids[0])
-    verdict(session, second, task.completion_a_id, "kept", rule_ids[0])
+    verdict(session, first, task.completions[0].id, "broken", rule_ids[0])
+    verdict(session, first, task.completions[1].id, "kept", rule_ids[0])
+    verdict(session, second, task.completions[0].id, "kept", rule_ids[0])
     assert found(session).preferences == []
 
 
 def test_a_choice_wins_over_the_rule_contrast_of_the_same_texts(session: Session, rule_ids: list[int]) -> None:
     task = make_task(session)
     judgment = choose(session, task, "a", 1)
-    verdict(session, judgment, task.completion_a_id, "broken", rule_ids[0])
-    verdict(session, judgment, task.completion_b_id, "kept", rule_ids[0])
+    verdict(session, judgment, task.completions[0].id, "broken", rule_ids[0])
+    verdict(session, judgment, task.completions[1].id, "kept", rule_ids[0])
     assert brief(found(session).preferences) == [("text a", "text b", 1.0, "choice")]
 
 
@@ -303,8 +303,8 @@ def test_two_broken_rules_pair_two_texts_once(session: Session, rule_ids: list[i
     task = make_task(session)
     judgment = choose(session, task, "tie")
     for rule_id in rule_ids[:2]:
-        verdict(session, judgment, task.completion_a_id, "broken", rule_id)
-        verdict(session, judgment, task.completion_b_id, "kept", rule_id)
+        verdict(session, judgment, task.completions[0].id, "broken", rule_id)
+        verdict(session, judgment, task.completions[1].id, "kept", rule_id)
     assert brief(found(session).preferences) == [("text b", "text a", 2.0, "rule")]
 
 
@@ -354,14 +354,14 @@ def test_all_sources_in_order_of_precedence_on_both_databases(request: pytest.Fi
         add_import(session, 1)
         ruled, rated = make_task(session), make_task(session)
         judgment = choose(session, ruled, "both_bad")
-        verdict(session, judgment, ruled.completion_a_id, "kept", rule_id)
-        verdict(session, judgment, ruled.completion_b_id, "broken", rule_id)
-        mark(session, rated.completion_a, thumbs=-1)
-        mark(session, rated.completion_b, rating=5)
+        verdict(session, judgment, ruled.completions[0].id, "kept", rule_id)
+        verdict(session, judgment, ruled.completions[1].id, "broken", rule_id)
+        mark(session, rated.completions[0], thumbs=-1)
+        mark(session, rated.completions[1], rating=5)
         chosen = make_pairwise_task(session, a="chosen a", b="chosen b")
         choose(session, chosen, "a", 2)
         corrected = make_pairwise_task(session, a="left", b="corrected b")
-        correct(session, choose(session, corrected, "a", 1), corrected.completion_b_id, "now good")
+        correct(session, choose(session, corrected, "a", 1), corrected.completions[1].id, "now good")
         last = choose(session, chosen, "b", 1, supersedes_id=choose(session, chosen, "b", 3).id)
         choose(session, chosen, "b", 3, surplus=True)
     with db.read() as session:

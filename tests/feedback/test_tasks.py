@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from core.errors import InvalidInput, NotFound
 from feedback.models import Task
-from feedback.tasks import create_pairwise_task, shuffled
+from feedback.tasks import create_task, shuffled
 from tests.factories import make_completion, make_pairwise_task, make_prompt
 
 
@@ -18,9 +18,7 @@ def test_a_source_makes_one_task_even_when_it_is_done(session: Session) -> None:
     a, b = make_completion(session, prompt), make_completion(session, prompt)
 
     def create() -> Task:
-        return create_pairwise_task(
-            session, prompt_id=prompt.id, completion_a_id=a.id, completion_b_id=b.id, source="cycle:1", required_n=3
-        )
+        return create_task(session, "pairwise", prompt.id, [a.id, b.id], source="cycle:1", required_n=3)
 
     task = create()
     assert (task.taken, task.done, task.pool) == (0, 0, "uniform")
@@ -33,22 +31,35 @@ def test_a_source_makes_one_task_even_when_it_is_done(session: Session) -> None:
 def test_a_pair_is_two_completions_of_the_prompt(session: Session) -> None:
     prompt, other = make_prompt(session), make_prompt(session)
     a, foreign = make_completion(session, prompt), make_completion(session, other)
-    common = {"source": "s", "prompt_id": prompt.id, "completion_a_id": a.id}
-    with pytest.raises(InvalidInput, match="two different"):
-        create_pairwise_task(session, **common, completion_b_id=a.id)
-    with pytest.raises(InvalidInput, match="belongs to prompt"):
-        create_pairwise_task(session, **common, completion_b_id=foreign.id)
-    with pytest.raises(NotFound, match="no completion"):
-        create_pairwise_task(session, **common, completion_b_id="chatcmpl-none")
-    with pytest.raises(NotFound, match="no prompt"):
-        create_pairwise_task(session, **{**common, "prompt_id": 999}, completion_b_id=foreign.id)
     b = make_completion(session, prompt)
+
+    def create(*ids: str, kind: str = "pairwise", prompt_id: int = prompt.id, **more: int) -> None:
+        create_task(session, kind, prompt_id, ids, source="s", **more)
+
+    with pytest.raises(InvalidInput, match="different ones"):
+        create(a.id, a.id)
+    with pytest.raises(InvalidInput, match="belongs to prompt"):
+        create(a.id, foreign.id)
+    with pytest.raises(NotFound, match="no completion"):
+        create(a.id, "chatcmpl-none")
+    with pytest.raises(NotFound, match="no prompt"):
+        create(a.id, b.id, prompt_id=999)
     with pytest.raises(InvalidInput, match="required_n"):
-        create_pairwise_task(session, **common, completion_b_id=b.id, required_n=0)
+        create(a.id, b.id, required_n=0)
+    with pytest.raises(InvalidInput, match="1 completions; a pairwise task has 2"):
+        create(a.id)
+    with pytest.raises(InvalidInput, match="a ranking task has 3 to 6"):
+        create(a.id, b.id, kind="ranking")
+    with pytest.raises(InvalidInput, match="needs a rule"):
+        create(a.id, kind="rule_check")
+    with pytest.raises(InvalidInput, match="is about no rule"):
+        create(a.id, b.id, rule_version_id=1)
+    with pytest.raises(InvalidInput, match="kind is 'quiz'"):
+        create(a.id, b.id, kind="quiz")
 
 
 def test_a_pool_has_a_name(session: Session) -> None:
-    with pytest.raises(InvalidInput, match="one of canary, flagged"):
+    with pytest.raises(InvalidInput, match="one of adjudication, canary"):
         make_pairwise_task(session, pool="golden")
     assert make_pairwise_task(session, pool="informative", rank=2.5).rank == 2.5
 

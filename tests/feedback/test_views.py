@@ -79,14 +79,14 @@ def test_sign_in_judge_next_until_the_queue_is_empty(
     for task_id, scale in zip(tasks, ["1", "both_bad"], strict=True):
         with database.read() as session:
             task = session.get_one(Task, task_id)
-            assert task.completion_a.text in page
-            assert task.completion_b.text in page
+            assert task.completions[0].text in page
+            assert task.completions[1].text in page
         answer = post(client, page, scale=scale)
         assert (answer.status_code, answer.location) == (303, "/annotate")
         page = client.get("/annotate").text
     assert "Nothing to judge right now" in page
     first, second = stored(database, Judgment)
-    order = stored(database, Assignment)[0].left_is_a
+    order = stored(database, Assignment)[0].shown_order
     assert (first.choice, first.strength) == ("a" if order else "b", 3)
     assert (second.choice, second.strength) == ("both_bad", 0)
     assert 0 <= first.latency_s < 60
@@ -141,7 +141,7 @@ def test_rules_corrections_and_note_are_stored_as_shown(
         first, second = active_rules(session)[:2]
         assignment = session.scalars(select(Assignment)).one()
         task = assignment.task
-        left, right = (task.completion_a, task.completion_b)[:: 1 if assignment.left_is_a else -1]
+        left, right = (task.completions[0], task.completions[1])[:: 1 if assignment.shown_order == [0, 1] else -1]
     answer = post(
         annotator.client,
         page,
@@ -156,7 +156,7 @@ def test_rules_corrections_and_note_are_stored_as_shown(
     )
     assert answer.status_code == 303
     judgment = stored(database, Judgment)[0]
-    assert (judgment.note, judgment.choice) == ("thin", "b" if assignment.left_is_a else "a")
+    assert (judgment.note, judgment.choice) == ("thin", "b" if assignment.shown_order == [0, 1] else "a")
     verdicts = stored(database, RuleJudgment)
     assert [(v.rule_version_id, v.completion_id, v.span) for v in verdicts] == [
         (first.id, left.id, "text"),

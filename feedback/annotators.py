@@ -1,0 +1,73 @@
+"""Annotators: how they stand, and what they do not want to see. A lead pauses them and lets them go on."""
+
+from collections.abc import Iterable
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from access.audit import record
+from core.db import utcnow
+from core.errors import InvalidInput, NotFound
+from feedback.models import Annotator, GoldResult, Prompt
+
+
+def annotator_of(session: Session, person_id: int) -> Annotator:
+    """The row of a person, made if it is missing."""
+    annotator = session.get(Annotator, person_id)
+    if annotator is None:
+        annotator = Annotator(person_id=person_id, standing="good", opted_out=[], judged_from=0, risky_n=0)
+        session.add(annotator)
+        session.flush()
+    return annotator
+
+
+def set_standing(session: Session, annotator: Annotator, standing: str, why: str, actor: str) -> None:
+    """Change how somebody stands ("good", "warned", "paused"), with an entry in the audit log."""
+    before = {"standing": annotator.standing, "why": annotator.standing_why}
+    annotator.standing, annotator.standing_why, annotator.standing_at = standing, why, utcnow()
+    session.flush()
+    after = {"standing": standing, "why": why}
+    record(session, actor, f"annotator.{standing}", f"person:{annotator.person_id}", before, after)
+
+
+def pause(session: Session, person_id: int, actor: str, reason: str) -> Annotator:
+    """Give an annotator no more tasks until `resume`."""
+    annotator = annotator_of(session, person_id)
+    set_standing(session, annotator, "paused", reason.strip() or "a lead paused them", actor)
+    return annotator
+
+
+def resume(session: Session, person_id: int, actor: str, reason: str) -> Annotator:
+    """Let a warned or paused annotator go on; what they have answered so far is not held against them any more.
+
+    Raises:
+        NotFound: they were never warned or paused.
+    """
+    annotator = session.get(Annotator, person_id)
+    if annotator is None:
+        raise NotFound(f"person {person_id} was never warned or paused")
+    newest = session.scalar(select(func.max(GoldResult.judgment_id)).where(GoldResult.annotator_id == person_id))
+    annotator.judged_from = (newest or 0) + 1
+    set_standing(session, annotator, "good", reason.strip() or "a lead let them go on", actor)
+    return annotator
+
+
+def topics(session: Session) -> list[str]:
+    """All categories that prompts have, in alphabetical order."""
+    found = select(Prompt.category).where(Prompt.category.is_not(None)).distinct().order_by(Prompt.category)
+    return [str(category) for category in session.scalars(found)]
+
+
+def opt_out(session: Session, person_id: int, categories: Iterable[str]) -> Annotator:
+    """Set the topics that an annotator is not given.
+
+    Raises:
+        InvalidInput: a topic that no prompt has.
+    """
+    wanted = sorted(set(categories))
+    if unknown := set(wanted) - set(topics(session)):
+        raise InvalidInput(f"there is no topic {sorted(unknown)[0]!r}", param="topics")
+    annotator = annotator_of(session, person_id)
+    annotator.opted_out = wanted
+    session.flush()
+    return annotator
