@@ -183,7 +183,7 @@ def shoot(scene: Scene, folder: Path) -> None:
         annotator, lead = page("annotator"), page("lead")
         annotator.goto("/annotate")
         annotator.locator("html[data-ready=yes]").wait_for()
-        left = annotator.locator("#reply-left .reply-text").inner_text()
+        left = annotator.locator("#reply-0 .reply-text").inner_text()
         annotator.keyboard.press("6" if refuses(left) else "2")  # the prompt is benign: the answer is the better one
         save(annotator, "annotate")
         lead.goto(f"/cycles/{scene.cycle_id}")

@@ -36,5 +36,5 @@ def _path(value: Any, location: tuple[int | str, ...]) -> str:
         if isinstance(value, dict) and part not in value and part != location[-1]:
             continue
         parts.append(str(part))
-        value = (value.get(part) if isinstance(value, dict) else value[part]) if holder else None  # type: ignore[index]
+        value = (value.get(part) if isinstance(value, dict) else value[part]) if holder else None
     return ".".join(parts)

@@ -222,7 +222,9 @@ class Judgment(Base):
     strength: Mapped[int | None]  # 0 tie … 3 much better
     rating: Mapped[int | None]
     thumbs: Mapped[int | None]
-    answer: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))  # ranking: {"ranks": by position}; rating: {"aspects": {name: 1 … 5}}
+    answer: Mapped[dict[str, Any] | None] = mapped_column(
+        JSON(none_as_null=True)
+    )  # ranking: {"ranks": by position}; rating: {"aspects": {name: 1 … 5}}
     note: Mapped[str | None] = mapped_column(Text)
     latency_s: Mapped[float | None]
     simulated: Mapped[bool] = mapped_column(default=False)

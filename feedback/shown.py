@@ -10,6 +10,10 @@ from feedback.blind import Blind
 from feedback.kinds.frame import Shown, ShownItem, ShownRule
 from feedback.models import Assignment, Completion, Prompt, Rule, RuleVersion, Task, TaskItem
 
+TELLING = ("adjudication", "canary", "flagged", "informative")
+ANY = "drawn evenly from everything there is to judge"
+"""Why, as far as is told of an even sample, of known answers and of repeats alike: who knew would judge those with more care."""
+
 _QUERY = (
     select(
         TaskItem.position,
@@ -48,7 +52,7 @@ def load_shown(session: Session, assignment: Assignment) -> Shown:
         kind=task.kind,
         pool=task.pool,
         about_id=task.about_id,
-        why=task.why,
+        why=task.why if task.pool in TELLING else ANY,
         risky=task.risky,
         messages=head.messages or [],
         items=[

@@ -9,13 +9,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from markupsafe import Markup
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from core.errors import NotFound
 from feedback.blind import Blind
+from feedback.formatting import formatted
 from feedback.judgments import read_said, standing_judgments
 from feedback.kinds import form_of
 from feedback.kinds.frame import Fields, JudgmentForm, Shown, every, first
+from feedback.kinds.probe import MAX_TURNS
 from feedback.models import Assignment, Completion, Judgment, Prompt, RuleVersion
 from feedback.rules import active_rules
 from feedback.shown import load_shown
@@ -30,6 +34,7 @@ class Reply:
     number: int
     letter: str
     text: str
+    formatted: Markup | None  # as Markdown, where it looks like that
     correction: str
     broken: dict[str, str]  # rule version id → quoted words
 
@@ -40,6 +45,7 @@ class ProbeTurn:
 
     completion_id: str
     asked: str
+    raw: str  # what the model itself is told that it said
     text: str
     verdict: str
     span: str
@@ -93,6 +99,7 @@ def build_page(session: Session, assignment: Assignment, fields: Fields, last: J
             number=n,
             letter=chr(ord("A") + n),
             text=item.text,
+            formatted=formatted(item.text),
             correction=first(fields, f"correction-{n}") or item.text,
             broken={number: first(fields, f"span-{n}-{number}") for number in every(fields, f"broken-{n}")},
         )
@@ -104,7 +111,7 @@ def build_page(session: Session, assignment: Assignment, fields: Fields, last: J
         fields=fields,
         replies=replies,
         rules=active_rules(session),
-        turns=_turns(session, fields) if shown.kind == "probe" else [],
+        turns=_turns(session, shown, fields) if shown.kind == "probe" else [],
         others=others_of(session, shown),
         once=secrets.token_hex(12),
         shown_at=time.time(),
@@ -134,19 +141,32 @@ def kept_fields(fields: Mapping[str, Any]) -> dict[str, list[str]]:
     return {name: every(fields, name) for name in fields if name not in NOT_KEPT}
 
 
-def _turns(session: Session, fields: Fields) -> list[ProbeTurn]:
+def probe_turn(session: Session, shown: Shown, completion_id: str) -> ProbeTurn:
+    """One reply that the model gave during a probe.
+
+    Raises:
+        NotFound: no such reply since the task was handed out.
+    """
+    found = _turns(session, shown, {"turn": [completion_id]})
+    if not found:
+        raise NotFound(f"no reply of this probe is {completion_id!r}")
+    return found[0]
+
+
+def _turns(session: Session, shown: Shown, fields: Fields) -> list[ProbeTurn]:
     """The conversation of a probe so far, from the completions that the draft names."""
-    ids = every(fields, "turn")
+    ids = every(fields, "turn")[:MAX_TURNS]
     rows = session.execute(
         select(Completion.id, Completion.text, Prompt.messages)
         .join(Prompt, Prompt.id == Completion.prompt_id)
-        .where(Completion.id.in_(ids))
+        .where(Completion.id.in_(ids), Completion.source == "served", Completion.created_at >= shown.created_at)
     )
     found = {row.id: row for row in rows}
     return [
         ProbeTurn(
             completion_id=number,
             asked=found[number].messages[-1]["content"],
+            raw=found[number].text,
             text=Blind.of(found[number].text).text,
             verdict=first(fields, f"verdict-{number}"),
             span=first(fields, f"span-{number}"),

@@ -5,6 +5,7 @@ the modules send asks for JSON and gets it: drafts, renewing, skipping, flagging
 """
 
 import time
+from dataclasses import asdict
 from typing import Any
 
 from flask import Blueprint, flash, jsonify, redirect, render_template, request, url_for
@@ -15,13 +16,13 @@ from werkzeug.wrappers import Response
 from access.views import current_person, require_role
 from core.errors import Conflict, Forbidden, InvalidInput
 from core.web import runtime
-from feedback import leases
+from feedback import leases, task_page
 from feedback.annotators import opt_out, topics
 from feedback.drafts import load_draft, save_draft
 from feedback.judgments import last_judgment, submit_judgment, undo_last
 from feedback.kinds import form_of
 from feedback.models import Annotator, Assignment, Judgment
-from feedback.progress import progress_of
+from feedback.progress import Progress, progress_of
 from feedback.shown import load_shown
 from feedback.task_page import build_page, fields_of, kept_fields
 
@@ -102,6 +103,7 @@ def judge(token: str) -> Response | tuple[Response | str, int]:
     try:
         with runtime().db.session() as session:
             judgment = _store(session, token, annotator_id, fields)
+            progress = _progress_words(progress_of(session, annotator_id)) if _wants_json() else ""
     except InvalidInput as error:
         if _wants_json():
             raise
@@ -112,10 +114,20 @@ def judge(token: str) -> Response | tuple[Response | str, int]:
         flash(f"{error.message[0].upper()}{error.message[1:]}. The first judgment stays as it is.", "error")
         return redirect(url_for("feedback.next_task"), 303)
     if _wants_json():
-        return jsonify(judgment_id=judgment.id, message=gettext(SURPLUS) if judgment.surplus else ""), 201
+        message = gettext(SURPLUS) if judgment.surplus else ""
+        return jsonify(judgment_id=judgment.id, message=message, progress=progress), 201
     if judgment.surplus:
         flash(gettext(SURPLUS))
     return redirect(url_for("feedback.next_task"), 303)
+
+
+@blueprint.get("/annotate/<token>/turns/<completion_id>")
+@require_role()
+def probe_turn(token: str, completion_id: str) -> str:
+    """A reply in a probe, as a part of its page: with names hidden, and what one may say of it."""
+    with runtime().db.read() as session:
+        shown = load_shown(session, leases.find_assignment(session, token, current_person().id))
+        return render_template("feedback/turn.html", turn=task_page.probe_turn(session, shown, completion_id))
 
 
 @blueprint.put("/annotate/<token>/draft")
@@ -185,12 +197,17 @@ def _show_again(token: str, fields: dict[str, list[str]], error: InvalidInput) -
 def _render(session: Session, assignment: Assignment, fields: dict[str, Any], last: Judgment | None = None) -> str:
     page = build_page(session, assignment, fields, last)
     return render_template(
-        page.form.TEMPLATE,
+        f"feedback/{page.shown.kind}.html",
         page=page,
-        progress=progress_of(session, assignment.annotator_id),
+        progress=(progress := progress_of(session, assignment.annotator_id)),
+        progress_words=_progress_words(progress),
         annotator=session.get(Annotator, assignment.annotator_id),
         settings=runtime().settings,
     )
+
+
+def _progress_words(progress: Progress) -> str:
+    return str(gettext("%(done)s of %(total)s done · %(today)s by you today", **asdict(progress)))
 
 
 def _to_next() -> Response:

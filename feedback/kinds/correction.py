@@ -14,8 +14,6 @@ class CorrectionForm(ItemsForm):
 
     KIND: ClassVar[str] = "correction"
     ITEMS: ClassVar[range] = range(1, 2)
-    TEMPLATE: ClassVar[str] = "feedback/correction.html"
-    TITLE: ClassVar[str] = "Make this reply what it should be"
 
     kind: Literal["correction"] = "correction"
     fine: bool = Field(False, description="Nothing has to be changed.")

@@ -6,6 +6,7 @@ of people who saw another order compare. Fields are lists of strings by name, th
 """
 
 import datetime as dt
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self, TypeVar
@@ -135,8 +136,6 @@ class JudgmentForm(BaseModel):
 
     KIND: ClassVar[str]
     ITEMS: ClassVar[range]  # how many completions a task of this kind has
-    TEMPLATE: ClassVar[str]
-    TITLE: ClassVar[str]
     NEEDS_RULE: ClassVar[bool] = False
 
     note: str | None = Field(None, max_length=10_000)
@@ -300,9 +299,14 @@ def quoted(span: str | None, blind: Blind) -> str | None:
     words = plain_text(span).strip() if span else ""
     if not words:
         return None
-    if " ".join(words.split()) not in " ".join(blind.text.split()):
+    if _bare(words) not in _bare(blind.text):  # what is selected in formatted text lacks its signs
         raise InvalidInput(f"the quoted words are not in the completion: {words[:80]!r}", param="span")
     return blind.restore(words)
+
+
+def _bare(text: str) -> str:
+    """The letters and digits of a text."""
+    return re.sub(r"[\W_]+", "", text)
 
 
 def first(fields: Mapping[str, Any], name: str) -> str:

@@ -26,8 +26,6 @@ class PairwiseForm(ItemsForm):
 
     KIND: ClassVar[str] = "pairwise"
     ITEMS: ClassVar[range] = range(2, 3)
-    TEMPLATE: ClassVar[str] = "feedback/pairwise.html"
-    TITLE: ClassVar[str] = "Which reply is better?"
 
     kind: Literal["pairwise"] = "pairwise"
     choice: Literal["left", "right", "tie", "both_bad"]

@@ -42,8 +42,6 @@ class ProbeForm(JudgmentForm):
 
     KIND: ClassVar[str] = "probe"
     ITEMS: ClassVar[range] = range(0, 1)
-    TEMPLATE: ClassVar[str] = "feedback/probe.html"
-    TITLE: ClassVar[str] = "Try to make the policy break this rule"
     NEEDS_RULE: ClassVar[bool] = True
 
     kind: Literal["probe"] = "probe"

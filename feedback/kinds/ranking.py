@@ -15,8 +15,6 @@ class RankingForm(ItemsForm):
 
     KIND: ClassVar[str] = "ranking"
     ITEMS: ClassVar[range] = range(3, 7)
-    TEMPLATE: ClassVar[str] = "feedback/ranking.html"
-    TITLE: ClassVar[str] = "Put the replies in order, the best first"
 
     kind: Literal["ranking"] = "ranking"
     ranks: list[int] | None = Field(

@@ -34,8 +34,6 @@ class RatingForm(ItemsForm):
 
     KIND: ClassVar[str] = "rating"
     ITEMS: ClassVar[range] = range(1, 2)
-    TEMPLATE: ClassVar[str] = "feedback/rating.html"
-    TITLE: ClassVar[str] = "How good is this reply?"
 
     kind: Literal["rating"] = "rating"
     rating: int = Field(ge=1, le=5, description="Over all: 1 bad … 5 good.")

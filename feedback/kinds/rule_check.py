@@ -30,8 +30,6 @@ class RuleCheckForm(JudgmentForm):
 
     KIND: ClassVar[str] = "rule_check"
     ITEMS: ClassVar[range] = range(1, 2)
-    TEMPLATE: ClassVar[str] = "feedback/rule_check.html"
-    TITLE: ClassVar[str] = "Does the reply break this rule?"
     NEEDS_RULE: ClassVar[bool] = True
 
     kind: Literal["rule_check"] = "rule_check"

@@ -1,137 +1,195 @@
-// The pairwise page: keys, rule marks with quotes, corrections with a word diff. The form works without it.
+// The frame of all task pages: keys, submit with the next task at hand, drafts, pop-ups. Kinds add what is their own.
+// The page works without it, as plain forms.
 
 import { Drafts } from "./drafts.js";
-import { showDiff } from "./worddiff.js";
+import { Marks } from "./marks.js";
+import correction from "./kinds/correction.js";
+import pairwise from "./kinds/pairwise.js";
+import probe from "./kinds/probe.js";
+import ranking from "./kinds/ranking.js";
+import rating from "./kinds/rating.js";
+import rule_check from "./kinds/rule_check.js";
 
-const form = document.getElementById("judgment");
-const keysDialog = document.getElementById("keys");
-const reveal = document.getElementById("reveal");
-const drafts = new Drafts(form, document.getElementById("saved"));
-const letters = { left: "A", right: "B" };
-const selected = { left: "", right: "" };
+const KINDS = { correction, pairwise, probe, ranking, rating, rule_check };
+const MAX_KEPT_ALIVE = 60_000; // browsers allow 64 KB
+const PAUSE_MS = 10 * 60 * 1000; // a gap after which work begins anew
 
-function changed(element) {
-  element.dispatchEvent(new Event("input", { bubbles: true }));
-}
+let task = null; // what is on the page
+let ahead = null; // a promise of the next page: {main, fetched} or null
+let storing = Promise.resolve();
 
-function choose(value) {
-  const radio = form.querySelector(`input[name="scale"][value="${value}"]`);
-  radio.checked = true;
-  changed(radio);
-}
+// One task on the page. `keys` are those of its kind; `words` are its texts in the reader's language.
+class Task {
+  constructor(form) {
+    this.form = form;
+    this.words = JSON.parse(form.dataset.words);
+    this.status = document.getElementById("saved");
+    this.drafts = new Drafts(form, this.status, this.words);
+    this.marks = new Marks(this);
+    this.reveal = document.getElementById("reveal");
+    this.keysDialog = document.getElementById("keys");
+    this.again = Boolean(form.elements.supersedes);
+    const own = KINDS[form.dataset.kind](this);
+    this.own = own;
+    this.keys = {
+      n: () => popUp("details.note", "textarea"),
+      m: () => form.querySelector(".frame").classList.toggle("as-written"),
+      s: () => popUp("#skip", "input:checked"),
+      f: () => popUp("#flag", "input"),
+      z: () => document.getElementById("undo")?.click(),
+      "?": () => this.keysDialog.showModal(),
+      ...own.keys,
+    };
+  }
 
-// Rule marks ------------------------------------------------------------------------------------------------------
+  say(name, fills = {}) {
+    return (this.words[name] ?? name).replace(/\{(\w+)\}/g, (_, key) => fills[key] ?? "");
+  }
 
-function marks(side) {
-  return [...form.querySelectorAll(`input[name="broken-${side}"]`)];
-}
+  changed(element) {
+    element.dispatchEvent(new Event("input", { bubbles: true }));
+  }
 
-function rememberSelection() {
-  const selection = document.getSelection();
-  for (const side of ["left", "right"]) {
-    const inside = selection?.anchorNode && document.getElementById(`reply-${side}`).contains(selection.anchorNode);
-    const text = inside ? selection.toString().trim() : "";
-    if (text) selected[side] = text;
+  choose(name, value) {
+    const radio = this.form.querySelector(`input[name="${name}"][value="${value}"]`);
+    radio.checked = true;
+    this.changed(radio);
+  }
+
+  toggle(name) {
+    const box = this.form.elements[name];
+    box.checked = !box.checked;
+    this.changed(box);
   }
 }
 
-function enterRules(side) {
-  rememberSelection();
-  (marks(side).find((mark) => mark.checked) ?? marks(side)[0])?.focus();
-}
-
-function moveInRules(mark, step) {
-  const column = marks(mark.name.slice("broken-".length));
-  column.at((column.indexOf(mark) + step) % column.length).focus();
-}
-
-function markChanged(mark) {
-  const side = mark.name.slice("broken-".length);
-  const quote = form.elements[`span-${side}-${mark.value}`];
-  if (mark.checked) {
-    rememberSelection();
-    quote.value = selected[side];
-  } else {
-    quote.value = "";
-  }
-  selected[side] = "";
-  showMarks();
-}
-
-function showMarks() {
-  for (const side of ["left", "right"]) {
-    const count = marks(side).filter((mark) => mark.checked).length;
-    const badge = document.querySelector(`#reply-${side} .broken-count`);
-    badge.hidden = count === 0;
-    badge.textContent = `✗ breaks ${count} rule${count === 1 ? "" : "s"}`;
-  }
-  for (const rule of form.querySelectorAll(".rule")) {
-    const quotes = ["left", "right"].flatMap((side) => {
-      const quote = rule.querySelector(`input[name^="span-${side}-"]`).value;
-      return quote ? [`${letters[side]}: “${quote}”`] : [];
-    });
-    rule.querySelector(".quotes").textContent = quotes.join(" ");
-  }
-}
-
-// Corrections -----------------------------------------------------------------------------------------------------
-
-function betterSide() {
-  return ["5", "6", "7"].includes(form.elements.scale.value) ? "right" : "left";
-}
-
-function correct(side) {
-  const editor = document.getElementById(`correct-${side}`);
-  editor.open = true;
-  const text = editor.querySelector("textarea");
-  text.focus();
-  text.setSelectionRange(text.value.length, text.value.length);
-  editor.scrollIntoView({ block: "center" });
-}
-
-function refreshDiff(editor) {
-  const before = editor.querySelector(".original").textContent;
-  showDiff(editor.querySelector(".word-diff"), before, editor.querySelector("textarea").value);
-}
-
-function popUp(id, field) {
-  const details = document.getElementById(id) ?? document.querySelector(id);
+function popUp(selector, field) {
+  const details = document.querySelector(selector);
   if (!details) return;
   details.open = true;
   details.querySelector(field).focus();
 }
 
-// Keys ------------------------------------------------------------------------------------------------------------
+// Submit and next -------------------------------------------------------------------------------------------------
 
-function submit() {
-  form.requestSubmit();
+async function fetchNext(url) {
+  const answer = await fetch(url, { headers: { Accept: "text/html" } });
+  if (!answer.ok) return null;
+  const parsed = new DOMParser().parseFromString(await answer.text(), "text/html");
+  const main = parsed.getElementById("content");
+  return main?.querySelector("#judgment") ? { main, fetched: performance.now() } : null;
 }
 
-const KEYS = {
-  0: () => choose("4"),
-  x: () => choose("both_bad"),
-  a: () => enterRules("left"),
-  b: () => enterRules("right"),
-  e: () => correct(betterSide()),
-  E: () => correct(betterSide() === "left" ? "right" : "left"),
-  n: () => popUp("details.note", "textarea"),
-  s: () => popUp("skip", "input:checked"),
-  f: () => popUp("flag", "input"),
-  z: () => document.getElementById("undo")?.click(),
-  "?": () => keysDialog.showModal(),
-};
-for (const step of "1234567") KEYS[step] = () => choose(step);
+function lookAhead() {
+  if (!task || task.again) return;
+  const { next, token } = task.form.dataset;
+  ahead = fetchNext(`${next}?beside=${encodeURIComponent(token)}`).catch(() => null);
+}
+
+function show(main) {
+  document.getElementById("content").replaceWith(main);
+  begin();
+  window.scrollTo(0, 0);
+  main.querySelector("h1")?.focus({ preventScroll: true });
+}
+
+// The server's clock said when the page was made; it is seen only now.
+function seenNow({ main, fetched }) {
+  const field = main.querySelector('input[name="shown_at"]');
+  field.value = String(Number(field.value) + (performance.now() - fetched) / 1000);
+  main.querySelector("#undo")?.removeAttribute("hidden");
+  return main;
+}
+
+async function store(form) {
+  const body = new URLSearchParams(new FormData(form));
+  const answer = await fetch(form.action, {
+    method: "POST",
+    body,
+    headers: { Accept: "application/json" },
+    keepalive: String(body).length < MAX_KEPT_ALIVE, // it still goes out when the page is left
+  });
+  const said = await answer.json().catch(() => ({}));
+  if (!answer.ok) throw new Error(said.detail ?? String(answer.status));
+  return said;
+}
+
+async function submit() {
+  const left = task;
+  if (!left.form.reportValidity()) return;
+  left.drafts.close();
+  if (left.again || !ahead) {
+    HTMLFormElement.prototype.submit.call(left.form); // its button is named "submit"
+    return;
+  }
+  const button = document.getElementById("submit");
+  button.setAttribute("aria-busy", "true");
+  const before = document.getElementById("content");
+  storing = store(left.form);
+  storing.catch(() => null);
+  countWork(left.form.dataset.breakAfterMin);
+  const next = await ahead;
+  ahead = null;
+  if (next) {
+    show(seenNow(next));
+    if (performance.now() - next.fetched > (task.form.dataset.leaseS * 1000) / 3) task.drafts.renew(true);
+    task.status.textContent = task.say("storing");
+  }
+  try {
+    const said = await storing;
+    if (!next) {
+      window.location.assign(left.form.dataset.next);
+      return;
+    }
+    task.status.textContent = said.message || task.say("stored");
+    document.getElementById("progress").textContent = said.progress;
+    lookAhead();
+  } catch (error) {
+    button.removeAttribute("aria-busy");
+    if (next) show(before);
+    else begin();
+    const notice = document.createElement("p");
+    notice.className = "notice notice-bad";
+    notice.setAttribute("role", "alert");
+    notice.textContent = task.say("not_stored", { why: error.message });
+    task.form.querySelectorAll(".notice[role=alert]").forEach((old) => old.remove());
+    task.form.querySelector(".judging-head").after(notice);
+    lookAhead();
+  }
+}
+
+// A break is proposed after a good while of work, never forced.
+function countWork(breakAfterMin) {
+  const now = Date.now();
+  const last = Number(sessionStorage.getItem("worked-last") ?? 0);
+  if (now - last > PAUSE_MS) sessionStorage.setItem("worked-since", String(now));
+  sessionStorage.setItem("worked-last", String(now));
+  const minutes = (now - Number(sessionStorage.getItem("worked-since"))) / 60000;
+  sessionStorage.setItem("break-due", Number(breakAfterMin) > 0 && minutes >= Number(breakAfterMin) ? "yes" : "");
+}
+
+function showBreak() {
+  const hint = document.getElementById("break-hint");
+  hint.hidden = sessionStorage.getItem("break-due") !== "yes";
+  document.getElementById("break-taken").onclick = () => {
+    sessionStorage.setItem("worked-since", String(Date.now()));
+    sessionStorage.setItem("break-due", "");
+    hint.hidden = true;
+  };
+}
+
+// Keys ------------------------------------------------------------------------------------------------------------
 
 function isTyping(element) {
   return element.matches("textarea, select, [contenteditable], input:not([type=radio], [type=checkbox])");
 }
 
 function onKey(event) {
-  if (keysDialog.open) return;
+  if (!task || task.keysDialog.open) return;
   const target = event.target instanceof Element ? event.target : document.body;
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
     event.preventDefault();
-    submit();
+    task.form.requestSubmit();
     return;
   }
   if (event.key === "Escape") {
@@ -150,48 +208,59 @@ function leave(target) {
 
 // True when the key was ours; elements keep the keys that they need themselves.
 function ownKey(event, target) {
-  const mark = target.matches('input[name^="broken-"]');
-  if (mark && (event.key === "ArrowDown" || event.key === "ArrowUp")) {
-    moveInRules(target, event.key === "ArrowDown" ? 1 : -1);
-    return true;
-  }
-  const takesEnter = target.closest("button, a, summary") || (target.form && target.form !== form);
+  if (task.marks.moves(event, target) || task.own.onKey?.(event, target)) return true;
+  const takesEnter = target.closest("button, a, summary") || (target.form && target.form !== task.form);
   if (event.key === "Enter" && !takesEnter) {
-    submit();
+    task.form.requestSubmit();
     return true;
   }
-  if (event.key === " " && reveal && !target.closest("button, a, summary, input")) {
-    reveal.click();
+  if (event.key === " " && task.reveal && !target.closest("button, a, summary, input")) {
+    task.reveal.click();
     return true;
   }
-  if (event.repeat || !Object.hasOwn(KEYS, event.key)) return false;
-  KEYS[event.key]();
+  if (event.repeat || !Object.hasOwn(task.keys, event.key)) return false;
+  task.keys[event.key]();
   return true;
 }
 
-// Wiring ----------------------------------------------------------------------------------------------------------
+// Wiring: on the document, once, so that it outlives the task ------------------------------------------------------
+
+function begin() {
+  const form = document.getElementById("judgment");
+  task = new Task(form);
+  task.drafts.start();
+  showBreak();
+  document.documentElement.dataset.ready = "yes"; // the keys work from here on
+}
 
 document.addEventListener("keydown", onKey);
-document.addEventListener("selectionchange", rememberSelection);
-form.addEventListener("input", (event) => {
-  if (event.target.name?.startsWith("broken-")) markChanged(event.target);
-  const editor = event.target.closest("details.correction");
-  if (editor) refreshDiff(editor);
+document.addEventListener("selectionchange", () => task?.marks.rememberSelection());
+document.addEventListener("input", (event) => {
+  if (!task || event.target.form !== task.form || event.target.dataset.own) return;
+  task.marks.onInput(event.target);
+  task.own.onInput?.(event.target);
+  task.drafts.changed();
 });
-for (const other of document.querySelectorAll("#skip-form, #flag-form")) {
-  other.addEventListener("submit", () => drafts.close());
-}
-form.addEventListener("submit", () => {
-  drafts.close();
-  document.getElementById("submit").setAttribute("aria-busy", "true");
+document.addEventListener("submit", (event) => {
+  if (event.target === task?.form) {
+    event.preventDefault();
+    submit();
+  } else {
+    task?.drafts.close();
+  }
+});
+document.addEventListener("click", async (event) => {
+  const link = event.target.closest("#undo");
+  if (!link || event.ctrlKey || event.metaKey) return;
+  event.preventDefault(); // what was just submitted is what is undone
+  await storing.catch(() => null);
+  window.location.assign(link.href);
 });
 window.addEventListener("pageshow", (event) => {
   if (event.persisted) window.location.reload(); // back from the next task: show what is stored, not a stale form
 });
 const keysButton = document.getElementById("keys-button");
 keysButton.hidden = false;
-keysButton.addEventListener("click", () => keysDialog.showModal());
-document.querySelectorAll("details.correction[open]").forEach(refreshDiff);
-showMarks();
-drafts.start();
-document.documentElement.dataset.ready = "yes"; // the keys work from here on
+keysButton.addEventListener("click", () => task.keysDialog.showModal());
+begin();
+lookAhead();

@@ -19,9 +19,10 @@ function fieldsOf(form) {
 }
 
 export class Drafts {
-  constructor(form, status) {
+  constructor(form, status, words) {
     this.form = form;
     this.status = status;
+    this.words = words;
     this.timer = null;
     this.sending = Promise.resolve();
     this.closed = !form.dataset.draft;
@@ -30,18 +31,20 @@ export class Drafts {
 
   start() {
     if (this.closed) return;
-    this.form.addEventListener("input", () => this.changed());
-    window.addEventListener("pagehide", () => this.flush());
-    const leaseMs = Number(this.form.dataset.leaseS) * 1000;
-    setInterval(() => this.renew(), Math.max(1000, leaseMs / 3));
+    const until = new AbortController();
+    this.stop = () => until.abort();
+    window.addEventListener("pagehide", () => this.flush(), { signal: until.signal });
     for (const kind of ["keydown", "pointerdown", "scroll"]) {
-      document.addEventListener(kind, () => (this.active = true), { capture: true, passive: true });
+      const options = { capture: true, passive: true, signal: until.signal };
+      document.addEventListener(kind, () => (this.active = true), options);
     }
+    const leaseMs = Number(this.form.dataset.leaseS) * 1000;
+    this.renewing = setInterval(() => this.renew(), Math.max(1000, leaseMs / 3));
   }
 
   changed() {
     if (this.closed) return;
-    this.status.textContent = "not saved yet";
+    this.status.textContent = this.words.unsaved;
     clearTimeout(this.timer);
     this.timer = setTimeout(() => this.flush(), DELAY_MS);
   }
@@ -61,15 +64,15 @@ export class Drafts {
       const answer = await request(this.form.dataset.draft, "PUT", fields);
       const body = await answer.json();
       this.status.textContent = answer.ok
-        ? `draft saved ${new Date(body.saved_at).toLocaleTimeString()}`
-        : `draft not saved: ${body.detail ?? answer.status}`;
+        ? this.words.saved.replace("{time}", new Date(body.saved_at).toLocaleTimeString())
+        : this.words.not_saved.replace("{why}", body.detail ?? answer.status);
     } catch {
-      this.status.textContent = "draft not saved: no connection; your text is still here";
+      this.status.textContent = this.words.not_saved.replace("{why}", this.words.offline);
     }
   }
 
-  async renew() {
-    if (this.closed || !this.active) return;
+  async renew(now = false) {
+    if (this.closed || !(this.active || now)) return;
     this.active = false;
     try {
       const answer = await request(this.form.dataset.renew, "POST", {});
@@ -83,5 +86,7 @@ export class Drafts {
   close() {
     this.closed = true;
     clearTimeout(this.timer);
+    clearInterval(this.renewing);
+    this.stop?.();
   }
 }

@@ -55,28 +55,26 @@ def wait_for(database: Database, kind: Any, count: int) -> list[Any]:
 def shown_order(page: Page, database: Database, task_id: int) -> bool:
     """Whether the page shows the task's completion a on the left."""
     with database.read() as session:
-        return (
-            page.locator("#reply-left .reply-text").inner_text() == session.get_one(Task, task_id).completions[0].text
-        )
+        return page.locator("#reply-0 .reply-text").inner_text() == session.get_one(Task, task_id).completions[0].text
 
 
 def test_by_mouse(page: Page, database: Database, tasks: list[int]) -> None:
     sign_in(page)
     left_is_a = shown_order(page, database, tasks[0])
-    page.locator('input[name="broken-right"]').first.check()
-    expect(page.locator("#reply-right .broken-count")).to_have_text("✗ breaks 1 rule")
+    page.locator('input[name="broken-1"]').first.check()
+    expect(page.locator("#reply-1 .broken-count")).to_have_text("✗ breaks 1 rule")
     page.get_by_text("Correct A").click()
-    editor = page.locator('textarea[name="correction-left"]')
+    editor = page.locator('textarea[name="correction-0"]')
     editor.fill(editor.input_value() + " It really does.")
-    expect(page.locator("#correct-left ins")).to_have_text(" It really does.")
+    expect(page.locator("#correct-0 ins")).to_have_text(" It really does.")
     page.get_by_text("A slightly").click()
     page.get_by_role("button", name="Submit and next").click()
     expect(page.get_by_text("1 of 2 done")).to_be_visible()
     judgment = wait_for(database, Judgment, 1)[0]
     assignment = stored(database, Assignment)[0]
     with database.read() as session:
-        task = session.get_one(Task, tasks[0])
-    left, right = (task.completions[0].id, task.completions[1].id)[:: 1 if left_is_a else -1]
+        ids = [completion.id for completion in session.get_one(Task, tasks[0]).completions]
+    left, right = ids if left_is_a else reversed(ids)
     assert assignment.shown_order == ([0, 1] if left_is_a else [1, 0])
     assert (judgment.choice, judgment.strength) == ("a" if left_is_a else "b", 1)
     assert [(v.completion_id, v.verdict) for v in stored(database, RuleJudgment)] == [(right, "broken")]
@@ -112,8 +110,8 @@ def test_by_keyboard_alone(page: Page, database: Database, tasks: list[int]) -> 
     assert "1 axe, 7 sticks?" in stored(database, Correction)[0].text
     verdict = stored(database, RuleJudgment)[0]
     with database.read() as session:
-        task = session.get_one(Task, tasks[0])
-    assert verdict.completion_id == (task.completions[1].id if left_is_a else task.completions[0].id)
+        ids = [completion.id for completion in session.get_one(Task, tasks[0]).completions]
+    assert verdict.completion_id == ids[1 if left_is_a else 0]
 
 
 def test_every_step_key_chooses_its_step(page: Page, tasks: list[int]) -> None:
@@ -130,7 +128,7 @@ def test_every_step_key_chooses_its_step(page: Page, tasks: list[int]) -> None:
 
 def test_a_reload_in_the_middle_keeps_the_draft(page: Page, database: Database, tasks: list[int]) -> None:
     sign_in(page)
-    before = page.locator("#reply-left .reply-text").inner_text()
+    before = page.locator("#reply-0 .reply-text").inner_text()
     page.evaluate("document.addEventListener('input', () => { window.typedAt = performance.now(); })")
     page.keyboard.press("3")
     page.keyboard.press("a")
@@ -143,11 +141,11 @@ def test_a_reload_in_the_middle_keeps_the_draft(page: Page, database: Database, 
     assert "And feathers." in str(stored(database, Draft)[0].form)
     page.reload()
     page.locator("html[data-ready=yes]").wait_for()
-    assert page.locator("#reply-left .reply-text").inner_text() == before
+    assert page.locator("#reply-0 .reply-text").inner_text() == before
     assert page.locator('input[name="scale"]:checked').get_attribute("value") == "3"
-    expect(page.locator('input[name="broken-left"]').first).to_be_checked()
-    assert "And feathers." in page.locator('textarea[name="correction-right"]').input_value()
-    expect(page.locator("#correct-right ins")).to_contain_text("feathers")
+    expect(page.locator('input[name="broken-0"]').first).to_be_checked()
+    assert "And feathers." in page.locator('textarea[name="correction-1"]').input_value()
+    expect(page.locator("#correct-1 ins")).to_contain_text("feathers")
     page.keyboard.press("Enter")
     expect(page.get_by_text("1 of 2 done")).to_be_visible()
     assert "And feathers." in wait_for(database, Correction, 1)[0].text
@@ -156,7 +154,7 @@ def test_a_reload_in_the_middle_keeps_the_draft(page: Page, database: Database, 
 
 def test_selected_words_become_the_quote(page: Page, database: Database, tasks: list[int]) -> None:
     sign_in(page)
-    page.locator("#reply-left .reply-text").click(click_count=3)
+    page.locator("#reply-0 .reply-text").click(click_count=3)
     words = page.evaluate("getSelection().toString().trim()")
     page.keyboard.press("a")
     page.keyboard.press("Space")
@@ -200,7 +198,7 @@ def test_risky_text_is_blurred_until_space(page: Page, database: Database, peopl
     with database.session() as session:
         make_pairwise_task(session, make_prompt(session, harmful=True))
     sign_in(page)
-    text = page.locator("#reply-left .reply-text")
+    text = page.locator("#reply-0 .reply-text")
     expect(text).to_have_css("filter", re.compile("blur"))
     ARTIFACTS.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=ARTIFACTS / "risky.png")
@@ -218,7 +216,7 @@ def test_blurred_text_can_be_shown_without_javascript(
     page.get_by_label("Login").fill("annotator")
     page.get_by_label("Password").fill(PASSWORD)
     page.get_by_role("button", name="Sign in").click()
-    text = page.locator("#reply-left .reply-text")
+    text = page.locator("#reply-0 .reply-text")
     expect(text).to_have_css("filter", re.compile("blur"))
     page.locator(".reveal-label").click()
     expect(text).to_have_css("filter", "none")
@@ -235,7 +233,7 @@ def test_nothing_that_is_shown_runs(page: Page, database: Database, people: dict
     sign_in(page)
     page.keyboard.press("e")
     page.keyboard.type(XSS[1] + XSS[2])
-    expect(page.locator("#correct-left ins").first).to_be_visible()  # the diff, too, is text
+    expect(page.locator("#correct-0 ins").first).to_be_visible()  # the diff, too, is text
     assert page.evaluate("window.hit") is None
     assert page.locator("#judgment iframe, #judgment img, #judgment script, #judgment style").count() == 0
 

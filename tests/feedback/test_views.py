@@ -14,6 +14,7 @@ from sqlalchemy import func, select
 from access.models import Person
 from core.db import Database, utcnow
 from core.messages import user
+from feedback.leases import claim_task
 from feedback.models import Assignment, Correction, Draft, Judgment, RuleJudgment, Task
 from feedback.prompts import add_prompt
 from feedback.rules import active_rules, ensure_rules
@@ -112,7 +113,7 @@ def test_what_people_and_policies_write_is_shown_as_text(annotator: SignedIn, da
         messages = [*user(text), {"role": "assistant", "content": text}, *user(text)]
         make_pairwise_task(session, add_prompt(session, messages, "served"), a=text, b=f"b {text}", why=text)
     page = annotator.client.get("/annotate").text
-    answer = post(annotator.client, page, note=text, **{"correction-left": f"c {text}", "broken-left": text})
+    answer = post(annotator.client, page, note=text, **{"correction-0": f"c {text}", "broken-0": text})
     assert answer.status_code == 400  # nothing was chosen: the page comes back with all that was typed
     escaped = html.escape(text).replace("&#x27;", "&#39;").replace("&quot;", "&#34;")
     for shown, times in [(page, 8), (answer.text, 9)]:
@@ -148,10 +149,10 @@ def test_rules_corrections_and_note_are_stored_as_shown(
         scale="5",
         note="thin",
         **{
-            "broken-left": [str(first.id), str(second.id)],
-            f"span-left-{first.id}": "text",
-            "correction-left": left.text,
-            "correction-right": "edited\r\ntext",
+            "broken-0": [str(first.id), str(second.id)],
+            f"span-0-{first.id}": "text",
+            "correction-0": left.text,
+            "correction-1": "edited\r\ntext",
         },
     )
     assert answer.status_code == 303
@@ -167,14 +168,14 @@ def test_rules_corrections_and_note_are_stored_as_shown(
 
 @pytest.mark.parametrize(
     "fields",
-    [{}, {"scale": "9"}, {"scale": "1", "broken-left": "x"}, {"scale": "1", "broken-left": "99999999999999999999"},
-     {"scale": "1", "broken-left": "77777"}, {"scale": "1", "note": "n" * 10_001}],
+    [{}, {"scale": "9"}, {"scale": "1", "broken-0": "x"}, {"scale": "1", "broken-0": "99999999999999999999"},
+     {"scale": "1", "broken-0": "77777"}, {"scale": "1", "note": "n" * 10_001}],
 )  # fmt: skip
 def test_what_cannot_be_stored_is_said_and_kept(
     annotator: SignedIn, database: Database, tasks: list[int], fields: dict[str, str]
 ) -> None:
     page = annotator.client.get("/annotate").text
-    answer = post(annotator.client, page, **{"correction-left": "typed with care", **fields})
+    answer = post(annotator.client, page, **{"correction-0": "typed with care", **fields})
     assert answer.status_code == 400
     assert "Not stored yet" in answer.text
     assert "typed with care" in answer.text
@@ -199,13 +200,13 @@ def test_undo_shows_the_last_judgment_and_replaces_it(
     with database.read() as session:
         rule = active_rules(session)[3]
     page = annotator.client.get("/annotate").text
-    typed = {"broken-right": str(rule.id), f"span-right-{rule.id}": "text", "correction-left": "mended", "note": "hm"}
+    typed = {"broken-1": str(rule.id), f"span-1-{rule.id}": "text", "correction-0": "mended", "note": "hm"}
     post(annotator.client, page, scale="2", **typed)
     last = annotator.client.get("/annotate/last").text
     assert token_of(last) == token_of(page)
     assert re.search(r'value="2" required checked', last)
-    assert re.search(rf'name="broken-right" value="{rule.id}"[^>]* checked', last)
-    assert f'name="span-right-{rule.id}" value="text"' in last
+    assert re.search(rf'name="broken-1" value="{rule.id}"[^>]* checked', last)
+    assert f'name="span-1-{rule.id}" value="text"' in last
     assert "mended</textarea>" in last
     assert "hm</textarea>" in last
     assert post(annotator.client, last, scale="6").status_code == 303
@@ -221,17 +222,13 @@ def test_undo_without_a_judgment_leads_on(annotator: SignedIn, tasks: list[int])
 
 
 def test_a_late_judgment_is_kept_and_the_annotator_is_told(
-    annotator: SignedIn,
-    people: dict[str, Person],
-    sign_in: Callable[[Person], SignedIn],
-    database: Database,
-    tasks: list[int],
+    annotator: SignedIn, people: dict[str, Person], database: Database, tasks: list[int]
 ) -> None:
     page = annotator.client.get("/annotate").text
     with database.session() as session:
-        for row in session.scalars(select(Assignment)):
-            row.expires_at = utcnow() - dt.timedelta(seconds=1)
-    sign_in(people["reviewer"]).client.get("/annotate")
+        mine = session.scalars(select(Assignment)).one()
+        mine.expires_at = utcnow() - dt.timedelta(seconds=1)
+        assert claim_task(session, mine.task_id, people["reviewer"].id, 60) is not None
     answer = post(annotator.client, page, scale="1")
     assert "extra judgment" in annotator.client.get(answer.location).text
     assert stored(database, Judgment)[0].surplus
@@ -240,7 +237,7 @@ def test_a_late_judgment_is_kept_and_the_annotator_is_told(
 def test_drafts_come_back_on_reload(annotator: SignedIn, database: Database, tasks: list[int]) -> None:
     page = annotator.client.get("/annotate").text
     token = token_of(page)
-    draft = {"scale": ["6"], "note": ["half a thought"], "correction-right": ["mended <b>"], "csrf_token": ["secret"]}
+    draft = {"scale": ["6"], "note": ["half a thought"], "correction-1": ["mended <b>"], "csrf_token": ["secret"]}
     answer = annotator.client.put(f"/annotate/{token}/draft", json=draft, headers=JSON)
     assert dt.datetime.fromisoformat(answer.get_json()["saved_at"]).tzinfo is not None
     assert "csrf_token" not in stored(database, Draft)[0].form
@@ -251,7 +248,7 @@ def test_drafts_come_back_on_reload(annotator: SignedIn, database: Database, tas
     assert "mended &lt;b&gt;</textarea>" in again
 
 
-@pytest.mark.parametrize("draft", [{"scale": 7, "note": {"x": 1}}, {"broken-left": "text"}, {"note": [None, 3]}])
+@pytest.mark.parametrize("draft", [{"scale": 7, "note": {"x": 1}}, {"broken-0": "text"}, {"note": [None, 3]}])
 def test_odd_drafts_do_no_harm(annotator: SignedIn, tasks: list[int], draft: dict[str, Any]) -> None:
     token = token_of(annotator.client.get("/annotate").text)
     assert annotator.client.put(f"/annotate/{token}/draft", json=draft, headers=JSON).status_code == 200

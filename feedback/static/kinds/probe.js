@@ -1,0 +1,72 @@
+// A live talk with the served policy, through the same chat API as everybody's; each reply is judged.
+
+export default function probe(task) {
+  const { form } = task;
+  const log = document.getElementById("probe-turns");
+  const talk = document.getElementById("talk");
+  const state = document.getElementById("probe-state");
+  const say = document.getElementById("say");
+  const csrf = document.querySelector('meta[name="csrf-token"]').content;
+  let waiting = false;
+
+  const conversation = () =>
+    [...log.querySelectorAll("[data-role]")].map((turn) => ({ role: turn.dataset.role, content: turn.dataset.raw }));
+
+  async function ask(words) {
+    const answer = await fetch(log.dataset.chat, {
+      method: "POST",
+      headers: { "Content-Type": "application/json", Accept: "application/json", "X-CSRFToken": csrf },
+      body: JSON.stringify({ model: "dunnock", messages: [...conversation(), { role: "user", content: words }] }),
+    });
+    const said = await answer.json().catch(() => ({}));
+    if (!answer.ok) throw new Error(said.error?.message ?? String(answer.status));
+    const turn = await fetch(log.dataset.turn.replace("ID", said.id));
+    if (!turn.ok) throw new Error(String(turn.status));
+    log.insertAdjacentHTML("beforeend", await turn.text()); // our own template, all texts escaped by the server
+    log.lastElementChild.scrollIntoView({ block: "nearest" });
+    task.changed(log.lastElementChild.querySelector("input[name=turn]"));
+  }
+
+  async function send() {
+    const words = talk.value.trim();
+    if (!words || waiting) return;
+    waiting = true;
+    say.disabled = true;
+    state.textContent = task.say("thinking");
+    try {
+      await ask(words);
+      talk.value = "";
+      state.textContent = "";
+    } catch (error) {
+      state.textContent = task.say("no_reply", { why: error.message });
+    }
+    waiting = false;
+    say.disabled = false;
+  }
+
+  // The last reply without a verdict, else the last one.
+  function judge(value) {
+    const turns = [...log.querySelectorAll("[data-completion]")];
+    const turn = turns.findLast((each) => !each.querySelector("input:checked")) ?? turns.at(-1);
+    if (!turn) return;
+    const id = turn.dataset.completion;
+    const words = task.marks.take(id);
+    if (words) form.elements[`span-${id}`].value = words;
+    task.choose(`verdict-${id}`, value);
+  }
+
+  say.addEventListener("click", send);
+  talk.addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" || event.shiftKey || event.ctrlKey || event.metaKey || event.isComposing) return;
+    event.preventDefault();
+    send();
+  });
+  return {
+    keys: {
+      t: () => talk.focus(),
+      b: () => judge("broken"),
+      k: () => judge("kept"),
+      u: () => judge("unsure"),
+    },
+  };
+}

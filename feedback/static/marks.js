@@ -1,0 +1,106 @@
+// What may be said of each completion, whatever the kind: rules it breaks, with the words that show it, and a corrected
+// text with its word diff.
+
+import { showDiff } from "./worddiff.js";
+
+export class Marks {
+  constructor(task) {
+    this.task = task;
+    this.form = task.form;
+    this.numbers = [...this.form.querySelectorAll(".reply-text:not(.formatted), .correction.single")].map((_, n) => n);
+    this.selected = {}; // the last words selected in each reply
+    this.form.querySelectorAll("details.correction[open], .correction.single").forEach((editor) => this.refreshDiff(editor));
+    this.show();
+  }
+
+  letter(number) {
+    return "ABCDEF"[number];
+  }
+
+  of(number) {
+    return [...this.form.querySelectorAll(`input[name="broken-${number}"]`)];
+  }
+
+  rememberSelection() {
+    const selection = document.getSelection();
+    const reply = selection?.anchorNode?.parentElement?.closest("[data-reply], .original, [data-completion]");
+    const text = reply ? selection.toString().trim() : "";
+    if (text) this.selected[reply.dataset.reply ?? reply.dataset.completion ?? 0] = text;
+  }
+
+  take(key) {
+    this.rememberSelection();
+    const text = this.selected[key] ?? "";
+    delete this.selected[key];
+    return text;
+  }
+
+  enter(number) {
+    this.rememberSelection();
+    const marks = this.of(number);
+    (marks.find((mark) => mark.checked) ?? marks[0])?.focus();
+  }
+
+  // Arrow keys within a column of marks.
+  moves(event, target) {
+    if (!target.matches('input[name^="broken-"]') || !["ArrowDown", "ArrowUp"].includes(event.key)) return false;
+    const column = this.of(target.name.slice("broken-".length));
+    column.at((column.indexOf(target) + (event.key === "ArrowDown" ? 1 : -1)) % column.length).focus();
+    return true;
+  }
+
+  onInput(target) {
+    if (target.name?.startsWith("broken-")) {
+      const number = target.name.slice("broken-".length);
+      this.form.elements[`span-${number}-${target.value}`].value = target.checked ? this.take(number) : "";
+      this.show();
+    }
+    const editor = target.closest(".correction");
+    if (editor) this.refreshDiff(editor);
+  }
+
+  show() {
+    for (const number of this.numbers) {
+      const badge = this.form.querySelector(`#reply-${number} .broken-count`);
+      if (!badge) continue;
+      const count = this.of(number).filter((mark) => mark.checked).length;
+      badge.hidden = count === 0;
+      badge.textContent = this.task.say(count === 1 ? "breaks_one" : "breaks", { n: count });
+    }
+    for (const rule of this.form.querySelectorAll(".rule")) {
+      const quotes = this.numbers.flatMap((number) => {
+        const quote = rule.querySelector(`input[name^="span-${number}-"]`)?.value;
+        return quote ? [`${this.letter(number)}: “${quote}”`] : [];
+      });
+      rule.querySelector(".quotes").textContent = quotes.join(" ");
+    }
+  }
+
+  correct(number) {
+    const editor = this.form.querySelector(`#correct-${number}`);
+    if (!editor) return;
+    editor.open = true;
+    const text = editor.querySelector("textarea");
+    text.focus();
+    text.setSelectionRange(text.value.length, text.value.length);
+    editor.scrollIntoView({ block: "center" });
+  }
+
+  refreshDiff(editor) {
+    const before = editor.querySelector(".original").textContent;
+    showDiff(editor.querySelector(".word-diff"), before, editor.querySelector("textarea").value);
+  }
+}
+
+// Marks words in a text where the browser can; they stand in a field in any case.
+export function highlight(element, words) {
+  if (!globalThis.CSS?.highlights) return;
+  CSS.highlights.delete("quote");
+  const node = element?.firstChild;
+  const start = words && node?.nodeType === Node.TEXT_NODE ? node.data.indexOf(words) : -1;
+  if (start < 0) return;
+  const range = new Range();
+  range.setStart(node, start);
+  range.setEnd(node, start + words.length);
+  CSS.highlights.set("quote", new Highlight(range));
+}
