@@ -1,5 +1,5 @@
-"""How far the queue and an annotator are. Counting a million tasks takes a while, so a count is kept for as long as it
-was worth: fifty times what it took."""
+"""How far the queue and an annotator are. Counting a million tasks takes a while, so a count of many is kept for fifty times
+as long as it took."""
 
 import datetime as dt
 import time
@@ -13,6 +13,7 @@ from core.db import utcnow
 from feedback.models import UNLEARNT, Judgment, Task
 
 KEPT = 50
+MANY = 10_000
 _counts: "WeakKeyDictionary[Engine, tuple[float, dict[str, int]]]" = WeakKeyDictionary()
 
 
@@ -50,6 +51,7 @@ def _states(session: Session) -> dict[str, int]:
         return counts
     query = select(Task.state, func.count()).where(Task.pool.not_in(UNLEARNT)).group_by(Task.state)
     counts = dict(iter(session.execute(query)))
-    now = time.monotonic()
-    _counts[engine] = (now + KEPT * (now - began), counts)
+    if sum(counts.values()) >= MANY:
+        now = time.monotonic()
+        _counts[engine] = (now + KEPT * (now - began), counts)
     return counts

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from flask import Flask
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 from werkzeug.serving import make_server
 
 FLAGS = [
@@ -53,17 +54,44 @@ def chromium(playwrights_own: str) -> str:
     )
 
 
+class LiveServer:
+    """The app in a thread, on a port that it keeps when it is started again."""
+
+    def __init__(self, app: Flask) -> None:
+        self.app = app
+        self.port = 0
+        self.start()
+
+    @property
+    def url(self) -> str:
+        """Without a trailing slash."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        self._server = make_server("127.0.0.1", self.port, self.app, threaded=True)
+        self.port = self._server.server_port
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
 @pytest.fixture
-def live_url(app: Flask) -> Iterator[str]:
-    """The app on a free loopback port, with CSRF checks on; its URL without a trailing slash."""
+def live_server(app: Flask) -> Iterator[LiveServer]:
+    """The app on a free loopback port, with CSRF checks on."""
     app.config["WTF_CSRF_ENABLED"] = True
-    server = make_server("127.0.0.1", 0, app, threaded=True)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    server = LiveServer(app)
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def live_url(live_server: LiveServer) -> str:
+    """The live app's URL without a trailing slash."""
+    return live_server.url
 
 
 @pytest.fixture
@@ -78,7 +106,7 @@ def open_page(browser: Browser, live_url: str) -> Iterator[Callable[..., Page]]:
         contexts.append(context)
         page = context.new_page()
         page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        page.on("console", lambda message: errors.append(message.text) if _is_error(message) else None)
         return page
 
     yield open_page
@@ -91,3 +119,17 @@ def open_page(browser: Browser, live_url: str) -> Iterator[Callable[..., Page]]:
 def page(open_page: Callable[..., Page]) -> Page:
     """A page at 1280 × 800, not signed in."""
     return open_page(viewport={"width": 1280, "height": 800})
+
+
+def _is_error(message: ConsoleMessage) -> bool:
+    """Requests that fail are told to the person on the page, and are no error of the page."""
+    return message.type == "error" and not message.text.startswith("Failed to load resource")
+
+
+def check_accessible(page: Page) -> None:
+    """What axe finds to be serious or critical fails the test."""
+    found = Axe().run(page).response["violations"]
+    serious = [
+        f"{v['id']}: {v['help']} at {v['nodes'][0]['target']}" for v in found if v["impact"] in ("serious", "critical")
+    ]
+    assert not serious, "\n".join(serious)
