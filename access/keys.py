@@ -3,8 +3,9 @@
 import datetime as dt
 import hashlib
 import secrets
+from dataclasses import dataclass
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
 from access.models import ApiKey, Person
@@ -49,27 +50,39 @@ def create_key(
     return key, secret
 
 
-def authenticate(session: Session, bearer: str, scope: str) -> ApiKey:
-    """The key that `bearer` (with or without the word "Bearer") is, if it may be used for `scope`.
+@dataclass(frozen=True)
+class Caller:
+    """Who shows a good key."""
+
+    key_id: int
+    person_id: int
+
+
+_KNOWN = (
+    select(
+        ApiKey.id, ApiKey.person_id, ApiKey.prefix, ApiKey.scopes, ApiKey.expires_at, ApiKey.revoked_at, Person.active
+    )
+    .join(Person, Person.id == ApiKey.person_id)
+    .where(ApiKey.key_sha256 == bindparam("digest"))
+)
+
+
+def authenticate(session: Session, bearer: str, scope: str) -> Caller:
+    """Whose key `bearer` (with or without the word "Bearer") is, if it may be used for `scope`.
 
     Raises:
         Unauthenticated: unknown, expired or revoked, or its person is no longer active.
         Forbidden: the key is good, but not for this scope.
     """
     secret = bearer.strip().removeprefix("Bearer ").strip()
-    row = session.execute(
-        select(ApiKey, Person.active)
-        .join(Person, Person.id == ApiKey.person_id)
-        .where(ApiKey.key_sha256 == _sha256(secret))
-    ).one_or_none()
-    if row is None or row.ApiKey.revoked_at is not None or not row.active:
+    key = session.connection().execute(_KNOWN, {"digest": _sha256(secret)}).one_or_none()
+    if key is None or key.revoked_at is not None or not key.active:
         raise Unauthenticated("this API key is not valid; make one with `key-add` and send it as a Bearer token")
-    key: ApiKey = row.ApiKey
     if key.expires_at is not None and key.expires_at <= utcnow():
         raise Unauthenticated(f"the API key {key.prefix}… expired on {key.expires_at:%Y-%m-%d}; make a new one")
     if scope not in key.scopes.split():
         raise Forbidden(f"the API key {key.prefix}… has the scopes {key.scopes!r}; this call needs {scope!r}")
-    return key
+    return Caller(key.id, key.person_id)
 
 
 def revoke_key(session: Session, key_id: int) -> ApiKey:

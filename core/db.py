@@ -9,18 +9,25 @@ PostgreSQL needs no such care; the same code runs on both.
 import datetime as dt
 import json
 import math
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from sqlalchemy import DateTime, Engine, MetaData, create_engine, event
+import psycopg
+from sqlalchemy import DateTime, Engine, MetaData, Table, create_engine, event
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
+from sqlalchemy.orm.util import identity_key
 from sqlalchemy.pool import NullPool
 from sqlalchemy.types import JSON, TypeDecorator
 
 BUSY_TIMEOUT_S = 30
+IDLE_S = 0.5
+"""A pooled connection that rested for longer is asked whether it still works. One that was used just now does: a server
+that went away and came back in between would have taken longer."""
 
 
 class UtcDateTime(TypeDecorator[dt.datetime]):
@@ -82,9 +89,13 @@ class Database:
             event.listen(self.engine, "connect", _sqlite_connect)
             event.listen(self.engine, "begin", _sqlite_begin)
         else:
+            # A look-up of one row is never worth compiling.
+            options = {} if "options" in parsed.query else {"options": "-c jit=off"}
             self.engine = create_engine(
-                parsed, pool_pre_ping=True, pool_size=10, max_overflow=30, json_serializer=_to_json
+                parsed, connect_args=options, pool_size=10, max_overflow=30, json_serializer=_to_json
             )
+            event.listen(self.engine, "checkin", _note_time)
+            event.listen(self.engine, "checkout", _check_idle)
         writing = self.engine.execution_options(sqlite_begin="IMMEDIATE")
         self._write = sessionmaker(writing, expire_on_commit=False)
         self._read = sessionmaker(self.engine, expire_on_commit=False)
@@ -104,6 +115,18 @@ class Database:
     def dispose(self) -> None:
         """Close all connections."""
         self.engine.dispose()
+
+
+def table_of(entity: type[Base]) -> Table:
+    """The table of a class, for statements that bypass its objects."""
+    return cast(Table, entity.__table__)
+
+
+def expire_known(session: Session, entity: type[Base], key: int) -> None:
+    """Let an object of this session, if there is one, be read anew: its row was changed by a plain statement."""
+    known = session.identity_map.get(identity_key(entity, key))
+    if known is not None:
+        session.expire(known)
 
 
 def _to_json(value: Any) -> str:
@@ -127,6 +150,20 @@ def _sqlite_connect(connection: Any, record: Any) -> None:
     cursor.execute("PRAGMA synchronous=NORMAL")
     cursor.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_S * 1000}")
     cursor.close()
+
+
+def _note_time(connection: Any, record: Any) -> None:
+    record.info["rested_since"] = time.monotonic()
+
+
+def _check_idle(connection: Any, record: Any, proxy: Any) -> None:
+    if time.monotonic() - record.info.get("rested_since", 0.0) < IDLE_S:
+        return
+    try:
+        connection.execute("")
+        connection.rollback()
+    except psycopg.Error as error:
+        raise DisconnectionError("the connection is gone; the pool makes a new one") from error
 
 
 def _sqlite_begin(connection: Any) -> None:

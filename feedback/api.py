@@ -17,8 +17,7 @@ from core.web import runtime
 from feedback import leases
 from feedback.judgments import submit_judgment
 from feedback.kinds import AnyForm, form_of
-from feedback.models import Assignment
-from feedback.shown import load_shown
+from feedback.kinds.frame import Shown
 from feedback.task_page import others_of
 
 blueprint = Blueprint("annotation", __name__, url_prefix="/api/v1")
@@ -52,7 +51,8 @@ def next_assignment() -> Response:
     """The caller's unfinished task, else the next one; `assignment` is null when nothing is left."""
     body = parse_body(NextBody)
     with runtime().db.session() as session:
-        return jsonify(assignment=_next(session, calling_person_id(SCOPE, session), body))
+        worker = leases.lock_annotator(session, calling_person_id(SCOPE, session))
+        return jsonify(assignment=_next(session, worker, body))
 
 
 @blueprint.post("/assignments/<token>/judgment")
@@ -61,14 +61,14 @@ def judge(token: str) -> tuple[Response, int]:
     body = parse_body(JudgmentBody)
     settings = runtime().settings
     with runtime().db.session() as session:
-        person_id = calling_person_id(SCOPE, session)
+        worker = leases.lock_annotator(session, calling_person_id(SCOPE, session))
         judgment = submit_judgment(
-            session, token=token, annotator_id=person_id, form=body.judgment, latency_s=body.latency_s,
+            session, token=token, annotator_id=worker, form=body.judgment, latency_s=body.latency_s,
             once=_once(token, body.idempotency_key), gold=settings.gold, adjudicate=settings.assignment.adjudicate,
         )  # fmt: skip
         answer: dict[str, Any] = {"judgment_id": judgment.id, "surplus": judgment.surplus}
         if body.next is not None:
-            answer["assignment"] = _next(session, person_id, body.next)
+            answer["assignment"] = _next(session, worker, body.next)
     return jsonify(answer), 201
 
 
@@ -77,17 +77,14 @@ def _once(token: str, key: str | None) -> str | None:
     return None if key is None else f"api:{token}:{hashlib.sha256(key.encode()).hexdigest()[:32]}"
 
 
-def _next(session: Session, person_id: int, body: NextBody) -> dict[str, Any] | None:
+def _next(session: Session, worker: leases.Worker, body: NextBody) -> dict[str, Any] | None:
     settings = runtime().settings
-    found = leases.next_assignment(
-        session, person_id, settings.lease_s, shares=settings.assignment, beside=body.beside
-    )  # fmt: skip
-    return None if found is None else _shown(session, found)
+    found = leases.next_shown(session, worker, settings.lease_s, shares=settings.assignment, beside=body.beside)
+    return None if found is None else _as_json(session, found)
 
 
-def _shown(session: Session, assignment: Assignment) -> dict[str, Any]:
+def _as_json(session: Session, shown: Shown) -> dict[str, Any]:
     """An assignment as its annotator may see it."""
-    shown = load_shown(session, assignment)
     answer: dict[str, Any] = {
         "token": shown.token,
         "expires_at": shown.expires_at.isoformat(),

@@ -2,16 +2,17 @@
 
 from typing import Any
 
-from sqlalchemy import delete
+from sqlalchemy import bindparam, delete
 from sqlalchemy.orm import Session
 
-from core.db import utcnow
+from core.db import expire_known, table_of, utcnow
 from core.errors import Conflict, InvalidInput
 from core.messages import plain_text
 from feedback.leases import find_assignment, lock_annotator
-from feedback.models import Assignment, Draft
+from feedback.models import Draft
 
 MAX_DRAFT_CHARACTERS = 200_000
+DROP = delete(table_of(Draft)).where(table_of(Draft).c.assignment_id == bindparam("of_assignment"))
 
 
 def save_draft(session: Session, token: str, annotator_id: int, form: dict[str, Any]) -> Draft:
@@ -43,9 +44,10 @@ def load_draft(session: Session, token: str, annotator_id: int) -> dict[str, Any
     return {} if draft is None else draft.form
 
 
-def drop_draft(session: Session, assignment: Assignment) -> None:
+def drop_draft(session: Session, assignment_id: int) -> None:
     """Forget the draft of an assignment that was submitted."""
-    session.execute(delete(Draft).where(Draft.assignment_id == assignment.id))
+    session.connection().execute(DROP, {"of_assignment": assignment_id})
+    expire_known(session, Draft, assignment_id)
 
 
 def _clean(value: Any) -> Any:

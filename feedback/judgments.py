@@ -17,9 +17,9 @@ from feedback.drafts import drop_draft
 from feedback.gold import measure
 from feedback.kinds import form_of
 from feedback.kinds.frame import Finding, JudgmentForm, Said, Shown
-from feedback.leases import Worker, find_assignment, finish, lock_annotator
+from feedback.leases import Worker, finish, lock_annotator
 from feedback.models import Assignment, Completion, Correction, Judgment, RuleJudgment, RuleVersion, Task
-from feedback.shown import load_shown
+from feedback.shown import find_shown, load_shown
 from feedback.tasks import create_task
 
 MAX_ONCE_LENGTH = 100  # the column has 120; record_feedback adds ":correction"
@@ -29,7 +29,7 @@ def submit_judgment(
     session: Session,
     *,
     token: str,
-    annotator_id: int,
+    annotator_id: int | Worker,
     form: JudgmentForm,
     latency_s: float | None,
     once: str | None = None,
@@ -40,6 +40,7 @@ def submit_judgment(
 
     Args:
         token: the assignment's lease token; a lease that ran out is no reason to refuse.
+        annotator_id: whose it is; or the person, locked by this transaction.
         latency_s: seconds from showing the task to submitting.
         once: a name of this act; a second submit with the same one returns the first judgment.
         gold: what follows from a wrong answer to a task whose answer is known; the defaults when left out.
@@ -50,23 +51,23 @@ def submit_judgment(
         Conflict: the assignment was judged before (under another `once`) or skipped.
         InvalidInput: the form is of another kind of task, or speaks of what was not shown.
     """
-    worker = lock_annotator(session, annotator_id)
-    assignment = find_assignment(session, token, annotator_id, lock=True)
-    if assignment.state in ("done", "surplus"):
-        return _first_judgment(session, assignment, once)
-    if assignment.state == "skipped":
-        raise Conflict(f"this task is {assignment.state}; open /annotate for your next one")
-    shown = load_shown(session, assignment)
+    worker = annotator_id if isinstance(annotator_id, Worker) else lock_annotator(session, annotator_id)
+    shown = find_shown(session, token, worker.id, lock=True)
+    if shown.state in ("done", "surplus"):
+        return _first_judgment(session, shown, once)
+    if shown.state == "skipped":
+        raise Conflict(f"this task is {shown.state}; open /annotate for your next one")
     said = _said(session, form, shown)
-    counted = finish(session, assignment)
+    finished = finish(session, shown)
     judgment = _judgment(shown, worker, said)
-    judgment.latency_s, judgment.once, judgment.surplus = latency_s, _checked_once(once), not counted
+    judgment.latency_s, judgment.once, judgment.surplus = latency_s, _checked_once(once), not finished.counted
     _add(session, judgment, said)
-    drop_draft(session, assignment)
+    if shown.has_draft:
+        drop_draft(session, shown.assignment_id)
     if shown.pool == "gold":
         measure(session, judgment, said, form_of(shown.kind), gold or GoldSettings())
-    elif adjudicate and assignment.task.state == "done" and assignment.task.required_n > 1:
-        _ask_reviewer(session, assignment.task)
+    elif adjudicate and finished.last and shown.required_n > 1:
+        _ask_reviewer(session, session.get_one(Task, shown.task_id))
     return judgment
 
 
@@ -263,9 +264,9 @@ def _check_rule_versions(session: Session, ids: Iterable[int]) -> None:
         raise InvalidInput(f"there are no rule versions {sorted(wanted - known)}", param="rule_verdicts")
 
 
-def _first_judgment(session: Session, assignment: Assignment, once: str | None) -> Judgment:
+def _first_judgment(session: Session, shown: Shown, once: str | None) -> Judgment:
     first = session.scalars(
-        select(Judgment).where(Judgment.assignment_id == assignment.id).order_by(Judgment.id).limit(1)
+        select(Judgment).where(Judgment.assignment_id == shown.assignment_id).order_by(Judgment.id).limit(1)
     ).one()
     if once is None or first.once != once:
         raise Conflict("you have judged this task already; undo (z) opens it again")

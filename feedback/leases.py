@@ -10,26 +10,25 @@ Rows are locked in one order on PostgreSQL: person, assignment, task. SQLite has
 import datetime as dt
 import random
 import secrets
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, ScalarSelect, Select, case, exists, func, literal_column, or_, select, update
-from sqlalchemy.orm import Session, aliased, contains_eager
+from sqlalchemy import Row, bindparam, case, func, insert, literal_column, select, update
+from sqlalchemy.orm import Session, contains_eager
 
 from access.audit import record
 from access.models import Person
-from core.db import utcnow
+from core.db import expire_known, table_of, utcnow
 from core.errors import Conflict, Forbidden, NotFound
 from core.settings import AssignmentSettings
 from feedback.annotators import annotator_of
+from feedback.claim import FACTS, take_gold, take_next
 from feedback.kinds import form_of
+from feedback.kinds.frame import Shown
 from feedback.models import Annotator, Assignment, Task, TaskItem
 from feedback.repeats import make_repeat
-
-WINDOW = 32
-"""Tasks at the head of a pool that are looked at first. A person alone on tasks that want several judgments has had all
-that are begun; without a bound each look would pass over every one of them."""
+from feedback.shown import find_shown, make_shown
 
 SWEEP = 100
 """Leases given back at a time."""
@@ -39,10 +38,39 @@ SWEEP_CHANCE = 1 / 16
 
 REVIEWERS = ("reviewer", "lead", "admin")
 
-LIVE = Task.state == literal_column("'live'")  # literal, as in the partial indexes, or no planner would use them
-OPEN = LIVE & (Task.taken < Task.required_n)
-ORDER = (Task.taken.desc(), Task.priority.desc(), Task.rank.desc(), Task.id.desc())
-HELD = Assignment.state == literal_column("'live'")
+TASK, ASSIGNMENT = table_of(Task), table_of(Assignment)
+LIVE = TASK.c.state == literal_column("'live'")  # literal, as in the partial indexes, or no planner would use them
+ROOM = LIVE & (TASK.c.taken < TASK.c.required_n)
+HELD = ASSIGNMENT.c.state == literal_column("'live'")
+# Statements of every call stand ready; to build one anew takes longer than to run it.
+WORKER = (
+    select(
+        Person.id, Person.login, Person.role, Person.scripted, Annotator.standing, Annotator.standing_why,
+        Annotator.opted_out, Annotator.risky_on, Annotator.risky_n,
+    )
+    .outerjoin(Annotator, Annotator.person_id == Person.id)
+    .where(Person.id == bindparam("who"))
+    .with_for_update(key_share=True, of=table_of(Person))
+)  # fmt: skip
+UNFINISHED = (
+    select(Assignment.id, Assignment.lease_token, Assignment.state, Assignment.expires_at)
+    .join(Task, Task.id == Assignment.task_id)
+    .where(Assignment.annotator_id == bindparam("who"), Assignment.state.in_(("live", "expired")), LIVE)
+    .order_by(Assignment.id)
+)
+ASSIGN = insert(ASSIGNMENT).returning(ASSIGNMENT.c.id)
+SET_STATE = update(ASSIGNMENT).where(ASSIGNMENT.c.id == bindparam("of_assignment")).values(state=bindparam("to"))
+OF_TASK = TASK.c.id == bindparam("of_task")
+TAKE = update(TASK).where(OF_TASK, ROOM).values(taken=TASK.c.taken + 1).returning(*(TASK.c[name] for name in FACTS))
+GIVE_BACK = update(TASK).where(OF_TASK).values(taken=TASK.c.taken - 1)
+ENDED = case((TASK.c.done + 1 >= TASK.c.required_n, literal_column("'done'")), else_=TASK.c.state)
+FINISH_HELD = update(TASK).where(OF_TASK, LIVE).values(done=TASK.c.done + 1, state=ENDED).returning(TASK.c.state)
+FINISH_LATE = (
+    update(TASK)
+    .where(OF_TASK, ROOM)
+    .values(done=TASK.c.done + 1, state=ENDED, taken=TASK.c.taken + 1)
+    .returning(TASK.c.state)
+)
 
 
 @dataclass(frozen=True)
@@ -61,13 +89,26 @@ class Worker:
 
 def next_assignment(
     session: Session,
-    annotator_id: int,
+    who: int | Worker,
     lease_s: float,
     *,
     shares: AssignmentSettings | None = None,
     beside: Collection[str] = (),
 ) -> Assignment | None:
-    """What the annotator works on now: their own unfinished task first, else the next one that wants them.
+    """As `next_shown`, as a row."""
+    found = next_shown(session, who, lease_s, shares=shares, beside=beside)
+    return None if found is None else session.get_one(Assignment, found.assignment_id)
+
+
+def next_shown(
+    session: Session,
+    who: int | Worker,
+    lease_s: float,
+    *,
+    shares: AssignmentSettings | None = None,
+    beside: Collection[str] = (),
+) -> Shown | None:
+    """What an annotator works on now: their own unfinished task first, else the next one that wants them.
 
     Own work whose lease ran out comes back while its task has room, so nothing typed is lost. Then a pool is drawn by
     its share, and from it the task that is nearest to complete, then by priority and rank, leaving out those the
@@ -75,37 +116,41 @@ def next_assignment(
     Disagreements wait for reviewers and come first; they are given to nobody who had a part in them.
 
     Args:
+        who: the id of a person, or the person whom this transaction has locked.
         shares: how often each pool is drawn; the defaults when left out.
         beside: lease tokens of unfinished work that the annotator has at hand, e.g. while the next task is fetched.
 
     Returns:
-        A live assignment with its task, leased for `lease_s` seconds, or None when nothing is left.
+        What a live assignment shows, leased for `lease_s` seconds, or None when nothing is left.
 
     Raises:
         NotFound: no such person.
         Forbidden: the person was paused; code `annotator_paused`.
     """
     shares = shares or AssignmentSettings()
-    worker = lock_annotator(session, annotator_id)
+    worker = who if isinstance(who, Worker) else lock_annotator(session, who)
     if worker.standing == "paused":
         raise Forbidden(
             f"your work is paused: {worker.standing_why}; a lead can let you go on", code="annotator_paused"
         )
     now = utcnow()
-    for assignment in _unfinished(session, annotator_id, beside):
-        if assignment.expires_at > now and assignment.state == "live":
-            return assignment
-        if _hold(session, assignment, now, lease_s):
-            return assignment
+    session.flush()
+    connection = session.connection()
+    for row in connection.execute(UNFINISHED, {"who": worker.id}).all():
+        if row.lease_token in beside:
+            continue
+        if (row.expires_at > now and row.state == "live") or _hold(session, row.id, now, lease_s):
+            return find_shown(session, row.lease_token, worker.id)
     if random.random() < SWEEP_CHANCE:
         release_expired(session, now)
-    task, order = _claim_measured(session, worker, shares) or (None, None)
-    task = task or _claim_next(session, worker, shares, now)
-    if task is None:
+    taken, order = _take_measured(session, worker, shares)
+    taken = taken or _take_next(session, worker, shares, now)
+    if taken is None:
         return None
-    if task.risky:
+    expire_known(session, Task, taken.id)
+    if taken.risky:
         _count_risky(session, worker, now)
-    return _assign(session, task, annotator_id, now, lease_s, order)
+    return _assign(session, taken, worker.id, now, lease_s, order)
 
 
 def claim_task(session: Session, task_id: int, annotator_id: int, lease_s: float) -> Assignment | None:
@@ -120,10 +165,12 @@ def claim_task(session: Session, task_id: int, annotator_id: int, lease_s: float
     if own is not None:
         return own if own.state == "live" else None
     now = utcnow()
-    task = _take(session, Task.id == task_id) or (
-        _take(session, Task.id == task_id) if release_expired(session, now, task_id=task_id) else None
+    task = _take(session, task_id) or (
+        _take(session, task_id) if release_expired(session, now, task_id=task_id) else None
     )
-    return None if task is None else _assign(session, task, annotator_id, now, lease_s)
+    if task is None:
+        return None
+    return session.get_one(Assignment, _assign(session, task, annotator_id, now, lease_s).assignment_id)
 
 
 def find_assignment(session: Session, token: str, annotator_id: int, *, lock: bool = False) -> Assignment:
@@ -155,15 +202,7 @@ def lock_annotator(session: Session, annotator_id: int) -> Worker:
     Raises:
         NotFound: no such person.
     """
-    row = session.execute(
-        select(
-            Person.id, Person.login, Person.role, Person.scripted, Annotator.standing, Annotator.standing_why,
-            Annotator.opted_out, Annotator.risky_on, Annotator.risky_n,
-        )
-        .outerjoin(Annotator, Annotator.person_id == Person.id)
-        .where(Person.id == annotator_id)
-        .with_for_update(key_share=True, of=Person)
-    ).one_or_none()  # fmt: skip
+    row = session.execute(WORKER, {"who": annotator_id}).one_or_none()
     if row is None:
         raise NotFound(f"there is no person {annotator_id}")
     return Worker(
@@ -179,7 +218,7 @@ def renew(session: Session, token: str, annotator_id: int, lease_s: float) -> As
         Conflict: it was submitted or skipped already, or others have taken all its places.
     """
     assignment = _unfinished_one(session, token, annotator_id)
-    if not _hold(session, assignment, utcnow(), lease_s):
+    if not _hold(session, assignment.id, utcnow(), lease_s):
         raise Conflict("the lease ran out and others took this task; what you submit is kept as a surplus judgment")
     return assignment
 
@@ -207,57 +246,43 @@ def flag(session: Session, token: str, annotator_id: int, reason: str) -> Assign
     return assignment
 
 
-def finish(session: Session, assignment: Assignment) -> bool:
-    """Count a submitted assignment, whose row the caller has locked, towards its task; the last one ends the task.
+@dataclass(frozen=True)
+class Finished:
+    """What a submit did to its task."""
 
-    Returns:
-        False when its place was lost and no other is free, so that the judgment is surplus.
-    """
-    held = assignment.state == "live"
-    values: dict[str, Any] = {
-        "done": Task.done + 1,
-        "state": case((Task.done + 1 >= Task.required_n, "done"), else_=Task.state),
-    }
-    where = (Task.id == assignment.task_id) & (LIVE if held else OPEN)
-    if not held:
-        values["taken"] = Task.taken + 1
-    counted = _changed(session, where, values)
-    assignment.state = "done" if counted else "surplus"
-    if held and not counted:
-        _give_back(session, assignment.task_id)  # the task was cancelled meanwhile
-    session.flush()
-    return counted
+    counted: bool  # False: its place was lost and no other is free, so that the judgment is surplus
+    last: bool  # it was the last that the task wanted
+
+
+def finish(session: Session, shown: Shown) -> Finished:
+    """Count a submitted assignment, whose row the caller has locked, towards its task; the last one ends the task."""
+    held = shown.state == "live"
+    connection = session.connection()
+    ended = connection.execute(FINISH_HELD if held else FINISH_LATE, {"of_task": shown.task_id}).one_or_none()
+    state = "done" if ended is not None else "surplus"
+    connection.execute(SET_STATE, {"of_assignment": shown.assignment_id, "to": state})
+    if held and ended is None:
+        _give_back(session, shown.task_id)  # the task was cancelled meanwhile
+    expire_known(session, Task, shown.task_id)
+    expire_known(session, Assignment, shown.assignment_id)
+    return Finished(ended is not None, ended is not None and ended.state == "done")
 
 
 def release_expired(session: Session, now: dt.datetime, task_id: int | None = None) -> int:
     """Give back places whose leases ran out, the oldest first and at most `SWEEP` at a time; returns how many."""
-    stale = select(Assignment.id, Assignment.task_id).where(HELD, Assignment.expires_at <= now)
+    session.flush()
+    stale = select(ASSIGNMENT.c.id, ASSIGNMENT.c.task_id).where(HELD, ASSIGNMENT.c.expires_at <= now)
     if task_id is not None:
-        stale = stale.where(Assignment.task_id == task_id)
-    stale = stale.order_by(Assignment.expires_at).limit(SWEEP).with_for_update(skip_locked=True)
+        stale = stale.where(ASSIGNMENT.c.task_id == task_id)
+    stale = stale.order_by(ASSIGNMENT.c.expires_at).limit(SWEEP).with_for_update(skip_locked=True)
+    connection = session.connection()
     # Tasks are changed in the order of their ids: two sweeps that meet on one wait for each other and never in a ring.
-    found = sorted(session.execute(stale).all(), key=lambda row: row.task_id)
+    found = sorted(connection.execute(stale).all(), key=lambda row: row.task_id)
     for assignment_id, of_task in found:
-        session.execute(
-            update(Assignment)
-            .where(Assignment.id == assignment_id)
-            .values(state="expired")
-            .execution_options(synchronize_session="fetch")
-        )
+        connection.execute(SET_STATE, {"of_assignment": assignment_id, "to": "expired"})
+        expire_known(session, Assignment, assignment_id)
         _give_back(session, of_task)
     return len(found)
-
-
-def _unfinished(session: Session, annotator_id: int, beside: Collection[str]) -> Iterator[Assignment]:
-    """The annotator's own work that can still be done, the oldest first."""
-    query = (
-        select(Assignment)
-        .join(Assignment.task)
-        .options(contains_eager(Assignment.task))
-        .where(Assignment.annotator_id == annotator_id, Assignment.state.in_(("live", "expired")), LIVE)
-        .order_by(Assignment.id)
-    )
-    yield from (a for a in session.scalars(query).all() if a.lease_token not in beside)
 
 
 def _unfinished_one(session: Session, token: str, annotator_id: int) -> Assignment:
@@ -268,65 +293,32 @@ def _unfinished_one(session: Session, token: str, annotator_id: int) -> Assignme
     return assignment
 
 
-def _claim_measured(session: Session, worker: Worker, shares: AssignmentSettings) -> tuple[Task, list[int]] | None:
-    """In their shares, a task with a known answer, or own earlier work shown again; else nothing."""
+def _take_measured(
+    session: Session, worker: Worker, shares: AssignmentSettings
+) -> tuple[Row[Any] | Task | None, list[int]]:
+    """In their shares, a task with a known answer, or own earlier work and the order to show it in; else nothing."""
     drawn = _weighted(shares.weights())[0]
     if drawn == "gold":
-        waiting = select(Task.id).where(OPEN, Task.pool == "gold", *_wanted(worker, shares)).correlate(None)
-        pick = waiting.order_by(func.random()).limit(1).with_for_update(of=Task, skip_locked=True)
-        task = _take(session, Task.id == pick.scalar_subquery())
-        return None if task is None else (task, [])
-    return make_repeat(session, worker.id, shares.repeat_after) if drawn == "repeat" else None
+        return take_gold(session.connection(), worker.id, **_passed_over(worker, shares)), []
+    repeat = make_repeat(session, worker.id, shares.repeat_after) if drawn == "repeat" else None
+    return repeat or (None, [])
 
 
-def _claim_next(session: Session, worker: Worker, shares: AssignmentSettings, now: dt.datetime) -> Task | None:
+def _take_next(session: Session, worker: Worker, shares: AssignmentSettings, now: dt.datetime) -> Row[Any] | None:
     """Take a place of the next task that the annotator was not given before, whichever pool it waits in."""
     rest = {pool: weight for pool, weight in shares.weights().items() if pool not in ("gold", "repeat")}
     pools = [*(["adjudication"] if worker.role in REVIEWERS else []), "canary", *_weighted(rest)]
-    wanted = {pool: [*_wanted(worker, shares), *_outside(pool, worker)] for pool in pools}
-    first_look = [pick for pool in pools for pick in _picks(pool, wanted[pool])]
-    if (task := _take(session, Task.id == func.coalesce(*first_look))) is not None:
+    passed_over = _passed_over(worker, shares)
+    if (task := take_next(session.connection(), worker.id, pools, **passed_over)) is not None:
         return task
     release_expired(session, now)
-    # Everything, for what the first look passed over: beyond the window, or locked by others just then.
-    last_look = [_pick(_waiting(pool, wanted[pool]), patient=True) for pool in pools]
-    return _take(session, Task.id == func.coalesce(*last_look))
+    return take_next(session.connection(), worker.id, pools, patient=True, **passed_over)
 
 
-def _picks(pool: str, wanted: Sequence[ColumnElement[bool]]) -> list[ScalarSelect[int]]:
-    """The id of a pool's next task: at the head of what is begun, then of what is untouched."""
-    head = select(Task.id).where(OPEN, Task.pool == pool, Task.taken > 0).correlate(None).order_by(*ORDER).limit(WINDOW)
-    begun = select(Task.id).where(Task.id.in_(head.scalar_subquery()), OPEN, *wanted).correlate(None)
-    return [_pick(begun), _pick(_waiting(pool, wanted).where(Task.taken == 0))]
-
-
-def _waiting(pool: str, wanted: Sequence[ColumnElement[bool]]) -> Select[int]:
-    return select(Task.id).where(OPEN, Task.pool == pool, *wanted).correlate(None)
-
-
-def _pick(query: Select[int], *, patient: bool = False) -> ScalarSelect[int]:
-    """The first of a query. On PostgreSQL, tasks that others take just now are passed over, unless patient."""
-    first = query.order_by(*ORDER).limit(1)
-    return first.with_for_update(of=Task, skip_locked=not patient).scalar_subquery()
-
-
-def _wanted(worker: Worker, shares: AssignmentSettings) -> list[ColumnElement[bool]]:
-    """What this person may be given: nothing they were given before, no topic they opted out of, no more than their
-    share of what may upset."""
-    wanted = [~exists().where(Assignment.task_id == Task.id, Assignment.annotator_id == worker.id)]
-    if worker.opted_out:
-        wanted.append(or_(Task.category.is_(None), Task.category.not_in(worker.opted_out)))
-    if shares.risky_per_day and worker.risky_today >= shares.risky_per_day:
-        wanted.append(~Task.risky)
-    return wanted
-
-
-def _outside(pool: str, worker: Worker) -> list[ColumnElement[bool]]:
-    """Who settles a disagreement had no part in it."""
-    if pool != "adjudication":
-        return []
-    part = aliased(Assignment)
-    return [~exists().where(part.task_id == Task.about_id, part.annotator_id == worker.id)]
+def _passed_over(worker: Worker, shares: AssignmentSettings) -> dict[str, Any]:
+    """What this person is not to be given: topics they opted out of, and more than their share of what may upset."""
+    enough = bool(shares.risky_per_day) and worker.risky_today >= shares.risky_per_day
+    return {"opted_out": worker.opted_out, "calm": enough}
 
 
 def _weighted(weights: dict[str, float]) -> list[str]:
@@ -344,33 +336,37 @@ def _count_risky(session: Session, worker: Worker, now: dt.datetime) -> None:
     annotator.risky_on, annotator.risky_n = now.date(), worker.risky_today + 1
 
 
-def _take(session: Session, where: ColumnElement[bool]) -> Task | None:
+def _take(session: Session, task_id: int) -> Row[Any] | None:
     """The conditional UPDATE that decides who has a place."""
-    statement = update(Task).where(where, OPEN).values(taken=Task.taken + 1).returning(Task)
-    return session.scalar(statement.execution_options(synchronize_session=False, populate_existing=True))
+    found = session.connection().execute(TAKE, {"of_task": task_id}).one_or_none()
+    expire_known(session, Task, task_id)
+    return found
 
 
 def _assign(
-    session: Session, task: Task, annotator_id: int, now: dt.datetime, lease_s: float, order: list[int] | None = None
-) -> Assignment:
-    """The assignment of a place that was taken; its items are shown in `order`, or by chance."""
-    if not order:
-        order = list(range(_items_of(session, task)))
-        random.shuffle(order)
-    assignment = Assignment(
-        task_id=task.id,
-        task=task,
-        annotator_id=annotator_id,
-        lease_token=secrets.token_urlsafe(24),
-        expires_at=now + dt.timedelta(seconds=lease_s),
-        shown_order=order,
-    )
-    session.add(assignment)
-    session.flush()
-    return assignment
+    session: Session, task: Row[Any] | Task, annotator_id: int, now: dt.datetime, lease_s: float,
+    order: Sequence[int] = (),
+) -> Shown:  # fmt: skip
+    """The assignment of a place that was taken; the task's items are shown in `order`, or by chance."""
+    shown_order = list(order)
+    if not shown_order:
+        shown_order = list(range(_items_of(session, task)))
+        random.shuffle(shown_order)
+    token, expires_at = secrets.token_urlsafe(24), now + dt.timedelta(seconds=lease_s)
+    made = session.connection().execute(
+        ASSIGN,
+        {
+            "task_id": task.id, "annotator_id": annotator_id, "lease_token": token, "shown_order": shown_order,
+            "expires_at": expires_at, "state": "live", "created_at": now,
+        },
+    )  # fmt: skip
+    return make_shown(
+        session, task, assignment_id=made.scalar_one(), task_id=task.id, annotator_id=annotator_id, token=token,
+        state="live", expires_at=expires_at, created_at=now, order=shown_order,
+    )  # fmt: skip
 
 
-def _items_of(session: Session, task: Task) -> int:
+def _items_of(session: Session, task: Row[Any] | Task) -> int:
     """How many completions a task has, which most kinds tell."""
     usual = form_of(task.kind).ITEMS
     if len(usual) == 1:
@@ -378,10 +374,10 @@ def _items_of(session: Session, task: Task) -> int:
     return session.scalar(select(func.count()).where(TaskItem.task_id == task.id)) or 0
 
 
-def _hold(session: Session, assignment: Assignment, now: dt.datetime, lease_s: float) -> bool:
+def _hold(session: Session, assignment_id: int, now: dt.datetime, lease_s: float) -> bool:
     """Lease an unfinished assignment from now on, taking a place again where it lost its own; False when all are taken."""
-    session.refresh(assignment, with_for_update=True)
-    if assignment.state != "live" and _take(session, Task.id == assignment.task_id) is None:
+    assignment = session.get_one(Assignment, assignment_id, populate_existing=True, with_for_update=True)
+    if assignment.state != "live" and _take(session, assignment.task_id) is None:
         return False
     assignment.state = "live"
     assignment.expires_at = now + dt.timedelta(seconds=lease_s)
@@ -390,10 +386,5 @@ def _hold(session: Session, assignment: Assignment, now: dt.datetime, lease_s: f
 
 
 def _give_back(session: Session, task_id: int) -> None:
-    _changed(session, Task.id == task_id, {"taken": Task.taken - 1})
-
-
-def _changed(session: Session, where: ColumnElement[bool], values: dict[str, Any]) -> bool:
-    statement = update(Task).where(where).values(**values).returning(Task)
-    options = {"synchronize_session": False, "populate_existing": True}
-    return session.scalar(statement.execution_options(**options)) is not None
+    session.connection().execute(GIVE_BACK, {"of_task": task_id})
+    expire_known(session, Task, task_id)

@@ -7,8 +7,9 @@ of people who saw another order compare. Fields are lists of strings by name, th
 
 import datetime as dt
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -46,6 +47,15 @@ class ShownRule:
 
 
 @dataclass(frozen=True)
+class Contents:
+    """The texts of an assignment: the conversation, the completions in the order shown, the rule."""
+
+    messages: list[dict[str, str]]
+    items: list[ShownItem]
+    rule: ShownRule | None
+
+
+@dataclass(frozen=True)
 class Shown:
     """An assignment as its annotator sees it. No policy's name is in it, and nothing of other people."""
 
@@ -56,19 +66,40 @@ class Shown:
     state: str
     expires_at: dt.datetime
     created_at: dt.datetime
+    order: tuple[int, ...]  # the task's positions, as shown
     kind: str
     pool: str
     about_id: int | None
+    required_n: int
     why: str
     risky: bool
-    messages: list[dict[str, str]]
-    items: list[ShownItem]
-    rule: ShownRule | None
+    has_draft: bool  # something may have been typed
+    read: Callable[[], Contents]  # reads the texts, which a plain choice does not need
+
+    @cached_property
+    def contents(self) -> Contents:
+        """The texts, read once."""
+        return self.read()
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """The conversation up to what is judged."""
+        return self.contents.messages
+
+    @property
+    def items(self) -> list[ShownItem]:
+        """The completions in the order shown."""
+        return self.contents.items
+
+    @property
+    def rule(self) -> ShownRule | None:
+        """The rule that the task is about."""
+        return self.contents.rule
 
     @property
     def n(self) -> int:
         """How many completions are shown."""
-        return len(self.items)
+        return len(self.order)
 
     def item(self, number: int, param: str) -> ShownItem:
         """The item shown in this place.
@@ -82,7 +113,7 @@ class Shown:
 
     def number_of(self, position: int) -> int:
         """Where the item of this position was shown."""
-        return next(n for n, item in enumerate(self.items) if item.position == position)
+        return self.order.index(position)
 
     def number_of_completion(self, completion_id: str) -> int | None:
         """Where this completion was shown, if it was."""

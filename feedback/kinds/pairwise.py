@@ -45,7 +45,7 @@ class PairwiseForm(ItemsForm):
     def said(self, shown: Shown) -> Said:
         choice: str = self.choice
         if choice in ("left", "right"):
-            choice = LETTERS[shown.items[0 if choice == "left" else 1].position]
+            choice = LETTERS[shown.order[0 if choice == "left" else 1]]
         return Said(choice=choice, strength=self.strength, **self.details(shown))
 
     @classmethod

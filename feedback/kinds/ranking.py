@@ -39,7 +39,7 @@ class RankingForm(ItemsForm):
         ranks = None
         if self.ranks is not None:
             close = {rank: n for n, rank in enumerate(sorted(set(self.ranks)), 1)}  # 1, 3, 3 becomes 1, 2, 2
-            by_position = {item.position: close[rank] for item, rank in zip(shown.items, self.ranks, strict=True)}
+            by_position = {position: close[rank] for position, rank in zip(shown.order, self.ranks, strict=True)}
             ranks = [by_position[position] for position in range(shown.n)]
         return Said(choice="all_wrong" if self.all_wrong else None, answer={"ranks": ranks}, **self.details(shown))
 
@@ -59,8 +59,8 @@ class RankingForm(ItemsForm):
     def to_fields(cls, said: Said, shown: Shown) -> dict[str, list[str]]:
         found = item_fields(said, shown)
         ranks: list[int] = (said.answer or {}).get("ranks") or []
-        for n, item in enumerate(shown.items if ranks else ()):
-            found.set(f"rank-{n}", ranks[item.position])
+        for n, position in enumerate(shown.order if ranks else ()):
+            found.set(f"rank-{n}", ranks[position])
         if said.choice == "all_wrong":
             found.set("all_wrong", "yes")
         return found.fields

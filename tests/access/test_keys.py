@@ -17,8 +17,8 @@ def test_a_key_opens_its_scopes_and_its_secret_is_not_stored(session: Session) -
     assert len(secret) >= 43
     assert secret not in {str(value) for value in vars(key).values()}
     assert key.prefix == secret[:8]
-    assert authenticate(session, secret, "chat").id == key.id
-    assert authenticate(session, f"Bearer {secret}", "feedback").id == key.id
+    assert authenticate(session, secret, "chat").key_id == key.id
+    assert authenticate(session, f"Bearer {secret}", "feedback").key_id == key.id
 
 
 def test_unknown_expired_revoked_and_inactive_are_refused(session: Session) -> None:

@@ -1,0 +1,93 @@
+"""The statement that takes a place of the next task: one UPDATE, whichever pool the task waits in.
+
+Written as SQL, because it runs for every task that anybody is given and is the longest one there is: the pools are tried
+in the order of a draw, each first at the head of what is begun, then in what is untouched, and the first that has
+something wins. Each try reads a few rows off the index `ix_task_open`, backwards.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+from sqlalchemy import Connection, Row, TextClause, bindparam, text
+
+WINDOW = 32
+"""Tasks at the head of a pool that are looked at first. A person alone on tasks that want several judgments has had all
+that are begun; without a bound each look would pass over every one of them."""
+
+FACTS = ("id", "kind", "pool", "why", "risky", "about_id", "required_n")
+"""What is read of a task of which a place was taken."""
+
+_OPEN = "state = 'live' AND taken < required_n"
+_ORDER = "ORDER BY taken DESC, priority DESC, rank DESC, id DESC"
+_MINE = "SELECT 1 FROM assignment AS a WHERE a.task_id = {} AND a.annotator_id = :who"
+_TAKE = "UPDATE task SET taken = taken + 1 WHERE id = {} AND " + _OPEN + f" RETURNING {', '.join(FACTS)}"
+
+
+def take_next(
+    connection: Connection,
+    annotator_id: int,
+    pools: Sequence[str],
+    *,
+    opted_out: Sequence[str] = (),
+    calm: bool = False,
+    patient: bool = False,
+) -> Row[Any] | None:
+    """Take a place of the first task that this person was not given before.
+
+    Args:
+        pools: where to look, in this order.
+        opted_out: topics to pass over.
+        calm: pass over what may upset.
+        patient: look at all that is open, and wait for tasks that others take just then; for when nothing else was found.
+
+    Returns:
+        The task's `FACTS`; None when there is none.
+    """
+    postgres = connection.dialect.name == "postgresql"
+    statement = _next_statement(tuple(pools), bool(opted_out), calm, 0 if patient else WINDOW, postgres)
+    given = {"who": annotator_id} | ({"opted_out": list(opted_out)} if opted_out else {})
+    return connection.execute(statement, given).one_or_none()
+
+
+def take_gold(
+    connection: Connection, annotator_id: int, *, opted_out: Sequence[str] = (), calm: bool = False
+) -> Row[Any] | None:
+    """Take a place of a task with a known answer, whichever chance says; see `take_next`."""
+    wanted = _wanted("gold", bool(opted_out), calm)
+    lock = " FOR UPDATE SKIP LOCKED" if connection.dialect.name == "postgresql" else ""
+    pick = f"(SELECT id FROM task WHERE {_OPEN} AND pool = 'gold' AND {wanted} ORDER BY random() LIMIT 1{lock})"
+    given = {"who": annotator_id} | ({"opted_out": list(opted_out)} if opted_out else {})
+    return connection.execute(_bound(_TAKE.format(pick), bool(opted_out)), given).one_or_none()
+
+
+@lru_cache(maxsize=256)
+def _next_statement(pools: tuple[str, ...], topics: bool, calm: bool, window: int, postgres: bool) -> TextClause:
+    """With a window, what is easily found; with none, everything that is open."""
+    lock = "" if not postgres else " FOR UPDATE SKIP LOCKED" if window else " FOR UPDATE"
+    picks = []
+    for pool in pools:
+        of_pool = f"FROM task WHERE {_OPEN} AND pool = '{pool}'"
+        wanted = _wanted(pool, topics, calm)
+        if window:
+            head = f"SELECT id {of_pool} AND taken > 0 {_ORDER} LIMIT {window}"
+            picks.append(f"(SELECT id FROM task WHERE id IN ({head}) AND {_OPEN} AND {wanted} {_ORDER} LIMIT 1{lock})")
+        untouched = " AND taken = 0" if window else ""
+        picks.append(f"(SELECT id {of_pool}{untouched} AND {wanted} {_ORDER} LIMIT 1{lock})")
+    return _bound(_TAKE.format(f"coalesce({', '.join(picks)})"), topics)
+
+
+def _wanted(pool: str, topics: bool, calm: bool) -> str:
+    conditions = [f"NOT EXISTS ({_MINE.format('task.id')})"]
+    if pool == "adjudication":  # who settles a disagreement had no part in it
+        conditions.append(f"NOT EXISTS ({_MINE.format('task.about_id')})")
+    if topics:
+        conditions.append("(category IS NULL OR category NOT IN :opted_out)")
+    if calm:
+        conditions.append("NOT risky")
+    return " AND ".join(conditions)
+
+
+def _bound(sql: str, topics: bool) -> TextClause:
+    statement = text(sql)
+    return statement.bindparams(bindparam("opted_out", expanding=True)) if topics else statement
