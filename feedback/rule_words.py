@@ -12,7 +12,8 @@ from feedback.models import RuleVersion
 from feedback.worddiff import Run, word_diff
 
 CATEGORIES = ("harm", "crime", "privacy", "fairness", "misinformation", "advice", "identity", "format", "other")
-MAX_TITLE, MAX_TEXT, MAX_REASON, MAX_NOTE, MAX_EXAMPLES = 80, 4_000, 300, 500, 20
+MAX_TITLE, MAX_TEXT, MAX_REASON, MAX_NOTE = 80, 4_000, 300, 500  # characters
+MAX_EXAMPLES, MAX_EXAMPLE = 20, 2_000  # of kept and of broken each; so that a full form stays below Flask's 500 kB
 
 
 def _text(value: Any) -> Any:
@@ -29,7 +30,7 @@ def _category(value: str) -> str:
     return value
 
 
-LongText = Annotated[str, BeforeValidator(_text), Field(min_length=1, max_length=MAX_TEXT)]
+Text = Annotated[str, Field(min_length=1, max_length=MAX_TEXT), BeforeValidator(_text)]
 
 
 class Example(BaseModel):
@@ -37,8 +38,8 @@ class Example(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    text: LongText
-    reason: Annotated[str, BeforeValidator(_line), Field(max_length=MAX_REASON)] = ""
+    text: Annotated[str, Field(min_length=1, max_length=MAX_EXAMPLE), BeforeValidator(_text)]
+    reason: Annotated[str, Field(max_length=MAX_REASON), BeforeValidator(_line)] = ""
 
     def __str__(self) -> str:
         return f"{self.text}\n({self.reason})" if self.reason else self.text
@@ -49,11 +50,11 @@ class RuleWords(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    title: Annotated[str, BeforeValidator(_line), Field(min_length=1, max_length=MAX_TITLE)]
-    text: LongText
+    title: Annotated[str, Field(min_length=1, max_length=MAX_TITLE), BeforeValidator(_line)]
+    text: Text
     category: Annotated[str, AfterValidator(_category)] = "other"
     severity: int = Field(2, ge=1, le=3, description="1 low … 3 high")
-    refusal_text: LongText
+    refusal_text: Text
     kept_examples: tuple[Example, ...] = Field((), max_length=MAX_EXAMPLES)
     broken_examples: tuple[Example, ...] = Field((), max_length=MAX_EXAMPLES)
 
@@ -65,7 +66,7 @@ class Change(BaseModel):
 
     author_id: int
     login: str
-    note: Annotated[str, BeforeValidator(_line), Field(max_length=MAX_NOTE)] = ""
+    note: Annotated[str, Field(max_length=MAX_NOTE), BeforeValidator(_line)] = ""
 
 
 def words_of(version: RuleVersion) -> RuleWords:

@@ -27,6 +27,7 @@ MAX_RULES = 300
 """How many rules an installation holds, retired ones included: lists of rules are not paged."""
 
 HISTORY = 25
+RESERVED = {"new"}  # /rules/new is the page for one
 
 
 class EditConflict(Conflict):
@@ -255,6 +256,8 @@ def slug_of(title: str) -> str:
     """The lasting name of a rule: letters and digits of its first title, words joined by `_`."""
     plain = unicodedata.normalize("NFKC", title).casefold()
     slug = re.sub(r"\W+", "_", plain).strip("_")[:60].strip("_")
+    if slug in RESERVED:
+        return f"{slug}_rule"
     return slug or f"rule_{hashlib.sha256(title.encode()).hexdigest()[:8]}"
 
 

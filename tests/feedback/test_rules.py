@@ -206,6 +206,7 @@ def test_there_is_a_most_of_rules(session: Session, lead_change: Change, monkeyp
         ("../../etc/passwd", "etc_passwd"),
         ("a\u202eb<script>", "a_b_script"),
         ("x" * 200, "x" * 60),
+        ("New", "new_rule"),
     ],
 )
 def test_slugs_are_letters_and_digits(title: str, slug: str) -> None:
