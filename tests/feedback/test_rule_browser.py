@@ -1,6 +1,7 @@
 """The rules' pages in a real browser: an edit and its diff, hostile texts, keys, no script, and how it looks."""
 
 import re
+import time
 from collections.abc import Callable
 from urllib.parse import unquote
 
@@ -142,6 +143,40 @@ def test_typed_text_is_not_left_by_accident(page: Page, database: Database, rule
     expect(page.get_by_label("Title")).to_have_value("!No help with weapons")
     page.wait_for_timeout(100)
     assert asked == ["beforeunload"]
+
+
+def test_a_lost_session_costs_nothing_typed(page: Page, database: Database, rules: None) -> None:
+    sign_in(page, "/rules/weapons/edit")
+    page.locator("html[data-ready=yes]").wait_for()
+    page.get_by_label("Title").fill("No weapons")
+    page.get_by_role("button", name="Add an example of kept").click()
+    page.keyboard.type("An example.")
+    page.get_by_label("What did you change, and why?").fill("shorter")
+    deadline = time.monotonic() + 30
+    while "shorter" not in page.evaluate("JSON.stringify(localStorage)"):  # kept half a second after the last key
+        assert time.monotonic() < deadline
+        page.wait_for_timeout(50)
+    page.context.clear_cookies()
+    page.on("dialog", lambda dialog: dialog.accept())
+    sign_in(page, "/rules/weapons/edit")
+    with database.session() as session:  # and somebody else was there meanwhile
+        weapons = find_rule(session, "weapons")
+        words = RuleWords(**{f: getattr(weapons, f) for f in RuleWords.model_fields} | {"severity": 1})
+        edit_rule(session, "weapons", words, base=1, change=Change(author_id=1, login="ben", note="low"))
+    page.reload()
+    expect(page.get_by_label("Title")).to_have_value("No help with weapons")
+    page.get_by_role("button", name="Bring it back").click()
+    expect(page.get_by_label("Title")).to_have_value("No weapons")
+    expect(page.locator("#kept textarea")).to_have_count(2)
+    expect(page.locator("#kept textarea").last).to_have_value("An example.")
+    expect(page.locator("[name=note]")).to_have_value("shorter")
+    expect(page.locator("[name=base]")).to_have_value("1")  # so that the server tells of version 2
+    page.locator("[name=base]").evaluate("field => { field.value = '2' }")
+    page.get_by_role("button", name="Save as version").last.click()
+    expect(page.get_by_text("Saved as version 3.")).to_be_visible()
+    page.get_by_role("link", name="Edit").click()
+    page.locator("html[data-ready=yes]").wait_for()
+    expect(page.get_by_role("button", name="Bring it back")).to_be_hidden()  # it is saved now
 
 
 def test_nothing_hostile_runs_or_hides(page: Page, database: Database, people: dict[str, Person]) -> None:
