@@ -10,6 +10,7 @@ import json
 import re
 import unicodedata
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -96,9 +97,9 @@ def _completes(words: RuleWords, stored: RuleWords) -> bool:
 def active_rules(session: Session) -> list[RuleVersion]:
     """The newest version of each rule, where that version is active, with its rule loaded; oldest rule first.
 
-    One statement: it runs for every page that is judged on.
+    One statement, built once: it runs for every page that is judged on.
     """
-    return list(session.scalars(_newest().where(RuleVersion.active)))
+    return list(session.scalars(_active()))
 
 
 @dataclass(frozen=True)
@@ -165,6 +166,11 @@ def history(
         query = query.where(RuleVersion.version < before)
     found = list(session.scalars(query))
     return found[:limit], found[limit - 1].version if len(found) > limit else None
+
+
+@cache
+def _active() -> Select[RuleVersion]:
+    return _newest().where(RuleVersion.active)
 
 
 def _newest() -> Select[RuleVersion]:

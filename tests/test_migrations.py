@@ -179,31 +179,44 @@ def test_rows_survive_every_step_down_and_up(empty: Database, settings: Settings
 def test_rules_from_before_they_had_titles(empty: Database) -> None:
     """What 0004 makes of rules that are there: words kept, named as pages showed them, then completed by the starter set."""
     migrate(empty, "0002")
-    old, now = (
-        "INSERT INTO rule_version (rule_id, version, text, refusal_text, severity, active, created_at) ",
-        utcnow(),
-    )
+    weapons = next(entry for entry in starter_rules() if entry["slug"] == "weapons")
     with empty.engine.begin() as connection:
-        for number, slug in enumerate(("illegal_drugs", "house_rule"), 1):
-            row = {"id": number, "slug": slug, "at": now.replace(tzinfo=None)}
+        for number, (slug, words, refusal, severity, active) in enumerate(
+            (
+                ("illegal_drugs", "Reworded by hand.", "No.", 3, True),
+                ("house_rule", "No shoes.", "No.", 6, False),
+                ("weapons", weapons["text"], weapons["refusal_text"], 3, True),
+            ),
+            1,
+        ):
+            row = {"id": number, "slug": slug, "at": utcnow().replace(tzinfo=None)}
             connection.execute(text("INSERT INTO rule (id, slug, created_at) VALUES (:id, :slug, :at)"), row)
-            words = "SELECT :id, 1, 'Words of ' || :slug, 'No.', :severity, :active, :at"
-            connection.execute(text(old + words), row | {"severity": number * 3, "active": number == 1})
+            connection.execute(
+                text(
+                    "INSERT INTO rule_version (rule_id, version, text, refusal_text, severity, active, created_at)"
+                    " VALUES (:id, 1, :words, :refusal, :severity, :active, :at)"
+                ),
+                row | {"words": words, "refusal": refusal, "severity": severity, "active": active},
+            )
+        if not empty.is_sqlite:  # the ids above were given by hand
+            connection.execute(text("SELECT setval(pg_get_serial_sequence('rule', 'id'), 3)"))
     migrate(empty)
     with empty.session() as session:
         found = list(session.scalars(select(RuleVersion).order_by(RuleVersion.id)))
         shown = [(v.rule.slug, v.title, v.category, v.text, v.severity, v.active, v.author_id, v.note) for v in found]
         assert shown == [
-            ("illegal_drugs", "Illegal drugs", "crime", "Words of illegal_drugs", 3, True, None, ""),
-            ("house_rule", "House rule", "other", "Words of house_rule", 3, False, None, ""),
+            ("illegal_drugs", "Illegal drugs", "crime", "Reworded by hand.", 3, True, None, ""),
+            ("house_rule", "House rule", "other", "No shoes.", 3, False, None, ""),
+            ("weapons", "Weapons", "harm", weapons["text"], 3, True, None, ""),
         ]
-        assert [(v.kept_examples, v.broken_examples) for v in found] == [([], [])] * 2
-    if not empty.is_sqlite:  # the ids above were given by hand
-        with empty.engine.begin() as connection:
-            connection.execute(text("SELECT setval(pg_get_serial_sequence('rule', 'id'), 2)"))
+        assert [(v.kept_examples, v.broken_examples) for v in found] == [([], [])] * 3
     with empty.session() as session:
-        assert ensure_rules(session) == len(starter_rules()) - 1
-        assert find_rule(session, "illegal_drugs").version == 1  # other words than the starter set's: left alone
+        assert ensure_rules(session) == len(starter_rules()) - 2
+        assert find_rule(session, "illegal_drugs").version == 1
+        assert find_rule(session, "house_rule").version == 1
+        completed = find_rule(session, "weapons")
+        assert (completed.version, completed.title, completed.text) == (2, weapons["title"], weapons["text"])
+        assert completed.broken_examples
 
 
 def test_two_at_once(empty: Database) -> None:
