@@ -18,6 +18,7 @@ import access.views
 import commands.cli
 import console.views
 import feedback.api
+import feedback.rule_pages
 import feedback.views
 import serving.api
 import serving.health
@@ -56,6 +57,7 @@ def create_app(settings: Settings | None = None, db: Database | None = None) -> 
     access.views.install(app)
     app.register_blueprint(access.views.blueprint)
     app.register_blueprint(feedback.views.blueprint)
+    app.register_blueprint(feedback.rule_pages.blueprint)
     app.register_blueprint(console.views.blueprint)
     app.register_blueprint(serving.views.blueprint)
     app.register_blueprint(serving.health.blueprint)

@@ -12,6 +12,7 @@ from typing import Any
 from sqlalchemy import JSON, CheckConstraint, ForeignKey, Index, String, Text, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
+from access.models import Person
 from core.db import Base, utcnow
 
 LIVE = text("state = 'live'")
@@ -256,19 +257,29 @@ class Rule(Base):
 
 
 class RuleVersion(Base):
-    """What a rule says, from one edit to the next."""
+    """What a rule says, from one edit to the next. Rows are only added: who edits, retires or restores adds one."""
 
     __tablename__ = "rule_version"
-    __table_args__ = (UniqueConstraint("rule_id", "version"),)
+    __table_args__ = (
+        UniqueConstraint("rule_id", "version"),
+        CheckConstraint("severity BETWEEN 1 AND 3", name="severity"),
+    )
 
     id: Mapped[int] = mapped_column(primary_key=True)
     rule_id: Mapped[int] = mapped_column(ForeignKey("rule.id"))
     rule: Mapped[Rule] = relationship()
     version: Mapped[int]
+    title: Mapped[str] = mapped_column(String(80))  # its short name, as annotators see it
     text: Mapped[str] = mapped_column(Text)
+    category: Mapped[str] = mapped_column(String(20), default="other")  # one of feedback.rule_words.CATEGORIES
+    kept_examples: Mapped[list[Any]] = mapped_column(default=list)  # [{"text", "reason"}, …]
+    broken_examples: Mapped[list[Any]] = mapped_column(default=list)
     refusal_text: Mapped[str] = mapped_column(Text)
     severity: Mapped[int] = mapped_column(default=2)  # 1 low … 3 high
     active: Mapped[bool] = mapped_column(default=True)
+    author_id: Mapped[int | None] = mapped_column(ForeignKey("person.id"))  # None: the starter set
+    author: Mapped[Person | None] = relationship()
+    note: Mapped[str] = mapped_column(Text, default="")  # what was changed, and why
     created_at: Mapped[dt.datetime] = mapped_column(default=utcnow)
 
 

@@ -20,7 +20,7 @@ ANY = "drawn evenly from everything there is to judge"
 _CONTENTS = (
     select(
         TaskItem.position, TaskItem.completion_id, Completion.text, Prompt.messages, RuleVersion.id, Rule.slug,
-        RuleVersion.text.label("rule_text"),
+        RuleVersion.text.label("rule_text"), RuleVersion.title, RuleVersion.kept_examples, RuleVersion.broken_examples,
     )
     .select_from(Task)
     .outerjoin(TaskItem, TaskItem.task_id == Task.id)
@@ -134,5 +134,7 @@ def _contents(session: Session, task_id: int, order: Sequence[int]) -> Contents:
             ShownItem(position, by_position[position].completion_id, Blind.of(by_position[position].text))
             for position in order
         ],
-        rule=None if head.id is None else ShownRule(head.id, head.slug, head.rule_text),
+        rule=None
+        if head.id is None
+        else ShownRule(head.id, head.slug, head.title, head.rule_text, head.kept_examples, head.broken_examples),
     )

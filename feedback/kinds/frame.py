@@ -43,7 +43,10 @@ class ShownRule:
 
     version_id: int
     slug: str
+    title: str
     text: str
+    kept_examples: list[Any]
+    broken_examples: list[Any]
 
 
 @dataclass(frozen=True)
