@@ -44,6 +44,16 @@ def create_person(session: Session, login: str, password: str, role: str, script
     return person
 
 
+def set_password(person: Person, password: str) -> None:
+    """Give a person a new password; sessions that were opened with the old one no longer open anything.
+
+    Raises:
+        InvalidInput: it is too easy, too short or too long.
+    """
+    _refuse_easy(password, person.login)
+    person.password_hash = hash_password(password)
+
+
 def check_password(session: Session, login: str, password: str) -> Person:
     """The active person whose login and password these are.
 

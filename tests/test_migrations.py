@@ -31,6 +31,11 @@ from tests.console.rows import make_promoted
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.timeout(300)
 
+EMPTY = {
+    "draft", "lease", "snapshot_judgment",
+    "session_record", "oidc_identity", "invitation", "sign_in_attempt",  # gone below 0005
+}  # fmt: skip
+
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def empty(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
@@ -155,7 +160,7 @@ def test_rows_survive_every_step_down_and_up(empty: Database, settings: Settings
     migrate(empty)
     fill(empty, settings)
     before = rows_of(empty)
-    assert {name for name, rows in before.items() if not rows} <= {"draft", "lease", "snapshot_judgment"}
+    assert {name for name, rows in before.items() if not rows} <= EMPTY
     for revision in reversed(revisions()[:-1]):
         command.downgrade(config_of(empty), revision)
     for revision in revisions():
