@@ -3,7 +3,7 @@
 import base64
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit, urlunsplit
 
@@ -25,13 +25,12 @@ from tests.access.oidc_provider import Client, OidcProvider, Visitor
 from tests.conftest import SignedIn
 
 CALLBACK = "http://localhost/sign-in/oidc/callback"
-MakeClient = Callable[..., FlaskClient]
 
 
 @pytest.fixture
 def with_oidc(
     settings: Settings, database: Database, oidc_provider: OidcProvider
-) -> Iterator[Callable[..., tuple[Flask, Client]]]:
+) -> Callable[..., tuple[Flask, Client]]:
     """A function that makes the app as a client of the provider; its arguments are settings of the group."""
     from app import create_app
 
@@ -47,7 +46,7 @@ def with_oidc(
         app.config.update(TESTING=True, WTF_CSRF_ENABLED=False)
         return app, client
 
-    yield with_oidc
+    return with_oidc
 
 
 def through(browser: FlaskClient, who: str, start: str = "/sign-in/oidc", consent: str = "accept") -> TestResponse:
