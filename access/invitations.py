@@ -81,8 +81,9 @@ def check_open(session: Session, invitation_id: int) -> Invitation:
     """As `find_open`, by its id."""
     row = session.get_one(Invitation, invitation_id)
     maker = session.get_one(Person, row.made_by_id)
-    role = row.role or session.get_one(Person, row.person_id).role
-    if state_of(row) != "open" or not maker.active or role not in grantable(maker.role):
+    person = session.get_one(Person, row.person_id) if row.person_id is not None else None
+    shut_out = not maker.active or (person is not None and not person.active)
+    if state_of(row) != "open" or shut_out or (person or row).role not in grantable(maker.role):
         raise _void()
     return row
 

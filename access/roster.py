@@ -90,12 +90,14 @@ def why_not(actor: Actor, person: Person) -> str | None:
 
 
 def changeable(session: Session, actor: Actor, person_id: int) -> Person:
-    """The person, its row locked where the database has such locks, if the actor may change them.
+    """The person, if the actor may change them. Where the database has row locks, admins' rows are locked first and
+    in order, then the person's: of two admins who remove each other one comes second and does not deadlock.
 
     Raises:
         NotFound: there is none.
         Forbidden: it is themselves, or the role is above what they look after.
     """
+    session.scalars(select(Person.id).where(Person.role == "admin").order_by(Person.id).with_for_update()).all()
     person = session.scalar(select(Person).where(Person.id == person_id).with_for_update())
     if person is None:
         raise NotFound(f"there is no person {person_id}")
@@ -171,7 +173,7 @@ def end_all_sessions(session: Session, actor: Actor, person_id: int) -> int:
 
 
 def refuse_last_admin(session: Session, person: Person) -> None:
-    """Raise Conflict where this person is the only admin who can sign in; admins' rows are locked until the end."""
+    """Raise Conflict where this person is the only admin who can sign in."""
     if person.role != "admin" or not person.active or person.scripted:
         return
     query = select(Person.id).where(Person.role == "admin", Person.active.is_(True), Person.scripted.is_(False))
