@@ -39,7 +39,8 @@ def invite(session: Session, actor: Actor, role: str, note: str, life_s: int) ->
     if role not in grantable(actor.role):
         raise Forbidden(f"the role {role} is given by admins")
     row, token = _add(session, actor, life_s, role=role, note=note.strip()[:MAX_NOTE])
-    record(session, actor.login, "invitation.make", f"invitation:{row.id}", after={"role": role, "note": row.note})
+    after = {"role": role} | ({"note": row.note} if row.note else {})
+    record(session, actor.login, "invitation.make", f"invitation:{row.id}", after=after)
     return row, token
 
 

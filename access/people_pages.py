@@ -120,7 +120,7 @@ def list_invitations() -> str:
         logins=logins,
         state_of=invitations.state_of,
         grantable=roster.grantable(me.role),
-        life_days=round(runtime().settings.invitation_s / 86400, 1),
+        life_days=f"{runtime().settings.invitation_s / 86400:.3g}",
     )
 
 

@@ -20,6 +20,16 @@ from core.settings import Settings
 SEEN_EVERY = dt.timedelta(minutes=1)
 """`last_seen_at` and a key's `last_used_at` are written at most so often: a request must not cost a write."""
 
+# In this order: Edge and Opera also say Chrome, and Chrome also says Safari.
+BROWSERS = (
+    ("Edg", "Edge"), ("OPR/", "Opera"), ("Firefox/", "Firefox"), ("FxiOS/", "Firefox"), ("CriOS/", "Chrome"),
+    ("Chrome/", "Chrome"), ("Safari/", "Safari"), ("curl/", "curl"),
+)  # fmt: skip
+SYSTEMS = (
+    ("iPhone", "iPhone"), ("iPad", "iPad"), ("Android", "Android"), ("Windows", "Windows"), ("Mac OS X", "macOS"),
+    ("CrOS", "ChromeOS"), ("Linux", "Linux"),
+)  # fmt: skip
+
 
 def open_session(
     session: Session, person: Person, method: str, *, address: str, user_agent: str
@@ -115,6 +125,12 @@ def note_seen(session: Session, record_id: int) -> None:
         .where(SessionRecord.id == record_id, SessionRecord.last_seen_at <= now - SEEN_EVERY)
         .values(last_seen_at=now)
     )
+
+
+def browser_of(user_agent: str) -> str:
+    """A browser and its system in two words, as far as it says what it is: "Firefox, Linux"."""
+    found = [next((name for mark, name in marks if mark in user_agent), "") for marks in (BROWSERS, SYSTEMS)]
+    return ", ".join(name for name in found if name) or user_agent[:40] or "?"
 
 
 def _sha256(token: str) -> str:

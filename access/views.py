@@ -19,7 +19,7 @@ from access import last_use
 from access.audit import record
 from access.models import Person, SessionRecord
 from access.people import check_password
-from access.sessions import SEEN_EVERY, end_session, find_session, open_session
+from access.sessions import SEEN_EVERY, browser_of, end_session, find_session, open_session
 from access.throttle import admit, forgive
 from core.db import utcnow
 from core.errors import Forbidden, TooManyRequests, Unauthenticated
@@ -92,7 +92,7 @@ def require_role(*roles: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 @blueprint.app_context_processor
 def _for_templates() -> dict[str, object]:
-    return {"now": utcnow}
+    return {"now": utcnow, "browser_of": browser_of}
 
 
 @blueprint.get("/sign-in")

@@ -8,7 +8,7 @@ from sqlalchemy import event, select, update
 from sqlalchemy.orm import Session
 
 from access.models import SessionRecord
-from access.sessions import end_session, end_sessions, find_session, live_sessions, note_seen, open_session
+from access.sessions import browser_of, end_session, end_sessions, find_session, live_sessions, note_seen, open_session
 from core.db import Database, utcnow
 from core.errors import NotFound
 from core.settings import Settings
@@ -111,3 +111,17 @@ def test_a_request_after_a_minute_writes_when_it_was(
     )  # the one above, and one by the app
     with database.read() as session:
         assert utcnow() - session.scalars(select(SessionRecord.last_seen_at)).one() < dt.timedelta(minutes=1)
+
+
+@pytest.mark.parametrize(
+    ("sent", "shown"),
+    [
+        ("Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0", "Firefox, Linux"),
+        ("Mozilla/5.0 (Windows NT 10.0) AppleWebKit/537.36 Chrome/150.0 Safari/537.36 Edg/150.0", "Edge, Windows"),
+        ("Mozilla/5.0 (iPhone; CPU iPhone OS 19_0 like Mac OS X) Version/19.0 Safari/604.1", "Safari, iPhone"),
+        ("Werkzeug/3.1.9", "Werkzeug/3.1.9"),
+        ("", "?"),
+    ],
+)
+def test_browsers_are_named_in_two_words(sent: str, shown: str) -> None:
+    assert browser_of(sent) == shown
