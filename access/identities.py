@@ -7,6 +7,7 @@ An identity gets to a person in three ways: by an invitation, by linking while s
 import re
 
 from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from access.audit import record
@@ -148,7 +149,7 @@ def _find(session: Session, claims: Claims) -> OidcIdentity | None:
 def _add(session: Session, claims: Claims, role: str) -> Person:
     person = Person(login=_free_login(session, claims), password_hash=None, role=role)
     session.add(person)
-    session.flush()
+    _flush(session)
     record(session, person.login, "person.add", f"person:{person.id}", after={"role": role, "by": ACTOR})
     _attach(session, claims, person)
     return person
@@ -157,9 +158,16 @@ def _add(session: Session, claims: Claims, role: str) -> Person:
 def _attach(session: Session, claims: Claims, person: Person) -> OidcIdentity:
     row = OidcIdentity(person_id=person.id, issuer=claims.issuer, subject=claims.subject, email=claims.email)
     session.add(row)
-    session.flush()
+    _flush(session)
     record(session, person.login, "identity.link", f"person:{person.id}", after=_shown(row))
     return row
+
+
+def _flush(session: Session) -> None:
+    try:
+        session.flush()
+    except IntegrityError as error:  # the same sign-in in two tabs, say
+        raise Conflict("somebody signed in in the same moment; begin again") from error
 
 
 def _free_login(session: Session, claims: Claims) -> str:

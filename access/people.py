@@ -5,6 +5,7 @@ from functools import lru_cache
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from access.models import ROLES, Person
@@ -40,7 +41,10 @@ def create_person(session: Session, login: str, password: str, role: str, script
         raise Conflict(f"the login {login!r} is taken; choose another one")
     person = Person(login=login, password_hash=hash_password(password), role=role, scripted=scripted)
     session.add(person)
-    session.flush()
+    try:
+        session.flush()
+    except IntegrityError as error:  # somebody else took it just now
+        raise Conflict(f"the login {login!r} is taken; choose another one") from error
     return person
 
 

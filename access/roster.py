@@ -50,12 +50,8 @@ def list_people(
     session: Session, *, search: str = "", role: str = "", active: bool | None = None, after: str = ""
 ) -> tuple[list[Row], str | None]:
     """A page of people by login, and the login that the next page goes on after, or None."""
-    seen = (
-        select(SessionRecord.person_id, func.max(SessionRecord.last_seen_at).label("at"))
-        .group_by(SessionRecord.person_id)
-        .subquery()
-    )
-    query = select(Person, seen.c.at).outerjoin(seen, seen.c.person_id == Person.id).order_by(Person.login)
+    seen = select(func.max(SessionRecord.last_seen_at)).where(SessionRecord.person_id == Person.id).scalar_subquery()
+    query = select(Person, seen).order_by(Person.login)
     if search:
         query = query.where(func.lower(Person.login).contains(search.lower(), autoescape=True))
     if role:

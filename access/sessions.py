@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Sequence
 from typing import cast
 
-from sqlalchemy import CursorResult, select, update
+from sqlalchemy import CursorResult, delete, select, update
 from sqlalchemy.orm import Session
 
 from access.models import Person, SessionRecord
@@ -19,6 +19,8 @@ from core.settings import Settings
 
 SEEN_EVERY = dt.timedelta(minutes=1)
 """`last_seen_at` and a key's `last_used_at` are written at most so often: a request must not cost a write."""
+KEPT = dt.timedelta(days=90)
+"""How long a session that is over is remembered, with its address and browser."""
 
 # In this order: Edge and Opera also say Chrome, and Chrome also says Safari.
 BROWSERS = (
@@ -34,11 +36,13 @@ SYSTEMS = (
 def open_session(
     session: Session, person: Person, method: str, *, address: str, user_agent: str
 ) -> tuple[SessionRecord, str]:
-    """Record a browser that signs in.
+    """Record a browser that signs in, and forget the person's sessions that were not seen for `KEPT`.
 
     Returns:
         The row and the token for its cookie, which is not stored and cannot be read again.
     """
+    forgotten = SessionRecord.last_seen_at < utcnow() - KEPT
+    session.execute(delete(SessionRecord).where(SessionRecord.person_id == person.id, forgotten))
     token = secrets.token_urlsafe(32)
     row = SessionRecord(
         person_id=person.id,

@@ -66,6 +66,18 @@ def test_all_sessions_but_one(session: Session, settings: Settings) -> None:
     assert end_sessions(session, person.id) == 1
 
 
+def test_old_sessions_are_forgotten_at_the_next_sign_in(session: Session) -> None:
+    person = make_person(session)
+    old, recent = (open_session(session, person, "password", address="", user_agent="")[0].id for _ in range(2))
+    past = utcnow() - dt.timedelta(days=91)
+    session.execute(update(SessionRecord).where(SessionRecord.id == old).values(last_seen_at=past))
+    opened(session)  # somebody else's sign-in forgets nothing
+    assert session.get(SessionRecord, old, populate_existing=True) is not None
+    new, _ = open_session(session, person, "password", address="", user_agent="")
+    kept = session.scalars(select(SessionRecord.id).where(SessionRecord.person_id == person.id)).all()
+    assert sorted(kept) == [recent, new.id]
+
+
 def test_last_seen_is_written_once_a_minute(session: Session) -> None:
     row, _ = opened(session)
     before = row.last_seen_at
