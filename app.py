@@ -53,7 +53,8 @@ def create_app(settings: Settings | None = None, db: Database | None = None) -> 
     settings = settings or get_settings()
     app = Flask(__name__, template_folder="pages", static_folder="pages/static")
     production, n = settings.env == "production", settings.trusted_proxies
-    app.wsgi_app = ProxyFix(app.wsgi_app, x_for=n, x_proto=n, x_host=n)  # type: ignore[method-assign]
+    if n:
+        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=n, x_proto=n, x_host=n)  # type: ignore[method-assign]
     app.config.update(
         SECRET_KEY=settings.session_secret(),
         # Browsers take a name with this prefix from this very host only, over HTTPS, for all paths.

@@ -1,6 +1,7 @@
 """When a key was last used: written at most once a minute, over all processes, and for good keys only."""
 
 import datetime as dt
+import re
 
 from flask import Flask
 from sqlalchemy import event, select, update
@@ -58,3 +59,19 @@ def test_memory_is_bounded() -> None:
     for n in range(REMEMBERED):
         use.due(str(n))
     assert len(use._noted) <= REMEMBERED
+
+
+def test_a_key_costs_one_statement_and_no_write(app: Flask, database: Database, people: dict[str, Person]) -> None:
+    with database.session() as session:
+        _, secret = create_key(session, people["annotator"], "app", "annotate")
+    client, statements = app.test_client(), []
+
+    def call() -> None:
+        client.post("/api/v1/assignments", json={}, headers={"Authorization": f"Bearer {secret}"})
+
+    call()
+    event.listen(database.engine, "before_cursor_execute", lambda *a: statements.append(a[2]))
+    call()
+    of_access = [s for s in statements if re.search(r"\b(api_key|session_record)\b", s)]
+    assert len(of_access) == 1
+    assert of_access[0].startswith("SELECT")

@@ -436,7 +436,7 @@ def test_tampered_tokens_are_refused(real_token: tuple[Provider, dict[str, Any],
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"iss": "https://evil.example"}, {"aud": "another client"}, {"aud": ["another client", "a third"]}, {"azp": "other"},
+    [{"iss": "https://evil.example"}, {"aud": "another client"}, {"aud": ["another client", "a third"]}, {"azp": "other"}, {"aud": "another client", "azp": "OURS"},
      {"exp": 1}, {"iat": 9_999_999_999}, {"nbf": 9_999_999_999}, {"nonce": "other"}, {"nonce": None}, {"sub": None},
      {"sub": ""}, {"sub": 7}, {"sub": "x" * 256}, {"iss": None}, {"aud": None}, {"exp": None}, {"exp": "soon"}],
     ids=str,
@@ -457,7 +457,8 @@ def test_a_token_that_is_well_signed_but_not_ours(
     )
 
     def check(change: dict[str, Any]) -> Any:
-        body = {k: v for k, v in (claims | change).items() if v is not None}
+        ours = {k: provider.settings.client_id for k, v in change.items() if v == "OURS"}
+        body = {k: v for k, v in (claims | change | ours).items() if v is not None}
         return provider.check(token | {"id_token": jwt.encode({"alg": "RS256", "kid": key.kid}, body, key)}, nonce)
 
     provider._keys = None
