@@ -12,8 +12,13 @@ import logging
 from flask import Flask, Response, jsonify, render_template, request
 from flask_wtf.csrf import CSRFError, CSRFProtect
 from werkzeug.exceptions import HTTPException
+from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.routing import IntegerConverter, Map
 
+import access.account_pages
+import access.audit_pages
+import access.oidc_pages
+import access.people_pages
 import access.views
 import commands.cli
 import console.views
@@ -27,12 +32,20 @@ from core import language
 from core.db import Database
 from core.errors import DunnockError
 from core.settings import Settings, get_settings
-from core.web import Runtime
+from core.web import Runtime, runtime
 
 CONTENT_SECURITY_POLICY = (
     "default-src 'self'; script-src 'self'; style-src 'self'; img-src 'self' data:; object-src 'none'; "
     "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
+PERMISSIONS_POLICY = ", ".join(
+    f"{feature}=()"
+    for feature in (
+        "accelerometer", "ambient-light-sensor", "autoplay", "bluetooth", "browsing-topics", "camera", "display-capture",
+        "geolocation", "gyroscope", "hid", "magnetometer", "microphone", "midi", "payment", "serial", "usb",
+    )
+)  # fmt: skip
+HSTS = f"max-age={365 * 24 * 3600}"
 log = logging.getLogger("dunnock")
 
 
@@ -40,11 +53,16 @@ def create_app(settings: Settings | None = None, db: Database | None = None) -> 
     """Build the web app. It loads no model and starts in about a second."""
     settings = settings or get_settings()
     app = Flask(__name__, template_folder="pages", static_folder="pages/static")
+    production, n = settings.env == "production", settings.trusted_proxies
+    if n:
+        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=n, x_proto=n, x_host=n)  # type: ignore[method-assign]
     app.config.update(
         SECRET_KEY=settings.session_secret(),
+        # Browsers take a name with this prefix from this very host only, over HTTPS, for all paths.
+        SESSION_COOKIE_NAME="__Host-dunnock" if production else "dunnock",
         SESSION_COOKIE_HTTPONLY=True,
         SESSION_COOKIE_SAMESITE="Lax",
-        SESSION_COOKIE_SECURE=settings.env == "production",
+        SESSION_COOKIE_SECURE=production,
         MAX_CONTENT_LENGTH=4 * 1024 * 1024,
         WTF_CSRF_TIME_LIMIT=None,
     )
@@ -55,7 +73,12 @@ def create_app(settings: Settings | None = None, db: Database | None = None) -> 
     csrf = CSRFProtect(app)
     language.install(app)
     access.views.install(app)
+    access.oidc_pages.install(app)
     app.register_blueprint(access.views.blueprint)
+    app.register_blueprint(access.oidc_pages.blueprint)
+    app.register_blueprint(access.people_pages.blueprint)
+    app.register_blueprint(access.account_pages.blueprint)
+    app.register_blueprint(access.audit_pages.blueprint)
     app.register_blueprint(feedback.views.blueprint)
     app.register_blueprint(feedback.rule_pages.blueprint)
     app.register_blueprint(console.views.blueprint)
@@ -123,5 +146,9 @@ def _security_headers(response: Response) -> Response:
     response.headers.setdefault("X-Content-Type-Options", "nosniff")
     response.headers.setdefault("Referrer-Policy", "same-origin")
     response.headers.setdefault("Cross-Origin-Opener-Policy", "same-origin")
+    response.headers.setdefault("Cross-Origin-Resource-Policy", "same-origin")
+    response.headers.setdefault("Permissions-Policy", PERMISSIONS_POLICY)
+    if request.is_secure and runtime().settings.env == "production":
+        response.headers.setdefault("Strict-Transport-Security", HSTS)
     response.headers.setdefault("Cache-Control", "no-store" if request.endpoint != "static" else "public, max-age=3600")
     return response

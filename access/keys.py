@@ -13,6 +13,7 @@ from core.db import utcnow
 from core.errors import Forbidden, InvalidInput, NotFound, Unauthenticated
 
 SCOPES = ("chat", "feedback", "annotate")
+PAGE = 50
 
 
 def create_key(
@@ -85,15 +86,45 @@ def authenticate(session: Session, bearer: str, scope: str) -> Caller:
     return Caller(key.id, key.person_id)
 
 
+def scopes_of(role: str) -> tuple[str, ...]:
+    """The scopes that somebody with this role may give to their own keys. A new scope is for admins until it says here
+    who else may have it."""
+    return SCOPES if role == "admin" else tuple(s for s in SCOPES if s in ("chat", "feedback", "annotate"))
+
+
+def keys_of(session: Session, person_id: int) -> list[ApiKey]:
+    """A person's keys, newest first, the ended ones too."""
+    return list(session.scalars(select(ApiKey).where(ApiKey.person_id == person_id).order_by(ApiKey.id.desc())).all())
+
+
+def list_keys(session: Session, before: int | None = None) -> tuple[list[tuple[ApiKey, Person]], int | None]:
+    """A page of everybody's keys, newest first, and the id that the next page goes on before, or None."""
+    query = select(ApiKey, Person).join(Person, Person.id == ApiKey.person_id)
+    if before is not None:
+        query = query.where(ApiKey.id < before)
+    rows = [(key, person) for key, person in session.execute(query.order_by(ApiKey.id.desc()).limit(PAGE + 1))]
+    return rows[:PAGE], rows[PAGE - 1][0].id if len(rows) > PAGE else None
+
+
+def find_key(session: Session, key_id: int) -> ApiKey:
+    """The key of this id.
+
+    Raises:
+        NotFound: there is none.
+    """
+    key = session.get(ApiKey, key_id)
+    if key is None:
+        raise NotFound(f"there is no API key {key_id}")
+    return key
+
+
 def revoke_key(session: Session, key_id: int) -> ApiKey:
     """End a key now; a second call changes nothing.
 
     Raises:
         NotFound: no such key.
     """
-    key = session.get(ApiKey, key_id)
-    if key is None:
-        raise NotFound(f"there is no API key {key_id}")
+    key = find_key(session, key_id)
     key.revoked_at = key.revoked_at or utcnow()
     session.flush()
     return key

@@ -5,6 +5,7 @@ from functools import lru_cache
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from access.models import ROLES, Person
@@ -40,8 +41,21 @@ def create_person(session: Session, login: str, password: str, role: str, script
         raise Conflict(f"the login {login!r} is taken; choose another one")
     person = Person(login=login, password_hash=hash_password(password), role=role, scripted=scripted)
     session.add(person)
-    session.flush()
+    try:
+        session.flush()
+    except IntegrityError as error:  # somebody else took it just now
+        raise Conflict(f"the login {login!r} is taken; choose another one") from error
     return person
+
+
+def set_password(person: Person, password: str) -> None:
+    """Give a person a new password; sessions that were opened with the old one no longer open anything.
+
+    Raises:
+        InvalidInput: it is too easy, too short or too long.
+    """
+    _refuse_easy(password, person.login)
+    person.password_hash = hash_password(password)
 
 
 def check_password(session: Session, login: str, password: str) -> Person:

@@ -1,4 +1,4 @@
-"""Signing in and out, and who may see a page. In: login and password. Out: a signed session cookie.
+"""Signing in and out, and who may see a page. In: login and password. Out: a session and its signed cookie.
 
 `install(app)` once per app; then `@require_role("lead", "admin")` on a view, or `@require_role()` for anybody who
 is signed in. `current_person()` is the one who asks. Admins may do whatever a role may.
@@ -10,37 +10,38 @@ from functools import wraps
 from typing import ParamSpec, TypeVar, cast
 from urllib.parse import urlsplit
 
-from flask import Blueprint, Flask, flash, redirect, render_template, request, session, url_for
-from flask_limiter import Limiter
-from flask_limiter.util import get_remote_address
+from flask import Blueprint, Flask, current_app, flash, redirect, render_template, request, session, url_for
 from flask_login import LoginManager, UserMixin, current_user, login_user, logout_user
+from sqlalchemy.orm import Session
 from werkzeug.wrappers import Response
 
+from access import last_use
 from access.audit import record
-from access.models import Person
+from access.models import Person, SessionRecord
 from access.people import check_password
-from core.errors import Forbidden, Unauthenticated
+from access.sessions import SEEN_EVERY, browser_of, end_session, find_session, open_session
+from access.throttle import admit, forgive
+from core.db import utcnow
+from core.errors import Forbidden, TooManyRequests, Unauthenticated
 from core.web import runtime
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-SLOW_DOWN = "Too many attempts to sign in. Wait a minute, then try again."
-
 blueprint = Blueprint("access", __name__, template_folder="pages")
-_limiter = Limiter(get_remote_address, storage_uri="memory://")
 
 
 class SignedInPerson(UserMixin):  # type: ignore[misc]  # Flask-Login has no types
     """The person behind a request, read from the database for it."""
 
-    def __init__(self, person: Person) -> None:
+    def __init__(self, person: Person, record: SessionRecord, token: str) -> None:
         self.id = person.id
         self.login = person.login
         self.role = person.role
         self.scripted = person.scripted
+        self.session_record_id = record.id
         # A new password ends every session that was opened with the old one.
-        self._session_id = f"{person.id}:{hashlib.sha256((person.password_hash or '').encode()).hexdigest()[:16]}"
+        self._session_id = f"{token}:{hashlib.sha256((person.password_hash or '').encode()).hexdigest()[:16]}"
 
     def get_id(self) -> str:
         """What the session cookie holds."""
@@ -58,7 +59,7 @@ def install(app: Flask) -> None:
     login_manager.user_loader(_load_person)
     login_manager.unauthorized_handler(_ask_to_sign_in)
     login_manager.init_app(app)
-    _limiter.init_app(app)
+    last_use.install(app)
 
 
 def current_person() -> SignedInPerson:
@@ -89,36 +90,69 @@ def require_role(*roles: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     return decorate
 
 
+@blueprint.app_context_processor
+def _for_templates() -> dict[str, object]:
+    return {"now": utcnow, "browser_of": browser_of}
+
+
 @blueprint.get("/sign-in")
 def sign_in_form() -> Response | str:
     if current_user.is_authenticated:
-        return redirect(_local_path(request.args.get("next")))
-    return render_template("access/sign_in.html", next=_local_path(request.args.get("next")), login="")
+        return redirect(local_path(request.args.get("next")))
+    return render_template("access/sign_in.html", next=local_path(request.args.get("next")), login="")
 
 
 @blueprint.post("/sign-in")
-@_limiter.limit("60/minute", error_message=SLOW_DOWN)
-@_limiter.limit("10/minute", key_func=lambda: f"{_login()}|{get_remote_address()}", error_message=SLOW_DOWN)
 def sign_in() -> Response | tuple[str, int]:
-    target = _local_path(request.form.get("next"))
+    target, db = local_path(request.form.get("next")), runtime().db
     try:
-        with runtime().db.read() as db:  # hashing takes a while; no write lock is held meanwhile
-            person = check_password(db, _login(), request.form.get("password", ""))
-    except Unauthenticated as error:
+        person = check_throttled(_login(), request.form.get("password", ""))
+    except (Unauthenticated, TooManyRequests) as error:
         flash(error.message, "error")
-        return render_template("access/sign_in.html", next=target, login=_login()), 401
-    with runtime().db.session() as db:
-        record(db, person.login, "session.sign_in", f"person:{person.id}")
-    session.clear()  # nothing of the visitor's session, its CSRF token included, lives on
-    login_user(SignedInPerson(person))
+        return render_template("access/sign_in.html", next=target, login=_login()), error.status
+    with db.session() as connection:
+        start_session(connection, person, "password")
     return redirect(target)
 
 
 @blueprint.post("/sign-out")
 def sign_out() -> Response:
+    if current_user.is_authenticated:
+        with runtime().db.session() as db:
+            end_session(db, current_person().session_record_id, current_person().id)
     logout_user()
     session.clear()
     return redirect(url_for("access.sign_in_form"))
+
+
+def check_throttled(login: str, password: str) -> Person:
+    """The person whose login and password these are; failures are counted by login and by address.
+
+    Raises:
+        Unauthenticated: always with the same words, whatever was wrong.
+        TooManyRequests: too many failures lately.
+    """
+    db = runtime().db
+    attempt = admit(db, current_app.config["SECRET_KEY"], login, request.remote_addr or "")
+    with db.read() as connection:  # hashing takes a while; no write lock is held meanwhile
+        person = check_password(connection, login, password)
+    forgive(db, attempt)
+    return person
+
+
+def start_session(db: Session, person: Person, method: str) -> None:
+    """Sign this browser in as a person. Nothing of the visitor's session, its CSRF token included, lives on.
+
+    Args:
+        db: the transaction that also carries whatever let them in.
+        method: "password", "oidc" or "invitation".
+    """
+    row, token = open_session(
+        db, person, method, address=request.remote_addr or "", user_agent=request.headers.get("User-Agent", "")
+    )
+    record(db, person.login, "session.sign_in", f"person:{person.id}", after={"method": method, "session": row.id})
+    session.clear()
+    login_user(SignedInPerson(person, row, token))
 
 
 def _login() -> str:
@@ -126,15 +160,18 @@ def _login() -> str:
 
 
 def _load_person(session_id: str) -> SignedInPerson | None:
-    number, _, _ = session_id.partition(":")
-    if not number.isdecimal():
-        return None
+    token, _, _ = session_id.partition(":")
     with runtime().db.read() as db:
-        person = db.get(Person, int(number))
-    if person is None or not person.active:
+        found = find_session(db, token, runtime().settings)
+    if found is None:
         return None
-    signed_in = SignedInPerson(person)
-    return signed_in if signed_in.get_id() == session_id else None
+    row, person = found
+    signed_in = SignedInPerson(person, row, token)
+    if signed_in.get_id() != session_id:
+        return None
+    if utcnow() - row.last_seen_at >= SEEN_EVERY:
+        last_use.session_seen(row.id)
+    return signed_in
 
 
 def _ask_to_sign_in() -> Response:
@@ -144,7 +181,7 @@ def _ask_to_sign_in() -> Response:
     return redirect(url_for("access.sign_in_form", next=target))
 
 
-def _local_path(target: str | None) -> str:
+def local_path(target: str | None) -> str:
     """`target` if it is a path of this site, else "/": a link must not send people elsewhere after sign-in."""
     if not target or not target.startswith("/") or target[1:2] in ("/", "\\") or not target.isprintable():
         return "/"

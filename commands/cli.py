@@ -55,8 +55,8 @@ def migrate() -> None:
 def person_add(login: str, role: str, password: str) -> None:
     """Add somebody who signs in."""
     with runtime().db.session() as session:
-        create_person(session, login, password, role)
-        record(session, "command line", "person.add", login, after={"role": role})
+        person = create_person(session, login, password, role)
+        record(session, "command line", "person.add", f"person:{person.id}", after={"login": login, "role": role})
     click.echo(f"{login} can sign in ({role}).")
 
 
@@ -71,7 +71,7 @@ def key_add(login: str, name: str, scopes: str) -> None:
         if person is None:
             raise NotFound(f"nobody is called {login!r}; add them with `make person LOGIN=…`")
         key, secret = create_key(session, person, name, scopes)
-        record(session, "command line", "key.add", key.prefix, after={"login": login, "scopes": scopes})
+        record(session, "command line", "key.add", f"api_key:{key.id}", after={"login": login, "scopes": scopes})
     click.echo(secret)
 
 

@@ -7,6 +7,7 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import select
 
+from access.audit import record
 from access.models import Person
 from access.people import create_person
 from core.db import Database
@@ -46,5 +47,6 @@ def first_admin(db: Database) -> tuple[str, str] | None:
         if session.scalar(select(Person.id).where(Person.scripted.is_(False)).limit(1)) is not None:
             return None
         password = secrets.token_urlsafe(12)
-        create_person(session, "admin", password, "admin")
+        person = create_person(session, "admin", password, "admin")
+        record(session, "command line", "person.add", f"person:{person.id}", after={"login": "admin", "role": "admin"})
         return "admin", password

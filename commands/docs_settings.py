@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from core.artifacts import write_text
-from core.settings import Settings, StageSettings
+from core.settings import Settings, SettingsGroup, StageSettings
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "settings.md"
 PREFIX = "DUNNOCK_"
@@ -27,8 +27,8 @@ INTRO = """\
 Every setting is an environment variable, or a line of `.env` in the working folder. The environment wins over
 `.env`. Names that are not listed here are ignored. All processes of an installation must see the same settings.
 
-Units stand in the names: `_s` seconds, `_tokens`, `_frac` a share from 0 to 1. A setting of a stage has two underscores
-after the stage's name.
+Units stand in the names: `_s` seconds, `_tokens`, `_frac` a share from 0 to 1. A setting of a group or a stage has two
+underscores after its name.
 
 The settings of the stages are fixed when a cycle is requested and kept with it; a change counts for the next cycle.
 Two more variables are read before there are settings, and not by the app: `DUNNOCK_VENV` (the virtual environment of
@@ -38,29 +38,30 @@ Two more variables are read before there are settings, and not by the app: `DUNN
 
 def render() -> str:
     """The whole page."""
-    plain = {name: field for name, field in Settings.model_fields.items() if not _stage(field)}
+    plain = {name: field for name, field in Settings.model_fields.items() if not _group(field)}
     parts = [INTRO, "## Deployment\n", _table(PREFIX, plain)]
     for name, field in Settings.model_fields.items():
-        stage = _stage(field)
-        if stage is not None:
+        group = _group(field)
+        if group is not None:
+            kind = "Stage" if issubclass(group, StageSettings) else "Group"
             prefix = f"{PREFIX}{name.upper()}__"
-            parts += [f"## Stage `{name}`\n", f"{stage.__doc__}\n", _table(prefix, stage.model_fields)]
+            parts += [f"## {kind} `{name}`\n", f"{group.__doc__}\n", _table(prefix, group.model_fields)]
     return "\n".join(parts)
 
 
 def names() -> Iterator[str]:
     """Every variable, as it is written in the environment."""
     for name, field in Settings.model_fields.items():
-        stage = _stage(field)
-        if stage is None:
+        group = _group(field)
+        if group is None:
             yield f"{PREFIX}{name.upper()}"
         else:
-            yield from (f"{PREFIX}{name.upper()}__{inner.upper()}" for inner in stage.model_fields)
+            yield from (f"{PREFIX}{name.upper()}__{inner.upper()}" for inner in group.model_fields)
 
 
-def _stage(field: FieldInfo) -> type[BaseModel] | None:
+def _group(field: FieldInfo) -> type[BaseModel] | None:
     kind = field.annotation
-    return kind if isinstance(kind, type) and issubclass(kind, StageSettings) else None
+    return kind if isinstance(kind, type) and issubclass(kind, SettingsGroup) else None
 
 
 def _table(prefix: str, fields: dict[str, FieldInfo]) -> str:
@@ -80,6 +81,8 @@ def _default(value: Any) -> str:
 def _takes(field: FieldInfo) -> str:
     if get_origin(field.annotation) is Literal:
         return ", ".join(f"`{choice}`" for choice in get_args(field.annotation))
+    if get_origin(field.annotation) in (list, dict):
+        return "JSON"
     kind = KINDS.get(str(field.annotation), "text")
     bounds = [f"{sign} {getattr(m, key):g}" for m in field.metadata for key, sign in SIGNS.items() if hasattr(m, key)]
     return ", ".join([kind, *bounds])

@@ -8,6 +8,8 @@
     ├── NotFound                 an id or name that does not exist (404)
     ├── Forbidden                signed in, but not allowed (403)
     ├── Unauthenticated          nobody is signed in, or the key is not valid (401)
+    ├── TooManyRequests          too often within a while (429)
+    ├── ProviderError            the OpenID provider is away, or says what does not hold (503)
     ├── Conflict                 the state has moved on: lease lost, already promoted (409)
     ├── EngineError              the engine failed or cannot be reached (503)
     ├── ArtifactError            a file is missing, or its hash is not the recorded one
@@ -77,6 +79,16 @@ class Unauthenticated(DunnockError):
 class Conflict(DunnockError):
     status = 409
     code = "conflict"
+
+
+class TooManyRequests(DunnockError):
+    status = 429
+    code = "too_many_requests"
+
+
+class ProviderError(DunnockError):
+    status = 503
+    code = "provider_error"
 
 
 class EngineError(DunnockError):

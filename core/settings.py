@@ -79,6 +79,51 @@ class GoldSettings(SettingsGroup):
     )
 
 
+class OidcSettings(SettingsGroup):
+    """Sign-in by an OpenID Connect provider; off while `issuer` is empty."""
+
+    issuer: str = Field(
+        "",
+        description="The provider's issuer URL, or its discovery document's (`…/.well-known/openid-configuration`).",
+    )
+    client_id: str = Field("", description="The client that Dunnock is registered as.")
+    client_secret: str = Field("", description="Its secret; empty for a public client, which has PKCE alone.")
+    scopes: str = Field("openid profile email", description="What is asked for, `openid` among it.")
+    label: str = Field("Sign in with your organisation", description="The words on the button.")
+    people: Literal["known", "everybody"] = Field(
+        "known",
+        description="`known` lets in those who were invited or linked their account; `everybody` makes a person of whoever the provider vouches for.",
+    )
+    email_domains: list[str] = Field(
+        [], description="JSON list; only people with a verified address of one of these domains are let in. Empty: all."
+    )
+    trust_email: bool = Field(
+        False, description="Count addresses as verified where the provider does not say whether they are."
+    )
+    role_claim: str = Field(
+        "",
+        description="The claim that `roles` looks at, with dots for nested ones, e.g. `groups` or `realm_access.roles`.",
+    )
+    roles: dict[str, Literal["annotator", "reviewer", "lead", "admin"]] = Field(
+        {},
+        description="JSON object from the claim's values to roles; the highest counts, anew at each sign-in. Empty: roles are given here.",
+    )
+    default_role: Literal["annotator", "reviewer", "lead", "admin", "refuse"] = Field(
+        "annotator", description="The role where no value is mapped, and of people who are made; `refuse` lets none in."
+    )
+    timeout_s: float = Field(10.0, gt=0, description="Longest wait for an answer of the provider.")
+
+    @property
+    def discovery_url(self) -> str:
+        """Where the provider's discovery document lies."""
+        return f"{self.issuer_url}/.well-known/openid-configuration"
+
+    @property
+    def issuer_url(self) -> str:
+        """The issuer without the path of the discovery document."""
+        return self.issuer.removesuffix("/.well-known/openid-configuration").rstrip("/")
+
+
 class CollectSettings(StageSettings):
     """Where the completions that people judge come from."""
 
@@ -241,6 +286,17 @@ class Settings(BaseSettings):
     api_auth: Literal["required", "open"] = Field(
         "required", description="`open` lets `/v1` be called without an API key; for loopback trials only."
     )
+    trusted_proxies: int = Field(
+        0,
+        ge=0,
+        description="Proxies in front of the web process whose `X-Forwarded-*` headers are believed; 0: none are.",
+    )
+    session_idle_s: int = Field(
+        7 * 24 * 3600, ge=60, description="A browser that was not seen for so long has to sign in again."
+    )
+    session_max_s: int = Field(30 * 24 * 3600, ge=60, description="A browser has to sign in again after so long.")
+    invitation_s: int = Field(7 * 24 * 3600, ge=60, description="How long an invitation or a reset link works.")
+    oidc: OidcSettings = OidcSettings()
     lease_s: int = Field(900, ge=5, description="How long an annotator holds a task without submitting.")
     required_n: int = Field(1, ge=1, description="Judgments wanted per task.")
     assignment: AssignmentSettings = AssignmentSettings()
@@ -279,7 +335,17 @@ class Settings(BaseSettings):
                 )
             if self.api_auth == "open":
                 raise SettingsError("DUNNOCK_API_AUTH=open is for development; production needs API keys.")
+        if self.oidc.issuer:
+            self._check_oidc(self.oidc)
         return self
+
+    def _check_oidc(self, oidc: OidcSettings) -> None:
+        if not oidc.client_id or "openid" not in oidc.scopes.split():
+            raise SettingsError("DUNNOCK_OIDC__ISSUER needs DUNNOCK_OIDC__CLIENT_ID, and `openid` among the scopes.")
+        if bool(oidc.roles) != bool(oidc.role_claim):
+            raise SettingsError("DUNNOCK_OIDC__ROLES and DUNNOCK_OIDC__ROLE_CLAIM go together; one of them is empty.")
+        if self.env == "production" and not oidc.issuer.startswith("https://"):
+            raise SettingsError("DUNNOCK_OIDC__ISSUER is not https; production needs that.")
 
     @property
     def db_url(self) -> str:

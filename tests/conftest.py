@@ -21,6 +21,7 @@ from access.models import ROLES, Person
 from core.db import Database
 from core.settings import Settings
 from tests import factories
+from tests.access.oidc_provider import oidc_provider  # noqa: F401
 from tests.browser import browser, live_server, live_url, open_page, page  # noqa: F401
 from tests.postgres import postgres_server, postgres_url  # noqa: F401
 

@@ -32,9 +32,13 @@ from tests.conftest import migrate
 from tests.console.rows import make_promoted
 
 ROOT = Path(__file__).parent.parent
-YOUNGER = {"gold", "gold_result", "annotator"}
-"""Tables that the first revision does not have: what is in them goes on the way down."""
 pytestmark = pytest.mark.timeout(300)
+
+EMPTY = {
+    "draft", "lease", "snapshot_judgment",
+    "gold", "gold_result", "annotator",  # gone below 0003
+    "session_record", "oidc_identity", "invitation", "sign_in_attempt",  # gone below 0005
+}  # fmt: skip
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -174,7 +178,7 @@ def test_rows_survive_every_step_down_and_up(empty: Database, settings: Settings
     migrate(empty)
     fill(empty, settings)
     before = rows_of(empty, LOST)
-    assert {name for name, rows in before.items() if not rows} <= {"draft", "lease", "snapshot_judgment", *YOUNGER}
+    assert {name for name, rows in before.items() if not rows} <= EMPTY
     for revision in reversed(revisions()[:-1]):
         command.downgrade(config_of(empty), revision)
     for revision in revisions():

@@ -1,7 +1,7 @@
 // Live progress of one cycle: figures are put in place every two seconds; when a stage begins or ends, the server
 // renders the rows anew and they are swapped, so that results and curves are made in one place only.
 
-import { localise } from "./times.js";
+import { localise } from "../../static/times.js";
 
 const EVERY_MS = 2000;
 const MOST_MS = 30000;
