@@ -40,8 +40,9 @@ class PostgresServer:
         self._binaries = package / "pginstall" / "bin"
 
     def start(self) -> None:
-        """Make the cluster and wait until it answers."""
-        self._call("initdb", "--auth=trust", "--encoding=utf8", "--no-sync", "-U", "postgres")
+        """Make the cluster if there is none yet, and wait until the server answers."""
+        if not self._cluster.exists():
+            self._call("initdb", "--auth=trust", "--encoding=utf8", "--no-sync", "-U", "postgres")
         options = f"-k {self.folder} -c listen_addresses='' -c max_connections=120 {self._options}"
         self._call("pg_ctl", "-w", "-l", str(self.folder / "log"), "-o", options, "start")
 
