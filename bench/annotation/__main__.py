@@ -10,6 +10,7 @@ them below the cache folder, which takes some minutes.
 import argparse
 import asyncio
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -70,7 +71,7 @@ def measure(target: Target, size: int, seconds: float, limit_s: float, figures: 
         put(not_done=f"not tried with more than {target.largest} tasks")
         return
     try:
-        put(**target.prepare(size, limit_s))
+        put(load_before=round(os.getloadavg()[0], 2), **target.prepare(size, limit_s))
         asyncio.run(drive(target, seconds, put))
         checked = target.check()
         checked["judgments_lost"] = max(0, target.acknowledged - checked["judgments"])

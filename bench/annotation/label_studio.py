@@ -128,7 +128,7 @@ class LabelStudio(Target):
         }  # fmt: skip
         if self._postgres:
             chosen |= {
-                "DJANGO_DB": "default", "POSTGRE_NAME": self.name, "POSTGRE_USER": "postgres", "POSTGRE_PASSWORD": "",
+                "APP_WEBSERVER": "uwsgi", "DJANGO_DB": "default", "POSTGRE_NAME": self.name, "POSTGRE_USER": "postgres", "POSTGRE_PASSWORD": "",
                 "POSTGRE_HOST": str(self._postgres.folder),
             }  # fmt: skip
         return chosen

@@ -8,7 +8,8 @@ import asyncio
 import time
 from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import median, quantiles
 from typing import Any
@@ -19,6 +20,7 @@ OPEN_ANNOTATORS = 50
 CLOSED_ANNOTATORS = 8
 WARM_UP_S = 5.0
 MAX_FAILURES = 200
+"""A target with so many failed calls more than judgments stored is given up."""
 
 
 class NotDone(Exception):
@@ -135,60 +137,89 @@ async def open_loop(target: Target, seconds: float, annotators: int = OPEN_ANNOT
 
 
 async def closed_loop(target: Target, seconds: float, annotators: int = CLOSED_ANNOTATORS) -> dict[str, Any]:
-    """Annotators who never pause; what ends within `seconds` after the warm-up is counted.
+    """Annotators who never pause: each is given a first task, then the clock starts.
 
-    A failed call of a target that is not strict is counted, and its annotator asks for another task.
+    What ends within `seconds` after the warm-up is counted. A failed call of a target that is not strict is counted too,
+    and its annotator asks for another task.
 
     Raises:
         Refused: a call of a strict target failed, or too many did.
-        NotDone: it ran out of tasks.
+        NotDone: it ran out of tasks, or gave nobody a first one.
     """
-    found, failures, done = Latencies(), Counter[str](), 0
-    first = time.monotonic() + WARM_UP_S
-    end = first + seconds
+    loop = _ClosedLoop(target)
+    began = time.monotonic()
+    await _together([loop.first(annotator) for annotator in range(annotators)])
+    if not loop.tasks:
+        raise NotDone(f"nobody was given a first task: {dict(loop.failures)}")
+    first_s = time.monotonic() - began
+    loop.begin = time.monotonic() + WARM_UP_S
+    loop.end = loop.begin + seconds
+    await _together([loop.work(annotator) for annotator in range(annotators)])
+    return {
+        "tasks_per_s": round(loop.done / seconds, 2), "tasks": loop.done, "seconds": seconds,
+        "first_tasks_s": round(first_s, 2), **loop.found.summary(), "failed_calls": dict(loop.failures),
+    }  # fmt: skip
 
-    async def timed(name: str, call: Awaitable[Any]) -> tuple[Any, bool]:
+
+@dataclass
+class _ClosedLoop:
+    """What the annotators of a closed loop share."""
+
+    target: Target
+    begin: float = 0.0
+    end: float = 0.0
+    done: int = 0
+    tasks: dict[int, Any] = field(default_factory=dict)
+    found: Latencies = field(default_factory=Latencies)
+    failures: Counter[str] = field(default_factory=Counter)
+
+    async def first(self, annotator: int) -> None:
+        """Be given a first task."""
+        with self._counting_failures():
+            self.tasks[annotator] = await self.target.next(annotator)
+
+    async def work(self, annotator: int) -> None:
+        """Judge until the time is over."""
+        task = self.tasks.get(annotator)
+        while time.monotonic() < self.end:
+            submitted, task = task, None
+            with self._counting_failures():
+                if submitted is None:
+                    task, _ = await self._timed("next", self.target.next(annotator))
+                elif self.target.one_call:
+                    task, counts = await self._timed(
+                        "submit_and_next", self.target.submit_and_next(annotator, submitted)
+                    )
+                    self._judged(counts)
+                else:
+                    _, counts = await self._timed("submit", self.target.submit(annotator, submitted))
+                    self._judged(counts)
+                    continue
+                if task is None:
+                    raise NotDone("it ran out of tasks in the closed loop; ask for more tasks or fewer seconds")
+
+    async def _timed(self, name: str, call: Awaitable[Any]) -> tuple[Any, bool]:
+        """The answer, and whether it came while the clock ran."""
         began = time.monotonic()
         answer = await call
         ended = time.monotonic()
-        counts = first <= ended < end
+        counts = self.begin <= ended < self.end
         if counts:
-            found.seconds[name].append(ended - began)
+            self.found.seconds[name].append(ended - began)
         return answer, counts
 
-    async def step(annotator: int, task: Any) -> Any:
-        nonlocal done
-        if task is None:
-            task, _ = await timed("next", target.next(annotator))
-        elif target.one_call:
-            task, counts = await timed("submit_and_next", target.submit_and_next(annotator, task))
-            done += counts
-            target.acknowledged += 1
-        else:
-            _, counts = await timed("submit", target.submit(annotator, task))
-            done += counts
-            target.acknowledged += 1
-            return None
-        if task is None:
-            raise NotDone("it ran out of tasks in the closed loop; ask for more tasks or fewer seconds")
-        return task
+    def _judged(self, counts: bool) -> None:
+        self.done += counts
+        self.target.acknowledged += 1
 
-    async def work(annotator: int) -> None:
-        task = None
-        while time.monotonic() < end:
-            try:
-                task = await step(annotator, task)
-            except Refused as error:
-                failures[str(error)[:160]] += 1
-                if target.strict or failures.total() > MAX_FAILURES:
-                    raise
-                task = None
-
-    await _together([work(annotator) for annotator in range(annotators)])
-    return {
-        "tasks_per_s": round(done / seconds, 2), "tasks": done, "seconds": seconds, **found.summary(),
-        "failed_calls": dict(failures),
-    }  # fmt: skip
+    @contextmanager
+    def _counting_failures(self) -> Iterator[None]:
+        try:
+            yield
+        except Refused as error:
+            self.failures[str(error)[:160]] += 1
+            if self.target.strict or self.failures.total() > MAX_FAILURES + self.target.acknowledged:
+                raise
 
 
 async def _together(works: list[Any]) -> None:
