@@ -26,6 +26,7 @@ from bench.annotation.load import CLOSED_ANNOTATORS, OPEN_ANNOTATORS, WARM_UP_S,
 from bench.annotation.potato import Potato
 from commands import processes
 from commands.throwaway_postgres import PostgresServer
+from core.errors import DunnockError
 
 RESULT = Path(__file__).parents[1] / "results" / "annotation.json"
 TARGETS = ("dunnock", "label-studio", "potato")
@@ -78,8 +79,8 @@ def measure(target: Target, size: int, seconds: float, limit_s: float, figures: 
         put(checked=checked)
         if target.strict and any(count for name, count in checked.items() if name != "judgments"):
             raise SystemExit(f"{target.name} stored what it should not, or lost something: {checked}")
-    except (NotDone, Refused) as error:
-        put(not_done=str(error))
+    except (NotDone, Refused, DunnockError, OSError, ValueError, LookupError) as error:
+        put(not_done=str(error) or type(error).__name__)
         if target.strict:
             raise
     finally:

@@ -94,7 +94,8 @@ class LabelStudio(Target):
         """As its page asks for it."""
         answer = await self.callers[annotator].get(f"/api/projects/{self._project}/next")
         task = answer.json()
-        assert task["data"]["prompt"], "a task without its text"
+        if not task["data"]["prompt"]:
+            raise Refused("next: a task without its text")
         return task["id"]
 
     async def submit(self, annotator: int, task: Any) -> None:
