@@ -82,7 +82,7 @@ bench-judge: setup  ## the judge's error on the hand-labelled sets
 bench-engine: base  ## tokens per second of the embedded engine, beside plain generate
 	@$(RUN) -m bench.engine
 
-bench-annotation: setup-dev  ## latency and throughput of annotation over PostgreSQL, up to a million tasks
+bench-annotation: setup-dev  ## latency and throughput of annotation, up to a million tasks, beside Label Studio and Potato
 	@$(RUN) -m bench.annotation
 
 screenshots: setup-dev  ## pictures for the README, of sample rows (HERE=1: of the demo round made here)
