@@ -147,7 +147,7 @@ async function submit() {
   } catch (error) {
     button.removeAttribute("aria-busy");
     if (next) show(before);
-    else begin();
+    else task.drafts.start();
     const notice = document.createElement("p");
     notice.className = "notice notice-bad";
     notice.setAttribute("role", "alert");
@@ -225,9 +225,12 @@ function ownKey(event, target) {
 
 // Wiring: on the document, once, so that it outlives the task ------------------------------------------------------
 
+const tasks = new WeakMap(); // by form: one that comes back is not set up twice
+
 function begin() {
   const form = document.getElementById("judgment");
-  task = new Task(form);
+  task = tasks.get(form) ?? new Task(form);
+  tasks.set(form, task);
   task.drafts.start();
   showBreak();
   document.documentElement.dataset.ready = "yes"; // the keys work from here on

@@ -25,11 +25,13 @@ export class Drafts {
     this.words = words;
     this.timer = null;
     this.sending = Promise.resolve();
-    this.closed = !form.dataset.draft;
+    this.closed = true;
     this.active = false;
   }
 
+  // Again after a submit that failed, too.
   start() {
+    this.closed = !this.form.dataset.draft;
     if (this.closed) return;
     const until = new AbortController();
     this.stop = () => until.abort();
