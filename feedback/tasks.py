@@ -1,7 +1,8 @@
 """Tasks: what people are asked to judge. In: a kind and completions. Out: a task with so many places, in a pool."""
 
 import hashlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import select
@@ -110,6 +111,27 @@ def create_gold(
         session.add(Gold(task_id=task.id, expected=expected, explanation=explanation))
         session.flush()
     return task
+
+
+def set_informative(session: Session, margins: Mapping[int, float], uniform_share: float) -> Counter[str]:
+    """Put tasks that wait in the uniform pool among the informative ones, those of the smallest margin first.
+
+    Args:
+        margins: by task id, how far apart the rewards of its completions lie, 0 or more.
+        uniform_share: so many stay, whatever their margin: an even sample that nobody chose.
+
+    Returns:
+        How many of them are in which pool now. Tasks that somebody works on already stay where they are.
+    """
+    found: Counter[str] = Counter()
+    waiting = select(Task).where(Task.id.in_(margins), Task.pool == "uniform", Task.state == "live", Task.taken == 0)
+    for task in session.scalars(waiting.with_for_update()):
+        if shuffled(f"{task.source}:pool") >= uniform_share:
+            task.pool, task.rank = "informative", -margins[task.id]
+            task.why = f"rewards differ by {margins[task.id]:.2g} only"
+        found[task.pool] += 1
+    session.flush()
+    return found
 
 
 def shuffled(source: str) -> float:

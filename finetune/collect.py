@@ -26,6 +26,7 @@ from feedback.prompts import add_completion, add_prompt
 from feedback.rules import active_rules
 from feedback.tasks import create_task
 from finetune.context import StageContext
+from finetune.informative import rank_new_tasks
 from policy.client import ChatReply, ChatRequest
 from policy.versions import active_version
 
@@ -71,7 +72,8 @@ def collect(context: StageContext) -> dict[str, int | str]:
 
     context.client.complete_many(requests, settings.concurrency, on_done=keep)
     store()
-    return {"completions": len(prompts), "policy_version": version.name}
+    pools = rank_new_tasks(context)
+    return {"completions": len(prompts), "policy_version": version.name, "informative": pools["informative"]}
 
 
 def _once(context: StageContext, prompt: SuitePrompt) -> str:

@@ -5,6 +5,7 @@ is tiny and random, so the gate's thresholds are opened for the rounds that shal
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -174,6 +175,22 @@ def test_a_candidate_that_fails_a_check_is_refused_and_the_incumbent_stays(loop:
     assert "v1" not in loop.client.models()
     body = {"model": "v1", "messages": [{"role": "user", "content": "Hello"}]}
     assert loop.app.test_client().post("/v1/chat/completions", json=body).status_code == 404
+
+
+def test_the_next_round_asks_first_what_the_reward_model_can_hardly_tell_apart(loop: Loop) -> None:
+    loop.round({**SMALL, "gate": {**SMALL["gate"], "max_kl_nats_per_token": 1e-12}})
+    with loop.db.session() as session:
+        assert set(session.scalars(select(Task.pool))) == {"uniform"}  # there was no reward model yet
+        request_cycle(session, loop.settings, "manual", stages=("collect",), overrides=SMALL)
+    cycle = loop.resume()
+    assert cycle is not None
+    with loop.db.read() as session:
+        tasks = session.scalars(select(Task).where(Task.source.like(f"cycle:{cycle.id}:%"))).all()
+        result = session.scalars(select(StageRun.result).where(StageRun.cycle_id == cycle.id)).one()
+    pools = Counter(task.pool for task in tasks)
+    assert set(pools) == {"uniform", "informative"}
+    assert pools["informative"] == result["informative"] > pools["uniform"]
+    assert all(task.why.startswith("rewards differ by") for task in tasks if task.pool == "informative")
 
 
 @pytest.mark.parametrize("stage", DEMO_STAGES)

@@ -1,5 +1,6 @@
 """Tasks: made once, of the right parts, in a pool."""
 
+from collections import Counter
 from itertools import pairwise
 
 import pytest
@@ -9,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from core.errors import InvalidInput, NotFound
 from feedback.models import Task
-from feedback.tasks import create_task, shuffled
+from feedback.tasks import create_task, set_informative, shuffled
 from tests.factories import make_completion, make_pairwise_task, make_prompt
 
 
@@ -77,3 +78,17 @@ def test_the_database_refuses_more_places_than_are_wanted(session: Session) -> N
     for values in ({"taken": 3}, {"taken": -1}, {"done": 1}, {"taken": 2, "done": 3}):
         with pytest.raises(IntegrityError, match="places"), session.begin_nested():
             session.execute(update(Task).where(Task.id == task.id).values(**values))
+
+
+def test_small_margins_come_first_and_an_even_share_stays(session: Session) -> None:
+    tasks = [make_pairwise_task(session) for _ in range(200)]
+    begun, others = tasks[0], tasks[1:]
+    begun.taken = 1
+    found = set_informative(session, {task.id: n / 10 for n, task in enumerate(tasks)}, 0.25)
+    assert begun.pool == "uniform"
+    assert found == Counter(task.pool for task in others)
+    assert 30 <= found["uniform"] <= 70  # a quarter of 199, give or take three standard deviations
+    chosen = [task for task in others if task.pool == "informative"]
+    assert sorted(chosen, key=lambda task: -task.rank) == chosen
+    assert chosen[0].why.startswith("rewards differ by")
+    assert set_informative(session, {task.id: 9.0 for task in chosen}, 0.0) == Counter()  # once is enough
