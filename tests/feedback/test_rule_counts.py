@@ -19,7 +19,7 @@ def versions(session: Session) -> list[RuleVersion]:
     return [first, second, create_rule(session, RuleWords(title="two", text="t", refusal_text="r"), change)]
 
 
-def judge(session: Session, version: RuleVersion, verdict: str, kind: str = "rating", **more: object) -> Judgment:
+def judge(session: Session, version: RuleVersion, verdict: str, kind: str = "rule_check", **more: object) -> Judgment:
     completion = make_completion(session)
     judgment = Judgment(kind=kind, completion_id=completion.id, **more)
     session.add(judgment)

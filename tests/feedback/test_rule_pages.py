@@ -160,7 +160,7 @@ def test_empty_list_says_what_comes(lead: SignedIn) -> None:
     assert "make migrate" in lead.client.get("/rules").text
 
 
-def judge(database: Database, version_id: int, *verdicts: str, kind: str = "rating") -> None:
+def judge(database: Database, version_id: int, *verdicts: str, kind: str = "rule_check") -> None:
     with database.session() as session:
         for verdict in verdicts:
             completion = make_completion(session)
