@@ -9,7 +9,7 @@ from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
 from access.models import ApiKey, Person
-from core.db import utcnow
+from core.db import table_of, utcnow
 from core.errors import Forbidden, InvalidInput, NotFound, Unauthenticated
 
 SCOPES = ("chat", "feedback", "annotate")
@@ -57,33 +57,42 @@ class Caller:
 
     key_id: int
     person_id: int
+    login: str
+    role: str
+    scripted: bool
 
 
 _KNOWN = (
     select(
-        ApiKey.id, ApiKey.person_id, ApiKey.prefix, ApiKey.scopes, ApiKey.expires_at, ApiKey.revoked_at, Person.active
+        ApiKey.id, ApiKey.person_id, ApiKey.prefix, ApiKey.scopes, ApiKey.expires_at, ApiKey.revoked_at,
+        Person.login, Person.role, Person.scripted, Person.active,
     )
     .join(Person, Person.id == ApiKey.person_id)
     .where(ApiKey.key_sha256 == bindparam("digest"))
-)
+)  # fmt: skip
+_KNOWN_LOCKED = _KNOWN.with_for_update(key_share=True, of=table_of(Person))
 
 
-def authenticate(session: Session, bearer: str, scope: str) -> Caller:
+def authenticate(session: Session, bearer: str, scope: str, *, lock: bool = False) -> Caller:
     """Whose key `bearer` (with or without the word "Bearer") is, if it may be used for `scope`.
+
+    Args:
+        lock: hold the person's row as `access.people.lock_person` does.
 
     Raises:
         Unauthenticated: unknown, expired or revoked, or its person is no longer active.
         Forbidden: the key is good, but not for this scope.
     """
     secret = bearer.strip().removeprefix("Bearer ").strip()
-    key = session.connection().execute(_KNOWN, {"digest": _sha256(secret)}).one_or_none()
+    statement = _KNOWN_LOCKED if lock else _KNOWN
+    key = session.connection().execute(statement, {"digest": _sha256(secret)}).one_or_none()
     if key is None or key.revoked_at is not None or not key.active:
         raise Unauthenticated("this API key is not valid; make one with `key-add` and send it as a Bearer token")
     if key.expires_at is not None and key.expires_at <= utcnow():
         raise Unauthenticated(f"the API key {key.prefix}… expired on {key.expires_at:%Y-%m-%d}; make a new one")
     if scope not in key.scopes.split():
         raise Forbidden(f"the API key {key.prefix}… has the scopes {key.scopes!r}; this call needs {scope!r}")
-    return Caller(key.id, key.person_id)
+    return Caller(key.id, key.person_id, key.login, key.role, key.scripted)
 
 
 def scopes_of(role: str) -> tuple[str, ...]:

@@ -1,15 +1,16 @@
 """People: making accounts and checking passwords. Passwords are kept as argon2id hashes only."""
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from access.models import ROLES, Person
-from core.errors import Conflict, InvalidInput, Unauthenticated
+from core.errors import Conflict, InvalidInput, NotFound, Unauthenticated
 
 MIN_PASSWORD_LENGTH = 10
 MAX_PASSWORD_LENGTH = 1024  # argon2 would hash megabytes; nobody types them
@@ -89,6 +90,35 @@ def get_or_create_scripted(session: Session, login: str) -> Person:
     if not person.scripted:
         raise Conflict(f"{login!r} is a real person's login; scripted judgments need a login of their own")
     return person
+
+
+@dataclass(frozen=True)
+class LockedPerson:
+    """A person as far as their acts need to know them, their row held by this transaction where the database has such locks."""
+
+    id: int
+    login: str
+    role: str
+    scripted: bool
+
+
+_LOCK = (
+    select(Person.id, Person.login, Person.role, Person.scripted)
+    .where(Person.id == bindparam("who"))
+    .with_for_update(key_share=True)
+)
+
+
+def lock_person(session: Session, person_id: int) -> LockedPerson:
+    """The person, locked on PostgreSQL: two tabs of one person act one after the other.
+
+    Raises:
+        NotFound: no such person.
+    """
+    row = session.connection().execute(_LOCK, {"who": person_id}).one_or_none()
+    if row is None:
+        raise NotFound(f"there is no person {person_id}")
+    return LockedPerson(*row)
 
 
 def _checked_login(login: str) -> str:

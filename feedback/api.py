@@ -11,11 +11,12 @@ from flask import Blueprint, Response, jsonify
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.orm import Session
 
-from access.callers import calling_person_id
+from access.callers import lock_caller
+from access.people import LockedPerson
 from core.body import parse_body
 from core.web import runtime
 from feedback import leases
-from feedback.judgments import submit_judgment
+from feedback.judgments import store_judgment
 from feedback.kinds import AnyForm, form_of
 from feedback.kinds.frame import Shown
 from feedback.task_page import others_of
@@ -51,8 +52,8 @@ def next_assignment() -> Response:
     """The caller's unfinished task, else the next one; `assignment` is null when nothing is left."""
     body = parse_body(NextBody)
     with runtime().db.session() as session:
-        worker = leases.lock_annotator(session, calling_person_id(SCOPE, session))
-        return jsonify(assignment=_next(session, worker, body))
+        who = lock_caller(SCOPE, session)
+        return jsonify(assignment=_next(session, who, body))
 
 
 @blueprint.post("/assignments/<token>/judgment")
@@ -61,14 +62,14 @@ def judge(token: str) -> tuple[Response, int]:
     body = parse_body(JudgmentBody)
     settings = runtime().settings
     with runtime().db.session() as session:
-        worker = leases.lock_annotator(session, calling_person_id(SCOPE, session))
-        judgment = submit_judgment(
-            session, token=token, annotator_id=worker, form=body.judgment, latency_s=body.latency_s,
+        who = lock_caller(SCOPE, session)
+        stored = store_judgment(
+            session, token=token, who=who, form=body.judgment, latency_s=body.latency_s,
             once=_once(token, body.idempotency_key), gold=settings.gold, adjudicate=settings.assignment.adjudicate,
         )  # fmt: skip
-        answer: dict[str, Any] = {"judgment_id": judgment.id, "surplus": judgment.surplus}
+        answer: dict[str, Any] = {"judgment_id": stored.id, "surplus": stored.surplus}
         if body.next is not None:
-            answer["assignment"] = _next(session, worker, body.next)
+            answer["assignment"] = _next(session, who, body.next)
     return jsonify(answer), 201
 
 
@@ -77,9 +78,9 @@ def _once(token: str, key: str | None) -> str | None:
     return None if key is None else f"api:{token}:{hashlib.sha256(key.encode()).hexdigest()[:32]}"
 
 
-def _next(session: Session, worker: leases.Worker, body: NextBody) -> dict[str, Any] | None:
+def _next(session: Session, who: LockedPerson, body: NextBody) -> dict[str, Any] | None:
     settings = runtime().settings
-    found = leases.next_shown(session, worker, settings.lease_s, shares=settings.assignment, beside=body.beside)
+    found = leases.next_shown(session, who, settings.lease_s, shares=settings.assignment, beside=body.beside)
     return None if found is None else _as_json(session, found)
 
 

@@ -5,10 +5,11 @@ from typing import Any
 from sqlalchemy import bindparam, delete
 from sqlalchemy.orm import Session
 
+from access.people import lock_person
 from core.db import expire_known, table_of, utcnow
 from core.errors import Conflict, InvalidInput
 from core.messages import plain_text
-from feedback.leases import find_assignment, lock_annotator
+from feedback.leases import find_assignment
 from feedback.models import Draft
 
 MAX_DRAFT_CHARACTERS = 200_000
@@ -22,7 +23,7 @@ def save_draft(session: Session, token: str, annotator_id: int, form: dict[str, 
         Conflict: the assignment was submitted or skipped, so there is nothing to keep a draft for.
         InvalidInput: it is far longer than any judgment.
     """
-    lock_annotator(session, annotator_id)
+    lock_person(session, annotator_id)
     assignment = find_assignment(session, token, annotator_id, lock=True)
     if assignment.state not in ("live", "expired"):
         raise Conflict(f"this task is {assignment.state}; its draft is not needed any more")

@@ -5,19 +5,19 @@ from sqlalchemy.orm import Session
 
 from core.settings import GoldSettings
 from feedback.annotators import annotator_of, set_standing
-from feedback.kinds.frame import JudgmentForm, Said
-from feedback.models import Annotator, Gold, GoldResult, Judgment
+from feedback.kinds.frame import JudgmentForm, Said, Shown
+from feedback.models import Annotator, Gold, GoldResult
 
 ACTOR = "gold check"
 
 
 def measure(
-    session: Session, judgment: Judgment, said: Said, form: type[JudgmentForm], settings: GoldSettings
+    session: Session, shown: Shown, judgment_id: int, said: Said, form: type[JudgmentForm], settings: GoldSettings
 ) -> GoldResult:
     """Store whether a judgment of a gold task is the known answer, and what follows for the annotator."""
-    known = session.get_one(Gold, judgment.task_id)
+    known = session.get_one(Gold, shown.task_id)
     result = GoldResult(
-        judgment_id=judgment.id, task_id=known.task_id, annotator_id=judgment.annotator_id,
+        judgment_id=judgment_id, task_id=known.task_id, annotator_id=shown.annotator_id,
         passed=form.passes(said, known.expected),
     )  # fmt: skip
     session.add(result)

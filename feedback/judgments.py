@@ -5,11 +5,15 @@ mind is a new judgment that names the one it supersedes. A scripted person's jud
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import insert, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, aliased
 
+from access.people import LockedPerson, lock_person
+from core.db import table_of
 from core.errors import Conflict, InvalidInput, NotFound
 from core.messages import plain_text
 from core.settings import GoldSettings
@@ -17,30 +21,48 @@ from feedback.drafts import drop_draft
 from feedback.gold import measure
 from feedback.kinds import form_of
 from feedback.kinds.frame import Finding, JudgmentForm, Said, Shown
-from feedback.leases import Worker, finish, lock_annotator
+from feedback.leases import finish
 from feedback.models import Assignment, Completion, Correction, Judgment, RuleJudgment, RuleVersion, Task
 from feedback.shown import find_shown, load_shown
 from feedback.tasks import create_task
 
+ONCE_TAKEN = "this name (`once`) belongs to another judgment; use a new one for a new act"
+INSERT = insert(table_of(Judgment)).returning(table_of(Judgment).c.id)
 MAX_ONCE_LENGTH = 100  # the column has 120; record_feedback adds ":correction"
 
 
+@dataclass(frozen=True)
+class Stored:
+    """A judgment that is in the database."""
+
+    id: int
+    surplus: bool
+
+
 def submit_judgment(
+    session: Session, *, token: str, annotator_id: int, form: JudgmentForm, latency_s: float | None, **more: Any
+) -> Judgment:
+    """As `store_judgment`, for a person by id, as a row."""
+    who = lock_person(session, annotator_id)
+    stored = store_judgment(session, token=token, who=who, form=form, latency_s=latency_s, **more)
+    return session.get_one(Judgment, stored.id)
+
+
+def store_judgment(
     session: Session,
     *,
     token: str,
-    annotator_id: int | Worker,
+    who: LockedPerson,
     form: JudgmentForm,
     latency_s: float | None,
     once: str | None = None,
     gold: GoldSettings | None = None,
     adjudicate: bool = False,
-) -> Judgment:
+) -> Stored:
     """Store the judgment of an assignment and count it towards its task.
 
     Args:
         token: the assignment's lease token; a lease that ran out is no reason to refuse.
-        annotator_id: whose it is; or the person, locked by this transaction.
         latency_s: seconds from showing the task to submitting.
         once: a name of this act; a second submit with the same one returns the first judgment.
         gold: what follows from a wrong answer to a task whose answer is known; the defaults when left out.
@@ -51,24 +73,30 @@ def submit_judgment(
         Conflict: the assignment was judged before (under another `once`) or skipped.
         InvalidInput: the form is of another kind of task, or speaks of what was not shown.
     """
-    worker = annotator_id if isinstance(annotator_id, Worker) else lock_annotator(session, annotator_id)
-    shown = find_shown(session, token, worker.id, lock=True)
+    shown = find_shown(session, token, who.id, lock=True)
     if shown.state in ("done", "surplus"):
         return _first_judgment(session, shown, once)
     if shown.state == "skipped":
         raise Conflict(f"this task is {shown.state}; open /annotate for your next one")
     said = _said(session, form, shown)
     finished = finish(session, shown)
-    judgment = _judgment(shown, worker, said)
-    judgment.latency_s, judgment.once, judgment.surplus = latency_s, _checked_once(once), not finished.counted
-    _add(session, judgment, said)
+    values = {
+        **said.columns(), "kind": shown.kind, "task_id": shown.task_id, "assignment_id": shown.assignment_id,
+        "annotator_id": who.id, "simulated": who.scripted, "surplus": not finished.counted, "latency_s": latency_s,
+        "once": _checked_once(once),
+    }  # fmt: skip
+    try:
+        judgment_id: int = session.connection().execute(INSERT, values).scalar_one()
+    except IntegrityError as error:  # the caller's transaction ends with it
+        raise Conflict(ONCE_TAKEN) from error
+    _add_details(session, judgment_id, said)
     if shown.has_draft:
         drop_draft(session, shown.assignment_id)
     if shown.pool == "gold":
-        measure(session, judgment, said, form_of(shown.kind), gold or GoldSettings())
+        measure(session, shown, judgment_id, said, form_of(shown.kind), gold or GoldSettings())
     elif adjudicate and finished.last and shown.required_n > 1:
         _ask_reviewer(session, session.get_one(Task, shown.task_id))
-    return judgment
+    return Stored(judgment_id, not finished.counted)
 
 
 def last_judgment(session: Session, annotator_id: int) -> Judgment | None:
@@ -100,7 +128,7 @@ def undo_last(
         Conflict: `supersedes_id` is not the newest judgment any more.
         InvalidInput: see `submit_judgment`.
     """
-    worker = lock_annotator(session, annotator_id)
+    who = lock_person(session, annotator_id)
     if once is not None and (done := _judgment_once(session, once, annotator_id)) is not None:
         return done
     last = last_judgment(session, annotator_id)
@@ -110,10 +138,12 @@ def undo_last(
         raise Conflict("you have judged something since; only the last judgment can be changed")
     shown = load_shown(session, session.get_one(Assignment, last.assignment_id))
     said = _said(session, form, shown)
-    judgment = _judgment(shown, worker, said)
-    judgment.latency_s, judgment.once = latency_s, _checked_once(once)
-    judgment.supersedes_id, judgment.surplus = last.id, last.surplus
-    _add(session, judgment, said)
+    judgment = Judgment(
+        **said.columns(), kind=shown.kind, task_id=shown.task_id, assignment_id=shown.assignment_id, annotator_id=who.id,
+        simulated=who.scripted, surplus=last.surplus, latency_s=latency_s, once=_checked_once(once), supersedes_id=last.id,
+    )  # fmt: skip
+    _add(session, judgment)
+    _add_details(session, judgment.id, said)
     return judgment
 
 
@@ -171,7 +201,7 @@ def record_feedback(  # noqa: PLR0913 (each is one thing that can be said)
         InvalidInput: nothing was said, a value is out of range, or the correction changes nothing.
         Conflict: `once` was used for another completion or by somebody else.
     """
-    worker = None if annotator_id is None else lock_annotator(session, annotator_id)
+    person = None if annotator_id is None else lock_person(session, annotator_id)
     completion = session.get(Completion, completion_id)
     if completion is None:
         raise NotFound(f"there is no completion {completion_id!r}", param="completion_id")
@@ -182,7 +212,7 @@ def record_feedback(  # noqa: PLR0913 (each is one thing that can be said)
     judgments: list[Judgment] = []
     for kind, value in said.items():
         judgment = Judgment(kind=kind, completion_id=completion_id, annotator_id=annotator_id)
-        judgment.simulated = bool(simulated) or (worker is not None and worker.scripted)
+        judgment.simulated = bool(simulated) or (person is not None and person.scripted)
         judgment.supersedes_id = _said_before(session, judgment)
         judgment.once = None if once is None else f"{once}:{kind}"
         judgment.note = plain_text(note) if note and not judgments else None
@@ -212,26 +242,21 @@ def _said(session: Session, form: JudgmentForm, shown: Shown) -> Said:
     return said
 
 
-def _judgment(shown: Shown, worker: Worker, said: Said) -> Judgment:
-    return Judgment(
-        kind=shown.kind, task_id=shown.task_id, assignment_id=shown.assignment_id, annotator_id=worker.id,
-        simulated=worker.scripted, **said.columns(),
-    )  # fmt: skip
-
-
-def _add(session: Session, judgment: Judgment, said: Said | None = None) -> None:
-    """Store a judgment and its details."""
+def _add(session: Session, judgment: Judgment) -> None:
     session.add(judgment)
     try:
         session.flush()
     except IntegrityError as error:  # the caller's transaction ends with it
-        raise Conflict("this name (`once`) belongs to another judgment; use a new one for a new act") from error
-    if said is None or not (said.findings or said.edits):
+        raise Conflict(ONCE_TAKEN) from error
+
+
+def _add_details(session: Session, judgment_id: int, said: Said) -> None:
+    if not (said.findings or said.edits):
         return
     for finding in said.findings:
-        session.add(RuleJudgment(judgment_id=judgment.id, **vars(finding)))
+        session.add(RuleJudgment(judgment_id=judgment_id, **vars(finding)))
     for completion_id, text in said.edits:
-        session.add(Correction(judgment_id=judgment.id, completion_id=completion_id, text=text))
+        session.add(Correction(judgment_id=judgment_id, completion_id=completion_id, text=text))
     session.flush()
 
 
@@ -264,13 +289,13 @@ def _check_rule_versions(session: Session, ids: Iterable[int]) -> None:
         raise InvalidInput(f"there are no rule versions {sorted(wanted - known)}", param="rule_verdicts")
 
 
-def _first_judgment(session: Session, shown: Shown, once: str | None) -> Judgment:
+def _first_judgment(session: Session, shown: Shown, once: str | None) -> Stored:
     first = session.scalars(
         select(Judgment).where(Judgment.assignment_id == shown.assignment_id).order_by(Judgment.id).limit(1)
     ).one()
     if once is None or first.once != once:
         raise Conflict("you have judged this task already; undo (z) opens it again")
-    return first
+    return Stored(first.id, first.surplus)
 
 
 def _judgment_once(session: Session, once: str, annotator_id: int) -> Judgment | None:

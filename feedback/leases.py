@@ -14,11 +14,12 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, bindparam, case, func, insert, literal_column, select, update
+from sqlalchemy import Row, bindparam, case, func, insert, join, literal_column, select, update
 from sqlalchemy.orm import Session, contains_eager
 
 from access.audit import record
 from access.models import Person
+from access.people import LockedPerson, lock_person
 from core.db import expire_known, table_of, utcnow
 from core.errors import Conflict, Forbidden, NotFound
 from core.settings import AssignmentSettings
@@ -43,21 +44,22 @@ LIVE = TASK.c.state == literal_column("'live'")  # literal, as in the partial in
 ROOM = LIVE & (TASK.c.taken < TASK.c.required_n)
 HELD = ASSIGNMENT.c.state == literal_column("'live'")
 # Statements of every call stand ready; to build one anew takes longer than to run it.
-WORKER = (
+HAS = (
     select(
-        Person.id, Person.login, Person.role, Person.scripted, Annotator.standing, Annotator.standing_why,
-        Annotator.opted_out, Annotator.risky_on, Annotator.risky_n,
+        Annotator.standing, Annotator.standing_why, Annotator.opted_out, Annotator.risky_on, Annotator.risky_n,
+        Assignment.id, Assignment.lease_token, Assignment.state, Assignment.expires_at,
     )
+    .select_from(Person)
     .outerjoin(Annotator, Annotator.person_id == Person.id)
+    .outerjoin(
+        join(Assignment, Task, (Task.id == Assignment.task_id) & LIVE),
+        (Assignment.annotator_id == Person.id) & Assignment.state.in_(("live", "expired")),
+    )
     .where(Person.id == bindparam("who"))
-    .with_for_update(key_share=True, of=table_of(Person))
-)  # fmt: skip
-UNFINISHED = (
-    select(Assignment.id, Assignment.lease_token, Assignment.state, Assignment.expires_at)
-    .join(Task, Task.id == Assignment.task_id)
-    .where(Assignment.annotator_id == bindparam("who"), Assignment.state.in_(("live", "expired")), LIVE)
     .order_by(Assignment.id)
-)
+)  # fmt: skip
+"""How a person stands, with each piece of their unfinished work; one row without any where there is none."""
+
 ASSIGN = insert(ASSIGNMENT).returning(ASSIGNMENT.c.id)
 SET_STATE = update(ASSIGNMENT).where(ASSIGNMENT.c.id == bindparam("of_assignment")).values(state=bindparam("to"))
 OF_TASK = TASK.c.id == bindparam("of_task")
@@ -75,21 +77,17 @@ FINISH_LATE = (
 
 @dataclass(frozen=True)
 class Worker:
-    """The person who asks, as far as assignment needs to know them."""
+    """The person who asks for work, and what they are not to be given."""
 
     id: int
-    login: str
     role: str
-    scripted: bool
-    standing: str
-    standing_why: str
     opted_out: tuple[str, ...]
     risky_today: int
 
 
 def next_assignment(
     session: Session,
-    who: int | Worker,
+    who: int | LockedPerson,
     lease_s: float,
     *,
     shares: AssignmentSettings | None = None,
@@ -102,7 +100,7 @@ def next_assignment(
 
 def next_shown(
     session: Session,
-    who: int | Worker,
+    who: int | LockedPerson,
     lease_s: float,
     *,
     shares: AssignmentSettings | None = None,
@@ -128,16 +126,13 @@ def next_shown(
         Forbidden: the person was paused; code `annotator_paused`.
     """
     shares = shares or AssignmentSettings()
-    worker = who if isinstance(who, Worker) else lock_annotator(session, who)
-    if worker.standing == "paused":
-        raise Forbidden(
-            f"your work is paused: {worker.standing_why}; a lead can let you go on", code="annotator_paused"
-        )
+    person = who if isinstance(who, LockedPerson) else lock_person(session, who)
     now = utcnow()
     session.flush()
-    connection = session.connection()
-    for row in connection.execute(UNFINISHED, {"who": worker.id}).all():
-        if row.lease_token in beside:
+    has = session.connection().execute(HAS, {"who": person.id}).all()
+    worker = _worker(person, has[0], now)
+    for row in has:
+        if row.id is None or row.lease_token in beside:
             continue
         if (row.expires_at > now and row.state == "live") or _hold(session, row.id, now, lease_s):
             return find_shown(session, row.lease_token, worker.id)
@@ -158,7 +153,7 @@ def claim_task(session: Session, task_id: int, annotator_id: int, lease_s: float
 
     An assignment of this task that the annotator holds already is returned as it is.
     """
-    lock_annotator(session, annotator_id)
+    lock_person(session, annotator_id)
     own = session.scalar(
         select(Assignment).where(Assignment.task_id == task_id, Assignment.annotator_id == annotator_id)
     )
@@ -196,21 +191,6 @@ def find_assignment(session: Session, token: str, annotator_id: int, *, lock: bo
     return assignment
 
 
-def lock_annotator(session: Session, annotator_id: int) -> Worker:
-    """The person, locked on PostgreSQL: two tabs of one annotator act one after the other.
-
-    Raises:
-        NotFound: no such person.
-    """
-    row = session.execute(WORKER, {"who": annotator_id}).one_or_none()
-    if row is None:
-        raise NotFound(f"there is no person {annotator_id}")
-    return Worker(
-        row.id, row.login, row.role, row.scripted, row.standing or "good", row.standing_why or "",
-        tuple(row.opted_out or ()), row.risky_n if row.risky_on == utcnow().date() else 0,
-    )  # fmt: skip
-
-
 def renew(session: Session, token: str, annotator_id: int, lease_s: float) -> Assignment:
     """Hold a task for `lease_s` seconds from now; one that ran out is taken again if it has room.
 
@@ -238,11 +218,11 @@ def skip(session: Session, token: str, annotator_id: int, reason: str) -> Assign
 
 def flag(session: Session, token: str, annotator_id: int, reason: str) -> Assignment:
     """Give a task back and tell the leads that something is wrong with it (an entry in the audit log)."""
-    worker = lock_annotator(session, annotator_id)
+    person = lock_person(session, annotator_id)
     before = find_assignment(session, token, annotator_id).state
     assignment = skip(session, token, annotator_id, f"flagged: {reason.strip()}")
     if before != "skipped":
-        record(session, worker.login, "task.flag", f"task:{assignment.task_id}", after={"reason": reason.strip()})
+        record(session, person.login, "task.flag", f"task:{assignment.task_id}", after={"reason": reason.strip()})
     return assignment
 
 
@@ -285,8 +265,15 @@ def release_expired(session: Session, now: dt.datetime, task_id: int | None = No
     return len(found)
 
 
+def _worker(person: LockedPerson, has: Row[Any], now: dt.datetime) -> Worker:
+    if has.standing == "paused":
+        raise Forbidden(f"your work is paused: {has.standing_why}; a lead can let you go on", code="annotator_paused")
+    risky_today = has.risky_n if has.risky_on == now.date() else 0
+    return Worker(person.id, person.role, tuple(has.opted_out or ()), risky_today)
+
+
 def _unfinished_one(session: Session, token: str, annotator_id: int) -> Assignment:
-    lock_annotator(session, annotator_id)
+    lock_person(session, annotator_id)
     assignment = find_assignment(session, token, annotator_id, lock=True)
     if assignment.state not in ("live", "expired"):
         raise Conflict(f"this task is already {assignment.state}; open /annotate for your next one")
