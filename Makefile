@@ -8,7 +8,7 @@ export PYTHONUNBUFFERED := 1
 export HF_HUB_DISABLE_PROGRESS_BARS := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup setup-dev base demo run migrate cycle collect rollback import export person key test test-slow check fix trial bench-judge bench-engine bench-annotation screenshots clean
+.PHONY: help setup setup-dev base demo run migrate cycle collect rollback import export person key test test-slow check fix messages trial bench-judge bench-engine bench-annotation screenshots clean
 
 help:            ## what there is to make
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 18
@@ -72,6 +72,9 @@ check:           ## lint, types, import rules
 fix:             ## format and mend what ruff can
 	@$(RUN) -m ruff check --fix .
 	@$(RUN) -m ruff format .
+
+messages: setup-dev  ## bring the catalogues in pages/locale up to date with the texts of the pages
+	@$(RUN) -m commands.messages
 
 trial: setup     ## an update with other settings on held-out seed topics (SET="update.beta=0.2")
 	@$(RUN) -m commands.trial $(if $(REWARD),--reward) --set $(SET)

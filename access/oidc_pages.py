@@ -16,9 +16,9 @@ from access.identities import accept_invitation, link, sign_in, unlink
 from access.invitations import find_open, role_of
 from access.models import Person
 from access.oidc import Claims, Provider
-from access.views import current_person, local_path, require_role, start_session
+from access.views import current_person, require_role, start_session
 from core.errors import DunnockError, NotFound, Unauthenticated
-from core.web import runtime
+from core.web import local_path, runtime
 
 FLOW = "oidc_flow"
 

@@ -8,7 +8,6 @@ import hashlib
 from collections.abc import Callable
 from functools import wraps
 from typing import ParamSpec, TypeVar, cast
-from urllib.parse import urlsplit
 
 from flask import Blueprint, Flask, current_app, flash, redirect, render_template, request, session, url_for
 from flask_login import LoginManager, UserMixin, current_user, login_user, logout_user
@@ -23,7 +22,7 @@ from access.sessions import SEEN_EVERY, browser_of, end_session, find_session, o
 from access.throttle import admit, forgive
 from core.db import utcnow
 from core.errors import Forbidden, TooManyRequests, Unauthenticated
-from core.web import runtime
+from core.web import local_path, runtime
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -179,11 +178,3 @@ def _ask_to_sign_in() -> Response:
         raise Unauthenticated("you are signed out; sign in again in another tab", code="not_signed_in")
     target = request.full_path.rstrip("?") if request.method == "GET" else None
     return redirect(url_for("access.sign_in_form", next=target))
-
-
-def local_path(target: str | None) -> str:
-    """`target` if it is a path of this site, else "/": a link must not send people elsewhere after sign-in."""
-    if not target or not target.startswith("/") or target[1:2] in ("/", "\\") or not target.isprintable():
-        return "/"
-    parts = urlsplit(target)
-    return "/" if parts.scheme or parts.netloc or "\\" in target else target

@@ -1,7 +1,8 @@
-"""What a view may ask the running app for: its settings and its database. No state of its own."""
+"""What a view may ask the running app for: its settings and its database, and what all views need. No state of its own."""
 
 from dataclasses import dataclass
 from typing import cast
+from urllib.parse import urlsplit
 
 from flask import current_app
 
@@ -20,3 +21,11 @@ class Runtime:
 def runtime() -> Runtime:
     """The running app's parts; call it inside a request or app context."""
     return cast(Runtime, current_app.extensions["dunnock"])
+
+
+def local_path(target: str | None) -> str:
+    """`target` if it is a path of this site, else "/": a link must not send people elsewhere after sign-in."""
+    if not target or not target.startswith("/") or target[1:2] in ("/", "\\") or not target.isprintable():
+        return "/"
+    parts = urlsplit(target)
+    return "/" if parts.scheme or parts.netloc or "\\" in target else target

@@ -71,6 +71,7 @@ LEAST = {
     "feedback.static": "nobody",
     "health.healthz": "nobody",
     "health.readyz": "nobody",
+    "language.set_language": "nobody",
     "oidc.callback": "nobody",
     "oidc.remove": "annotator",
     "oidc.start": "nobody",
