@@ -74,6 +74,8 @@ def measure(target: Target, size: int, seconds: float, limit_s: float, figures: 
     try:
         put(load_before=round(os.getloadavg()[0], 2), **target.prepare(size, limit_s))
         asyncio.run(drive(target, seconds, put))
+        if page := target.page():
+            put(page=page)
         checked = target.check()
         checked["judgments_lost"] = max(0, target.acknowledged - checked["judgments"])
         put(checked=checked)

@@ -12,9 +12,10 @@ from typing import Any
 from sqlalchemy import text
 
 from access.keys import create_key
-from access.people import get_or_create_scripted
+from access.people import create_person, get_or_create_scripted
 from bench.annotation.http import Connection
 from bench.annotation.load import OPEN_ANNOTATORS, Target
+from bench.annotation.page import measure_page
 from bench.annotation.pairs import QUESTION, REPLY
 from bench.annotation.ports import free_port
 from commands import processes
@@ -23,6 +24,7 @@ from commands.throwaway_postgres import PostgresServer
 from core.db import Database
 from core.settings import Settings
 
+PASSWORD = "seven small brown birds"  # noqa: S105 (of a database that lasts as long as the bench)
 FILL = (
     """INSERT INTO prompt (messages_sha256, messages, source, created_at)
        SELECT md5(i::text) || md5('b' || i), json_build_array(json_build_object('role', 'user', 'content',
@@ -66,6 +68,7 @@ class Dunnock(Target):
         self._folder = Path()
         self._db: Database | None = None
         self._web: processes.Child | None = None
+        self._url = ""
 
     def prepare(self, size: int, limit_s: float) -> dict[str, Any]:
         """Fill by SQL, make keys, start; `limit_s` is for imports and there is none."""
@@ -85,7 +88,8 @@ class Dunnock(Target):
         self._web = processes.web(settings)
         self._web.environment = {"DUNNOCK_VAR_DIR": str(self._folder), "DUNNOCK_DATABASE_URL": self._db.url}
         self._web.start()
-        processes.wait_ready(self._web, f"http://127.0.0.1:{settings.web_port}/healthz", processes.WEB_START_S)
+        self._url = f"http://127.0.0.1:{settings.web_port}"
+        processes.wait_ready(self._web, f"{self._url}/healthz", processes.WEB_START_S)
         return {
             "filled_s": round(seconds, 1), "server": f"gunicorn, {self._workers} workers of {settings.web_threads} threads",
             "judgments_wanted_per_task": "1 to 3",
@@ -105,6 +109,13 @@ class Dunnock(Target):
         token, since = task
         body = {**_judgment(since), "next": {}}
         return _assigned((await self.callers[annotator].post(f"/api/v1/assignments/{token}/judgment", body)).json())
+
+    def page(self) -> dict[str, Any]:
+        """The page of a task in a browser, beside nothing else."""
+        assert self._db is not None
+        with self._db.session() as session:
+            create_person(session, "bench-page", PASSWORD, "annotator")
+        return measure_page(self._url, "bench-page", PASSWORD)
 
     def check(self) -> dict[str, int]:
         """Judgments, and tasks that were judged too often, twice by one person, or whose count is not what was stored."""

@@ -74,6 +74,10 @@ class Target(ABC):
         """Both in one call, where `one_call` says so."""
         raise NotImplementedError
 
+    def page(self) -> dict[str, Any]:
+        """Its page in a browser; nothing where that is not measured."""
+        return {}
+
     @abstractmethod
     def check(self) -> dict[str, int]:
         """What it has stored, and how much of it is wrong."""
