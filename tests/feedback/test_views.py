@@ -14,8 +14,11 @@ from sqlalchemy import func, select
 from access.models import Person
 from core.db import Database, utcnow
 from core.messages import user
+from core.settings import CareSettings, Settings
+from core.web import Runtime
+from feedback.annotators import pause
 from feedback.leases import claim_task
-from feedback.models import Assignment, Correction, Draft, Judgment, RuleJudgment, Task
+from feedback.models import Annotator, Assignment, Correction, Draft, Judgment, RuleJudgment, Task
 from feedback.prompts import add_prompt
 from feedback.rules import active_rules, ensure_rules
 from tests.conftest import SignedIn
@@ -305,3 +308,40 @@ def test_the_page_counts_what_is_done(annotator: SignedIn, database: Database, t
     assert "1 of 2 done · 1 by you today" in annotator.client.get("/annotate").text
     with database.read() as session:
         assert session.scalar(select(func.count(Judgment.id))) == 1
+
+
+def test_topics_are_chosen_on_a_page_of_their_own(annotator: SignedIn, database: Database) -> None:
+    assert "No prompts have topics yet" in annotator.client.get("/annotate/care").text
+    with database.session() as session:
+        for category in ("violence", "<b>birds</b>"):
+            make_pairwise_task(session, make_prompt(session, category=category))
+    page = annotator.client.get("/annotate/care").text
+    assert 'value="violence"' in page
+    assert "<b>birds</b>" not in page
+    answer = annotator.client.post("/annotate/care", data={"topic": ["violence"]}, follow_redirects=True)
+    assert re.search(r'value="violence" checked', answer.text)
+    with database.read() as session:
+        assert [row.opted_out for row in session.scalars(select(Annotator))] == [["violence"]]
+    assert annotator.client.post("/annotate/care", data={"topic": ["cats"]}).status_code == 400
+
+
+def test_who_is_paused_sees_why_and_gets_no_task(annotator: SignedIn, database: Database, tasks: list[int]) -> None:
+    with database.session() as session:
+        pause(session, annotator.person.id, "lead", "let us <i>talk</i>")
+    answer = annotator.client.get("/annotate")
+    assert answer.status_code == 403
+    assert "Your work is paused" in answer.text
+    assert "let us &lt;i&gt;talk&lt;/i&gt;" in answer.text
+    assert stored(database, Assignment) == []
+
+
+def test_help_stands_beside_what_may_upset(
+    app: Flask, annotator: SignedIn, database: Database, settings: Settings
+) -> None:
+    care = CareSettings(help_url="https://help.example/", help_text="Ring <us>.")
+    app.extensions["dunnock"] = Runtime(settings.model_copy(update={"care": care}), database)
+    with database.session() as session:
+        make_pairwise_task(session, make_prompt(session, harmful=True))
+    page = annotator.client.get("/annotate").text
+    assert 'href="https://help.example/"' in page
+    assert "Ring &lt;us&gt;." in page
