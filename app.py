@@ -16,6 +16,7 @@ from werkzeug.routing import IntegerConverter, Map
 
 import access.views
 import commands.cli
+import console.quality_views
 import console.views
 import feedback.api
 import feedback.views
@@ -57,6 +58,7 @@ def create_app(settings: Settings | None = None, db: Database | None = None) -> 
     app.register_blueprint(access.views.blueprint)
     app.register_blueprint(feedback.views.blueprint)
     app.register_blueprint(console.views.blueprint)
+    app.register_blueprint(console.quality_views.blueprint)
     app.register_blueprint(serving.views.blueprint)
     app.register_blueprint(serving.health.blueprint)
     app.register_blueprint(serving.api.blueprint)
