@@ -31,6 +31,7 @@ class Column:
     name: str
     title: str
     kind: Kind = "text"
+    shown: bool = True  # False: in files only, the page says it elsewhere
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,11 @@ class Table:
         return self.plot is not None and any(
             number_of(row.get(name)) is not None for row in self.rows for name in self.plot.columns
         )
+
+    @property
+    def percent(self) -> bool:
+        """Whether what is drawn are shares."""
+        return self.plot is not None and any(c.kind == "share" for c in self.columns if c.name in self.plot.columns)
 
     @property
     def undefined(self) -> Reason | None:

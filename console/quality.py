@@ -323,7 +323,7 @@ def tracks(reader: Reader) -> Table:
     ordered = sorted(found.value, key=order) if order else found.value
     columns = [
         Column("login", _("Annotator"), "user"), Column("standing", _("Standing"), "standing"),
-        Column("why", _("Why"), "user"), Column("judgments", _("Judgments"), "number"),
+        Column("why", _("Why"), "user", shown=False), Column("judgments", _("Judgments"), "number"),
         Column("gold", _("Known answers right"), "share"), Column("left", _("Left side preferred"), "share"),
         Column("swap", _("Same when swapped"), "share"), Column("fast", _("Too fast"), "share"),
         Column("seconds", _("Median time"), "seconds"), Column("on_rules", _("Reliable on rules"), "share"),
@@ -503,7 +503,7 @@ def _nothing(reader: Reader, reason: str) -> str:
 
 SORT_WORDS: dict[str, Any] = {
     "": _l("login"), "judgments": _l("most judgments"), "gold": _l("known answers, worst first"),
-    "left": _l("farthest from even sides"), "swap": _l("least the same when swapped"), "fast": _l("fastest share"),
+    "left": _l("farthest from even sides"), "swap": _l("least the same when swapped"), "fast": _l("too fast most often"),
     "seconds": _l("shortest time"),
 }  # fmt: skip
 KIND_OF_CELL: tuple[Kind, ...] = ("number", "share", "figure", "seconds")

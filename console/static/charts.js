@@ -3,7 +3,8 @@
 
 const DASHES = [[], [8, 5], [2, 4], [12, 4, 2, 4]];
 const FONT = "12px system-ui, sans-serif";
-const LABEL_PX = 72;
+const LABEL_PX = 80;
+const AXIS_PX = 76;
 
 function read(figure) {
   const heads = [...figure.querySelectorAll("thead th")];
@@ -87,7 +88,8 @@ function draw(figure) {
       return item;
     }),
   );
-  const step = (plot) => Math.max(1, Math.ceil((labels.length * LABEL_PX) / plot.width));
+  const mark = (value) => ("percent" in figure.dataset ? `${+(100 * value).toFixed(1)} %` : `${+value.toPrecision(6)}`);
+  const step = (plot) => Math.max(1, Math.ceil((labels.length * LABEL_PX) / Math.max(1, plot.width - AXIS_PX)));
   const options = {
     width: host.clientWidth,
     height: host.clientHeight,
@@ -106,7 +108,7 @@ function draw(figure) {
         splits: (plot) => labels.flatMap((_, row) => (row % step(plot) === 0 ? [row] : [])),
         values: (_, rows) => rows.map((row) => labels[row]),
       },
-      { stroke: axis, font: FONT, labelFont: FONT, label: figure.dataset.unit, labelSize: 20, size: 56, grid: { stroke: grid, width: 1 }, ticks: { show: false } },
+      { stroke: axis, font: FONT, labelFont: FONT, label: figure.dataset.unit, labelSize: 20, size: AXIS_PX - 20, values: (_, values) => values.map(mark), grid: { stroke: grid, width: 1 }, ticks: { show: false } },
     ],
     series: [
       {},
@@ -137,6 +139,7 @@ function draw(figure) {
 function keep(figure) {
   const host = figure.querySelector(".plot-canvas");
   let plot = null;
+  host.replaceChildren(); // what stands there for readers without scripts
   const again = () => {
     plot?.destroy();
     plot = draw(figure);

@@ -30,6 +30,9 @@ SCORE_PRIOR = 0.1
 """Weight of the prior that pulls the scores of two texts together: with two judgments of a pair, the likelihood alone has
 no maximum."""
 
+PERSON_PRIOR = 1.0
+"""Weight of the prior on reliability and habit: as of one judgment each way, so that neither ends at 0 or 1."""
+
 TOO_FEW = N_("only %(n)d tasks have two such judgments of different people; %(least)d are needed")
 ONE_ANSWER = N_("everybody said the same of all of them, so no one can be told from another")
 TOO_FEW_ACTS = N_("only %(n)d of their judgments are of tasks that others judged too; %(least)d are needed")
@@ -149,7 +152,9 @@ def _model() -> Any:
             *_, p = parts(x, pairs, workers, labels, n_workers)
             apart = x[1 : labels + 1] - x[0]
             prior = np.sum(log_expit(apart) + log_expit(-apart))
-            return float(-np.sum(np.log(p)) - ratio * prior)
+            habits = x[1 + labels :]  # of biases and skills
+            prior_of_people = np.sum(log_expit(habits) + log_expit(-habits))
+            return float(-np.sum(np.log(p)) - ratio * prior - PERSON_PRIOR * prior_of_people)
 
         @staticmethod
         def _compute_gradient(x: Any, pairs: Any, workers: Any, labels: int, n_workers: int, ratio: float) -> Any:
@@ -160,6 +165,7 @@ def _model() -> Any:
             np.add.at(gradient, pairs[:, 1], -of_gap)
             np.add.at(gradient, 1 + labels + workers, y * (1 - g) * habit * (1 - habit) / p)
             np.add.at(gradient, 1 + labels + n_workers + workers, g * (1 - g) * (texts - habit) / p)
+            gradient[1 + labels :] -= PERSON_PRIOR * np.tanh(x[1 + labels :] / 2)
             pull = ratio * np.tanh((x[1 : labels + 1] - x[0]) / 2)
             gradient[1 : labels + 1] -= pull
             gradient[0] += pull.sum()
