@@ -144,7 +144,7 @@ def throughput(reader: Reader) -> Table:
 
 def agreements(reader: Reader) -> Table:
     """Alpha by kind and by rule."""
-    found = reader.kept("agreement", lambda: agreement.agreement(reader.session, reader.window))
+    found = _agreement(reader)
     columns = [
         Column("kind", _("Kind")), Column("measure", _("What is compared")), Column("rule", _("Rule"), "user"),
         Column("level", _("Scale")), Column("alpha", _("Krippendorff's alpha"), "figure"),
@@ -155,6 +155,7 @@ def agreements(reader: Reader) -> Table:
             "level": _("nominal") if a.measure.level == "nominal" else _("ordinal"),
         }
         for a in found.value
+        if a.week is None
     ]  # fmt: skip
     return reader.table(
         "agreement", _("Agreement between people"), columns, rows, as_of=found.at, note=_compared(reader)
@@ -163,7 +164,7 @@ def agreements(reader: Reader) -> Table:
 
 def agreement_weeks(reader: Reader) -> Table:
     """Alpha by week."""
-    found = reader.kept("agreement by week", lambda: agreement.agreement_by_week(reader.session, reader.window))
+    found = _agreement(reader)
     columns = [
         Column("week", _("Week from (UTC)"), "day"),
         Column("pairwise", _("Choice in pairs"), "figure"),
@@ -172,7 +173,8 @@ def agreement_weeks(reader: Reader) -> Table:
     ]
     by_week: dict[dt.date, dict[str, Any]] = {}
     for a in found.value:
-        by_week.setdefault(a.week, {"week": a.week})[a.measure.kind] = a.alpha
+        if a.week is not None:
+            by_week.setdefault(a.week, {"week": a.week})[a.measure.kind] = a.alpha
     rows = [by_week[week] for week in sorted(by_week)]
     return reader.table(
         "agreement-weeks", _("Agreement over time"), columns, rows, as_of=found.at,
@@ -428,9 +430,7 @@ def _flagged(reader: Reader) -> tuple[Any, ...]:
 
 def agreement_on_pairs(reader: Reader) -> Estimate:
     """Alpha of the choice in pairs, for the overview."""
-    found: list[agreement.Agreement] = reader.kept(
-        "agreement", lambda: agreement.agreement(reader.session, reader.window)
-    ).value
+    found = _agreement(reader).value
     return next(a.alpha for a in found if a.measure.kind == "pairwise")
 
 
@@ -438,6 +438,10 @@ def flip_rate(reader: Reader) -> Estimate:
     """The first flip rate that is defined, which is what training reads unless simulated judgments were asked for."""
     rates = _flips(reader).value
     return next((e for e in rates.values() if e.value is not None), rates["overlap"])
+
+
+def _agreement(reader: Reader) -> Kept[list[agreement.Agreement]]:
+    return reader.kept("agreement", lambda: agreement.agreement(reader.session, reader.window))
 
 
 def _flips(reader: Reader) -> Kept[dict[str, Estimate]]:

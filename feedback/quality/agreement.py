@@ -28,7 +28,6 @@ Floats = npt.NDArray[np.float64]
 
 LEAST_TASKS = 10
 RESAMPLES = 1000
-AT_ONCE = 100
 SEED = 0
 
 TOO_FEW = N_("only %(n)d tasks were judged by two people or more; %(least)d are needed")
@@ -81,9 +80,14 @@ class Agreement:
 
 
 def agreement(session: Session, window: Window) -> list[Agreement]:
-    """Alpha of each measure, then of each rule that has been checked."""
-    found = []
+    """Alpha of each measure, a rule check's also of each rule, then by week; see `by_kind` and `by_week`."""
     acts_of = {kind: load_acts(session, kind, window) for kind in {m.kind: None for m in MEASURES}}
+    return [*by_kind(acts_of), *by_week(acts_of)]
+
+
+def by_kind(acts_of: dict[str, list[Act]]) -> list[Agreement]:
+    """Alpha of each measure, and after that of all rule checks each rule's."""
+    found = []
     for measure in MEASURES:
         acts = acts_of[measure.kind]
         found.append(Agreement(measure, alpha_of(acts, measure)))
@@ -93,16 +97,16 @@ def agreement(session: Session, window: Window) -> list[Agreement]:
     return found
 
 
-def agreement_by_week(session: Session, window: Window) -> list[Agreement]:
+def by_week(acts_of: dict[str, list[Act]]) -> list[Agreement]:
     """Alpha of the leading measures by the week (Monday, UTC) in which a task got its last judgment; oldest first."""
     found = []
     for measure in OVER_TIME:
-        by_task = _grouped(load_acts(session, measure.kind, window), lambda act: act.task_id)
-        by_week: dict[dt.date, list[Act]] = defaultdict(list)
+        by_task = _grouped(acts_of[measure.kind], lambda act: act.task_id)
+        weeks: dict[dt.date, list[Act]] = defaultdict(list)
         for acts in by_task.values():
             last = max(act.at for act in acts).date()
-            by_week[last - dt.timedelta(days=last.weekday())] += acts
-        found += [Agreement(measure, alpha_of(acts, measure), week=week) for week, acts in sorted(by_week.items())]
+            weeks[last - dt.timedelta(days=last.weekday())] += acts
+        found += [Agreement(measure, alpha_of(acts, measure), week=week) for week, acts in sorted(weeks.items())]
     return found
 
 
@@ -154,8 +158,18 @@ def alpha(counts: npt.NDArray[np.int64], level: Level, tasks: npt.NDArray[np.int
 def resampled(counts: npt.NDArray[np.int64], level: Level, tasks: npt.NDArray[np.int64]) -> Floats:
     """(RESAMPLES,) alphas of tasks drawn with replacement; NaN where a draw has one answer only.
 
-    A resample's coincidence matrix is the weighted sum of its tasks' matrices, so all of them are one matrix product.
+    A draw's coincidence matrix is the sum of its tasks' matrices. Tasks with equal matrices are drawn as one kind, so that
+    the work hangs on how many kinds there are: a few dozen, however many tasks.
     """
+    size = counts.shape[1]
+    kinds, n_of = _kinds(counts, tasks)
+    n = int(n_of.sum())
+    drawn = np.random.default_rng(SEED).multinomial(n, n_of / n, size=RESAMPLES).astype(np.float64)
+    return np.concatenate([_alphas((part @ kinds).reshape(-1, size, size), level) for part in np.split(drawn, 10)])
+
+
+def _kinds(counts: npt.NDArray[np.int64], tasks: npt.NDArray[np.int64]) -> tuple[Floats, npt.NDArray[np.int64]]:
+    """(kinds, answers²) the different coincidence matrices of tasks, and (kinds,) how many tasks have each."""
     size = counts.shape[1]
     m = counts.sum(axis=1)
     ordered_pairs = counts[:, :, None] * counts[:, None, :] - counts[:, :, None] * np.eye(size, dtype=np.int64)
@@ -163,13 +177,8 @@ def resampled(counts: npt.NDArray[np.int64], level: Level, tasks: npt.NDArray[np
     groups, group = np.unique(tasks, return_inverse=True)
     of_tasks = np.zeros((len(groups), size * size))
     np.add.at(of_tasks, group, of_units)
-    rng = np.random.default_rng(SEED)
-    even = np.full(len(groups), 1 / len(groups))
-    found = []
-    for _ in range(RESAMPLES // AT_ONCE):
-        weights = rng.multinomial(len(groups), even, size=AT_ONCE).astype(np.float64)  # (AT_ONCE, tasks)
-        found.append(_alphas((weights @ of_tasks).reshape(AT_ONCE, size, size), level))
-    return np.concatenate(found)
+    kinds, n_of = np.unique(of_tasks.round(9), axis=0, return_counts=True)
+    return kinds, n_of
 
 
 def _alphas(o: Floats, level: Level) -> Floats:

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from core.db import utcnow
 from feedback.quality import agreement as module
 from feedback.quality.acts import Window
-from feedback.quality.agreement import Agreement, agreement, agreement_by_week, alpha, resampled
+from feedback.quality.agreement import Agreement, agreement, alpha, resampled
 from tests.factories import make_person, make_task
 from tests.feedback.quality.rows import checks, judge, make_rule, pairs
 
@@ -76,15 +76,19 @@ def test_the_interval_is_that_of_the_package_on_resampled_tasks() -> None:
     import krippendorff
 
     rng = np.random.default_rng(5)
-    counts = rng.multinomial(3, [0.5, 0.3, 0.2], size=40)
+    counts = rng.multinomial(2, [0.5, 0.3, 0.2], size=40)
     tasks = np.arange(40) // 2  # two units a task
+    kinds, n_of = module._kinds(counts, tasks)
+    drawn = np.random.default_rng(module.SEED).multinomial(20, n_of / 20, size=module.RESAMPLES)
+    like = {tuple(module._kinds(counts[2 * t : 2 * t + 2], tasks[:2])[0][0]): t for t in range(20)}
+    assert len(like) == len(kinds) < 20
     for level in ("nominal", "ordinal"):
         ours = resampled(counts, level, tasks)
-        weights = np.random.default_rng(module.SEED).multinomial(20, np.full(20, 1 / 20), size=module.AT_ONCE)
         for b in range(5):
-            rows = [r for task in range(20) for _ in range(weights[b, task]) for r in (2 * task, 2 * task + 1)]
+            chosen = [like[tuple(kind)] for kind, n in zip(kinds, drawn[b], strict=True) for _ in range(n)]
+            rows = [row for t in chosen for row in (2 * t, 2 * t + 1)]
             theirs = krippendorff.alpha(value_counts=counts[rows], value_domain=[0, 1, 2], level_of_measurement=level)
-            assert ours[b] == pytest.approx(theirs, abs=1e-12)
+            assert ours[b] == pytest.approx(theirs, abs=1e-9)
 
 
 def test_chance_is_near_zero_and_within_its_interval() -> None:
@@ -200,8 +204,9 @@ def test_weeks_begin_on_monday(session: Session) -> None:
     assert sunday.weekday() == 6
     pairs(session, [{ana: "a", ben: "a"}, {ana: "b", ben: "b"}] * 6, at=sunday)
     pairs(session, [{ana: "a", ben: "b"}, {ana: "b", ben: "b"}] * 6, at=sunday + dt.timedelta(minutes=2))
-    found = [a for a in agreement_by_week(session, Window()) if a.measure.kind == "pairwise"]
+    found = [a for a in agreement(session, Window()) if a.week and a.measure.kind == "pairwise"]
     assert [(a.week, a.alpha.n) for a in found] == [(dt.date(2026, 11, 2), 12), (dt.date(2026, 11, 9), 12)]
     assert found[0].alpha.value == 1
     assert found[1].alpha.value < 0.5
-    assert agreement_by_week(session, Window(since=utcnow() + dt.timedelta(days=1))) == []
+    tomorrow = Window(since=utcnow() + dt.timedelta(days=1))
+    assert not any(a.week for a in agreement(session, tomorrow))
