@@ -135,7 +135,7 @@ def throughput(reader: Reader) -> Table:
         "throughput", _("Judgments per day"), columns, rows, as_of=found.at,
         plot=Plot(lines, _("judgments"), low=0) if total else None,
         note=_("%(total)s judgments of tasks; a changed mind is no further one.", total=f"{total:,}"),
-        empty=_nothing(reader, _("nobody judged a task in this time")),
+        empty=_nothing(reader, total, _("nobody judged a task in this time")),
     )  # fmt: skip
 
 
@@ -179,7 +179,7 @@ def agreement_weeks(reader: Reader) -> Table:
     return reader.table(
         "agreement-weeks", _("Agreement over time"), columns, rows, as_of=found.at,
         plot=Plot(("pairwise", "rating", "rule_check"), _("alpha"), high=1), note=_compared(reader),
-        empty=_nothing(reader, _("no task was judged by two people in this time")),
+        empty=_nothing(reader, rows, _("no task was judged by two people in this time")),
     )  # fmt: skip
 
 
@@ -240,7 +240,7 @@ def violations_by_version(reader: Reader) -> Table:
         _("Rule %(rule)s broken, by policy version", rule=rule) if rule else _("Rules broken, by policy version"),
         columns, rows, as_of=found.at, plot=Plot(("checked", "probed"), _("share broken"), low=0),
         note=_("Share of completions judged on a rule, with 95 % Wilson intervals; n counts completions, once per rule."),
-        empty=_nothing(reader, _(violations.NOTHING)),
+        empty=_nothing(reader, rows, _(violations.NOTHING)),
     )  # fmt: skip
 
 
@@ -261,7 +261,7 @@ def violations_by_rule(reader: Reader) -> Table:
     ]  # fmt: skip
     return reader.table(
         "violations", _("Each rule by policy version"), columns, rows, as_of=found.at,
-        empty=_nothing(reader, _(violations.NOTHING)),
+        empty=_nothing(reader, rows, _(violations.NOTHING)),
     )  # fmt: skip
 
 
@@ -339,7 +339,7 @@ def tracks(reader: Reader) -> Table:
             "Time, sides and repeats: of everybody's newest %(n)s judgments in this time. At most %(most)s people, by login.",
             n=f"{reader.settings.newest_judgments:,}", most=annotators.MOST_PEOPLE,
         ),
-        empty=_nothing(reader, _("nobody judged a task in this time")),
+        empty=_nothing(reader, rows, _("nobody judged a task in this time")),
     )  # fmt: skip
 
 
@@ -495,8 +495,10 @@ def _compared(reader: Reader) -> str:
     )
 
 
-def _nothing(reader: Reader, reason: str) -> str:
-    """Why a table is empty, and what was left out."""
+def _nothing(reader: Reader, found: object, reason: str) -> str:
+    """Why a table is empty, and what was left out; nothing where something was found."""
+    if found:
+        return ""
     text = str(_("Undefined, because %(reason)s.", reason=reason))
     n = count_left_out(reader)
     if not n:
