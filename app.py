@@ -21,6 +21,7 @@ import access.oidc_pages
 import access.people_pages
 import access.views
 import commands.cli
+import console.quality_views
 import console.views
 import feedback.api
 import feedback.rule_pages
@@ -82,6 +83,7 @@ def create_app(settings: Settings | None = None, db: Database | None = None) -> 
     app.register_blueprint(feedback.views.blueprint)
     app.register_blueprint(feedback.rule_pages.blueprint)
     app.register_blueprint(console.views.blueprint)
+    app.register_blueprint(console.quality_views.blueprint)
     app.register_blueprint(serving.views.blueprint)
     app.register_blueprint(serving.health.blueprint)
     app.register_blueprint(serving.api.blueprint)

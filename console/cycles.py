@@ -231,6 +231,8 @@ def _update_facts(r: dict[str, Any]) -> list[str]:
     facts = _trained(r.get("n_pairs"), r)
     loss, parameters = words.number(r.get("loss")), words.number(r.get("trainable_parameters"))
     facts.append(f"Mean loss over the run {loss} nats; {parameters} trained parameters.")
+    if smoothing := r.get("label_smoothing"):
+        facts.append(f"Label smoothing {words.number(smoothing['value'])}: {smoothing['why']}.")
     return [*facts, f"Made the candidate {r['policy_version']}."] if r.get("policy_version") else facts
 
 

@@ -7,7 +7,7 @@ from typing import Any
 Z95 = 1.959963984540054
 
 
-def wilson(successes: int, n: int, z: float = Z95) -> tuple[float, float]:
+def wilson(successes: float, n: float, z: float = Z95) -> tuple[float, float]:
     """Wilson score interval of a rate; (0, 1) where n is 0. Source: Wilson 1927, JASA 22:209."""
     if n == 0:
         return 0.0, 1.0

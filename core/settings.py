@@ -8,7 +8,7 @@ all and a test keeps that list complete. Units stand in the names: `_s` seconds,
 import secrets
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -124,6 +124,23 @@ class OidcSettings(SettingsGroup):
         return self.issuer.removesuffix("/.well-known/openid-configuration").rstrip("/")
 
 
+class QualitySettings(SettingsGroup):
+    """What the pages about quality look at."""
+
+    fast_chars_per_s: float = Field(
+        60, gt=0, description="A judgment that comes sooner than its texts at so many characters a second is too fast."
+    )
+    fast_floor_s: float = Field(2, ge=0, description="And so is one that comes within so many seconds, however short.")
+    newest_tasks: int = Field(
+        2000, ge=10, description="Of tasks that several people judged, so many of the newest are compared."
+    )
+    newest_judgments: int = Field(
+        500,
+        ge=1,
+        description="Of each annotator's judgments, so many of the newest tell their times, sides and repeats.",
+    )
+
+
 class CollectSettings(StageSettings):
     """Where the completions that people judge come from."""
 
@@ -188,7 +205,13 @@ class UpdateSettings(StageSettings):
     lora_top_layers: int = Field(0, ge=0, description="Adapt only the last n layers; 0 means all.")
     beta: float = Field(0.1, gt=0, description="DPO inverse temperature.")
     sft_weight: float = Field(1.0, ge=0, description="Weight of the negative log-likelihood of the chosen completion.")
-    label_smoothing: float = Field(0.05, ge=0, lt=0.5, description="Assumed flip rate of the judgments (loss robust).")
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] | Literal["auto"] = Field(
+        "auto",
+        description="Assumed flip rate of the judgments (loss robust), 0 to below 0.5; `auto`: the snapshot's estimate, where people's judgments allow one.",
+    )
+    label_smoothing_without: float = Field(
+        0.05, ge=0, lt=0.5, description="What `auto` takes where there is no estimate."
+    )
     extrapolation: float = Field(
         1.0,
         gt=0,
@@ -302,6 +325,7 @@ class Settings(BaseSettings):
     assignment: AssignmentSettings = AssignmentSettings()
     gold: GoldSettings = GoldSettings()
     care: CareSettings = CareSettings()
+    quality: QualitySettings = QualitySettings()
 
     cycle_cron: str = Field("", description="Cron expression (UTC) that starts a cycle; empty: none.")
     cycle_min_judgments: int = Field(

@@ -1,6 +1,7 @@
 """Snapshots: the frozen, hashed datasets that reward models and policies are trained on.
 
-A snapshot is a folder `train.jsonl`, `heldout.jsonl`, `manifest.json`. Near-duplicate prompts are one
+A snapshot is a folder `train.jsonl`, `heldout.jsonl`, `manifest.json`; the manifest holds the flip rate of people's
+judgments as it was then, which the update's label smoothing reads. Near-duplicate prompts are one
 cluster (MinHash LSH over word 3-grams; Broder 1997) and a cluster is never split; which side it goes to
 hangs on its lowest hash alone, so that a held-out prompt stays held out while data grows. Prompts of the frozen
 suites, and near-duplicates of them, are left out. No time stands in it: equal input, equal hash.
@@ -22,6 +23,7 @@ from core.errors import InvalidInput, NotFound
 from core.settings import SnapshotSettings
 from feedback.models import Snapshot, SnapshotJudgment
 from feedback.preferences import Gathered, Preference, gather
+from feedback.quality.flips import flip_rate
 from feedback.redaction import redact
 
 __all__ = ["Preference", "find_snapshot", "freeze", "load_pairs"]
@@ -54,7 +56,7 @@ def freeze(
             f"the snapshot would hold {len(train)} training and {len(heldout)} held-out pairs; both sides need some."
             f" Left out: {dict(counts)}. Collect more judgments, or set DUNNOCK_SNAPSHOT__INCLUDE_SIMULATED=true for a trial."
         )
-    manifest = _manifest(gathered, train, heldout, settings)
+    manifest = _manifest(gathered, train, heldout, settings) | {"flip_rate": flip_rate(session).plain()}
     staging = artifact_dir / "snapshots" / ".staging"
     with new_folder(staging) as folder:
         _write_jsonl(folder / "train.jsonl", train)
@@ -191,6 +193,7 @@ def _manifest(
         "n_train": len(train),
         "n_heldout": len(heldout),
         "n_simulated": sum(p.simulated for p in [*train, *heldout]),
+        "n_imported": sum(p.source.startswith("import:") for p in [*train, *heldout]),
         "n_clusters": len({p.cluster for p in [*train, *heldout]}),
         "counts": dict(sorted(gathered.counts.items())),
         "judgment_ids": sorted(gathered.judgment_ids),

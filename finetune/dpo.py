@@ -17,6 +17,7 @@ from typing import Any
 from core.errors import StageError
 from core.settings import UpdateSettings
 from feedback.dataset import Preference
+from finetune.smoothing import label_smoothing
 from training.device import Device, find_device, find_dtype
 from training.encode import encode_completion, encode_prompt
 from training.head import score_labels_only
@@ -80,7 +81,7 @@ def update_policy(
         **common_arguments(settings, work, target),
         loss_type=["robust", "sft"],
         loss_weights=[1.0, settings.sft_weight],
-        label_smoothing=settings.label_smoothing,
+        label_smoothing=label_smoothing(settings, {})[0],
         beta=settings.beta,
         precompute_ref_log_probs=True,
         precompute_ref_batch_size=REFERENCE_BATCH,

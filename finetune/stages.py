@@ -33,6 +33,7 @@ from finetune.gate import as_rows, run_gate
 from finetune.gate_evidence import gather_evidence
 from finetune.models import StageRun
 from finetune.peak import peak_mb
+from finetune.smoothing import label_smoothing
 from policy.base import base_model_name, base_model_path, base_sha256
 from policy.client import verify_adapter
 from policy.models import GateReport, PolicyVersion
@@ -109,10 +110,12 @@ def _update(context: StageContext) -> None:
 
     settings = UpdateSettings(**context.stage_settings("update"))
     snapshot, train, _ = _pairs(context)
+    smoothing, smoothed = label_smoothing(settings, snapshot.manifest)
+    settings = settings.model_copy(update={"label_smoothing": smoothing})
     base = base_model_path(context.settings)
     relative = f"adapters/v{context.cycle_id}"
     with new_folder(context.artifact_dir / relative) as out:
-        facts = update_policy(
+        facts = {"label_smoothing": smoothed} | update_policy(
             train, base, context.work_dir("update"), out, settings,
             device=context.settings.device, snapshot_sha256=snapshot.content_sha256, progress=context.progress,
         )  # fmt: skip

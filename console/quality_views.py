@@ -1,0 +1,182 @@
+"""The pages of quality: the overview, annotators, known answers, what was flagged, and every table as CSV and JSON.
+
+Reviewers, leads and admins read; leads and admins pause annotators and let them go on. Plots are drawn in the page by
+uPlot, whose files are served out of the installed `youplot` wheel; without a script the tables hold the same figures.
+"""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from flask import Blueprint, Response, flash, jsonify, redirect, render_template, request, send_from_directory, url_for
+from flask_babel import gettext as _
+from flask_login import current_user
+from sqlalchemy.orm import Session
+from werkzeug.wrappers import Response as AnyResponse
+
+from access.models import Person
+from access.views import current_person, require_role
+from console import figures, quality, words
+from console.quality import DAYS, TABLES, Filters, Reader
+from core.errors import InvalidInput, NotFound
+from core.web import runtime
+from feedback.annotators import pause, resume
+from feedback.quality.annotators import SORTS, standing_of
+
+READERS = ("reviewer", "lead")  # an admin may do whatever a role may
+CHANGERS = ("lead",)
+MAX_REASON = 500
+LIBRARY = {"uplot.iife.min.js": "text/javascript", "uplot.min.css": "text/css"}
+LIBRARY_AGE_S = 86_400
+
+blueprint = Blueprint("quality", __name__, template_folder="pages")
+
+
+@blueprint.context_processor
+def _for_templates() -> dict[str, object]:
+    may_change = current_user.is_authenticated and current_user.may(*CHANGERS)
+    return {"words": words, "figures": figures, "quality": quality, "may_change": may_change}
+
+
+@blueprint.get("/quality")
+@require_role(*READERS)
+def overview() -> str:
+    with runtime().db.read() as session:
+        reader = _reader(session)
+        days = quality.throughput(reader)
+        return render_template(
+            "console/quality.html",
+            filters=reader.filters,
+            agreement=quality.agreement_on_pairs(reader),
+            flip_rate=quality.flip_rate(reader),
+            judgments=sum(row["total"] for row in days.rows),
+            people=quality.count_people(reader),
+            health=quality.health(reader).value,
+            flags=quality.count_flags(reader),
+            left_out=quality.count_left_out(reader),
+            rules=quality.rules(session),
+            tables={"throughput": days}
+            | {
+                name: TABLES[name](reader)
+                for name in (
+                    "progress", "queue", "agreement", "agreement-weeks", "flip-rate", "violations-by-version",
+                    "violations",
+                )
+            },
+        )  # fmt: skip
+
+
+@blueprint.get("/quality/annotators")
+@require_role(*READERS)
+def annotators() -> str:
+    return _page("console/annotators.html", "annotators")
+
+
+@blueprint.get("/quality/gold")
+@require_role(*READERS)
+def gold() -> str:
+    return _page("console/quality_list.html", "gold")
+
+
+@blueprint.get("/quality/flags")
+@require_role(*READERS)
+def flags() -> str:
+    return _page("console/quality_list.html", "flags")
+
+
+@blueprint.get("/quality/consensus")
+@require_role(*READERS)
+def settled() -> str:
+    return _page("console/quality_list.html", "consensus")
+
+
+@blueprint.get("/quality/tables/<name>.<any(csv, json):form>")
+@require_role(*READERS)
+def table(name: str, form: str) -> Response:
+    if name not in TABLES:
+        raise NotFound(f"there is no table {name!r}; there are {', '.join(sorted(TABLES))}")
+    with runtime().db.read() as session:
+        found = TABLES[name](quality.for_export(_reader(session)))
+        if form == "json":
+            return jsonify(figures.as_json(found))
+        answer = Response("".join(figures.as_csv(found)), mimetype="text/csv")
+    answer.headers["Content-Disposition"] = f'attachment; filename="dunnock-{name}.csv"'
+    return answer
+
+
+@blueprint.get("/quality/annotators/<int:person_id>/<any(pause, resume):action>")
+@require_role(*CHANGERS)
+def ask_standing(person_id: int, action: str) -> str:
+    with runtime().db.read() as session:
+        return render_template("console/standing.html", person=_annotator(session, person_id), action=action)
+
+
+@blueprint.post("/quality/annotators/<int:person_id>/<any(pause, resume):action>")
+@require_role(*CHANGERS)
+def set_standing(person_id: int, action: str) -> AnyResponse:
+    reason, by = request.form.get("reason", "").strip()[:MAX_REASON], current_person().login
+    with runtime().db.session() as session:
+        person = _annotator(session, person_id)
+        if action == "pause" and person["standing"] == "paused":
+            flash(_("%(login)s was paused already; nothing was changed.", login=person["login"]))
+        elif action == "resume" and person["standing"] == "good":
+            flash(_("%(login)s may work already; nothing was changed.", login=person["login"]))
+        elif action == "pause":
+            pause(session, person_id, by, reason)
+            flash(_("%(login)s gets no more tasks until somebody lets them go on.", login=person["login"]))
+        else:
+            resume(session, person_id, by, reason)
+            flash(_("%(login)s may go on.", login=person["login"]))
+    return redirect(url_for("quality.annotators"), 303)
+
+
+@blueprint.get("/quality/library/<name>")
+def library(name: str) -> Response:
+    """uPlot's own files, as they lie in the installed wheel."""
+    if name not in LIBRARY:
+        raise NotFound(f"there is no file {name!r} of the charting library")
+    return send_from_directory(_library_folder(), name, mimetype=LIBRARY[name], max_age=LIBRARY_AGE_S)
+
+
+def _library_folder() -> Path:
+    found = find_spec("youplot")
+    if found is None or not found.submodule_search_locations:
+        raise NotFound("the charting library is not installed; `make setup` does it")
+    return Path(found.submodule_search_locations[0]) / "vendor"
+
+
+def _page(template: str, name: str) -> str:
+    with runtime().db.read() as session:
+        reader = _reader(session)
+        return render_template(template, filters=reader.filters, table=TABLES[name](reader))
+
+
+def _reader(session: Session) -> Reader:
+    return Reader(session, _filters(), runtime().settings.quality)
+
+
+def _filters() -> Filters:
+    """What the address asks for.
+
+    Raises:
+        InvalidInput: a value that no link of ours has.
+    """
+    days, before = request.args.get("days", "28"), request.args.get("before", "")
+    if days not in map(str, DAYS):
+        raise InvalidInput(f"days={days!r}; it is one of {', '.join(map(str, DAYS))}", param="days")
+    if before and not (before.isdecimal() and len(before) < 10):
+        raise InvalidInput(f"before={before!r} is no id of a row; follow the link “Older”", param="before")
+    sort = request.args.get("sort", "")
+    if sort and sort not in SORTS:
+        raise InvalidInput(f"sort={sort!r}; it is one of {', '.join(SORTS)}", param="sort")
+    simulated = request.args.get("simulated", "0")
+    if simulated not in ("0", "1"):
+        raise InvalidInput(f"simulated={simulated!r}; it is 0 or 1", param="simulated")
+    rule = request.args.get("rule", "")[:60]
+    return Filters(int(days), simulated == "1", rule, sort, int(before) if before else None)
+
+
+def _annotator(session: Session, person_id: int) -> dict[str, str]:
+    """Login and standing of a person; their row is locked where the database has such locks."""
+    if session.get(Person, person_id, with_for_update=True) is None:
+        raise NotFound(f"there is no person {person_id}")
+    return standing_of(session, [person_id])[person_id]

@@ -1,0 +1,1 @@
+"""How good judgments are: agreement, consensus, annotators, flips, and what waits. Reads rows, writes none."""
