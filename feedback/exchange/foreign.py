@@ -66,7 +66,7 @@ class Fields:
         if name in self.names:
             return self.names.index(name)
         words = re.findall(r"[a-z]+|\d+", name)
-        last = words[-1] if words else ""
+        last = words[-1] if 1 <= len(words) <= 2 else ""  # longer ones are sentences
         if last.isdecimal() and 1 <= int(last) <= len(self.completions):
             return int(last) - 1
         return ord(last) - ord("a") if len(last) == 1 and ord(last) - ord("a") < len(self.completions) else None
@@ -174,7 +174,7 @@ def _found_completions(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     for pair in PAIRS:
         if all(values.get(name) for name in pair):
             return [(name, _text(values[name], name)) for name in pair]
-    groups: dict[str, list[str]] = {}
+    groups = {"": [letter for letter in "abcdef" if _is_text(values.get(letter))]}
     for name in sorted(values):
         if (stem := re.fullmatch(r"(.*?[a-z])[-_ ]?(?:\d+|(?<=[-_ ])[a-f])", name)) and _is_text(values[name]):
             groups.setdefault(stem.group(1), []).append(name)
@@ -280,7 +280,7 @@ def _rule_check(_: Fields, answer: Answer) -> dict[str, Any] | None:
 def _words(value: Any) -> str:
     if isinstance(value, list):
         return _words(value[0]) if len(value) == 1 else ", ".join(map(_words, value))
-    return "" if value is None else str(value)
+    return str(value) if isinstance(value, str | int | float) else ""
 
 
 _ASKED = {"pairwise": _pairwise, "ranking": _ranking, "rating": _rating, "rule_check": _rule_check}

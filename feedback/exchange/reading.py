@@ -55,8 +55,7 @@ def read_tasks(path: Path, wanted: Wanted, limit: int | None = None) -> Iterator
     """
     if wanted.form not in FORMS:
         raise InvalidInput(f"form is {wanted.form!r}; it is one of {', '.join(FORMS)}", param="form")
-    for line, value in islice(_rows(path), limit):
-        yield _read(line, value, wanted)
+    return (_read(line, value, wanted) for line, value in islice(_rows(path), limit))
 
 
 def name_of(path: Path) -> str:
