@@ -18,6 +18,10 @@ import access.views
 import commands.cli
 import console.views
 import feedback.api
+import feedback.api_docs
+import feedback.api_judgments
+import feedback.api_rules
+import feedback.api_tasks
 import feedback.views
 import serving.api
 import serving.health
@@ -60,9 +64,12 @@ def create_app(settings: Settings | None = None, db: Database | None = None) -> 
     app.register_blueprint(serving.views.blueprint)
     app.register_blueprint(serving.health.blueprint)
     app.register_blueprint(serving.api.blueprint)
-    app.register_blueprint(feedback.api.blueprint)
-    csrf.exempt(feedback.api.blueprint)
-    csrf.exempt(serving.api.blueprint)  # programs bring a key; browser sessions are checked by the API itself
+    app.register_blueprint(feedback.api_docs.blueprint)
+    apis = (feedback.api, feedback.api_tasks, feedback.api_judgments, feedback.api_rules)
+    for api in apis:
+        app.register_blueprint(api.blueprint)
+    for api in (*apis, serving.api):
+        csrf.exempt(api.blueprint)  # programs bring a key; browser sessions are checked by the API itself
     commands.cli.install(app)
 
     app.register_error_handler(DunnockError, _domain_error)

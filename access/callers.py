@@ -6,8 +6,11 @@ from flask_wtf.csrf import validate_csrf
 from sqlalchemy.orm import Session
 
 from access.keys import authenticate
+from access.models import Person
 from core.errors import Forbidden, Unauthenticated
 from core.web import runtime
+
+MANAGERS = ("lead", "admin")
 
 
 def caller_id(scope: str, session: Session | None = None) -> int | None:
@@ -47,6 +50,19 @@ def calling_person_id(scope: str, session: Session | None = None) -> int:
             "this needs to know who you are: sign in, or send an API key as `Authorization: Bearer …`"
         )
     return found
+
+
+def calling_manager(session: Session) -> Person:
+    """The lead or admin who asks, by a key with the scope "manage" or a session; their role counts as it is now.
+
+    Raises:
+        Unauthenticated: nobody who can be named.
+        Forbidden: a key without the scope, or a person who is neither.
+    """
+    person = session.get_one(Person, calling_person_id("manage", session))
+    if person.role not in MANAGERS:
+        raise Forbidden(f"this is for people with the role {' or '.join(MANAGERS)}; {person.login} is {person.role}")
+    return person
 
 
 def _check_csrf() -> None:

@@ -11,7 +11,7 @@ from access.models import ApiKey, Person
 from core.db import utcnow
 from core.errors import Forbidden, InvalidInput, NotFound, Unauthenticated
 
-SCOPES = ("chat", "feedback", "annotate")
+SCOPES = ("chat", "feedback", "annotate", "manage")
 
 
 def create_key(

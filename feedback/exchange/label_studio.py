@@ -13,6 +13,7 @@ from core.errors import InvalidInput
 from feedback.exchange.foreign import Answer, Fields, answered, kind_of, known_answer
 from feedback.exchange.reading import Wanted
 from feedback.exchange.rows import TaskRow
+from feedback.models import KINDS
 
 HOW = {
     "pairwise": "choice",
@@ -38,7 +39,13 @@ def read(row: Mapping[str, Any], wanted: Wanted) -> tuple[dict[str, Any], list[s
     fields = Fields.of(row["data"], wanted.fields)
     annotations = [a for a in row.get("annotations") or [] if isinstance(a, Mapping) and not a.get("was_cancelled")]
     answers = [list(_answers(annotation)) for annotation in annotations]
-    kind = wanted.kind or kind_of(fields, (a for some in answers for a in some), wanted.rule)
+    data = row["data"]  # which tells rule and kind of tasks that were once ours
+    rule = wanted.rule or (data["rule"] if isinstance(data.get("rule"), str) else None)
+    kind = (
+        wanted.kind
+        or (data["kind"] if data.get("kind") in KINDS else None)
+        or kind_of(fields, (a for some in answers for a in some), rule)
+    )
     judgments, problems, gold = [], [], None
     for n, (annotation, said) in enumerate(zip(annotations, answers, strict=True), 1):
         try:
@@ -55,6 +62,7 @@ def read(row: Mapping[str, Any], wanted: Wanted) -> tuple[dict[str, Any], list[s
         )  # fmt: skip
     task = {
         "kind": kind, "messages": fields.messages, "completions": fields.completions, "judgments": judgments, "gold": gold,
+        "rule": rule if kind == "rule_check" else None,
         "source": None if row.get("id") is None else f"label-studio:{row.get('project', '')}:{row['id']}",
         "required_n": max(1, len({judgment["annotator"] for judgment in judgments})),
     }  # fmt: skip
