@@ -23,6 +23,7 @@ import feedback.api_judgments
 import feedback.api_rules
 import feedback.api_tasks
 import feedback.views
+import feedback.webhooks.views
 import serving.api
 import serving.health
 import serving.views
@@ -65,6 +66,7 @@ def create_app(settings: Settings | None = None, db: Database | None = None) -> 
     app.register_blueprint(serving.health.blueprint)
     app.register_blueprint(serving.api.blueprint)
     app.register_blueprint(feedback.api_docs.blueprint)
+    app.register_blueprint(feedback.webhooks.views.blueprint)
     apis = (feedback.api, feedback.api_tasks, feedback.api_judgments, feedback.api_rules)
     for api in apis:
         app.register_blueprint(api.blueprint)

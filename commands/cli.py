@@ -21,6 +21,7 @@ from feedback.exporting import FORMS, Form, export_file
 from feedback.importing import import_file
 from feedback.models import KINDS
 from finetune.cycle import reopen_cycle, request_cycle
+from finetune.events import tell_promoted
 from policy.client import verify_adapter
 from policy.versions import active_version
 from policy.versions import rollback as roll_back
@@ -172,5 +173,6 @@ def rollback(to: str | None, reason: str) -> None:
     with runtime().db.session() as session:
         row = roll_back(session, actor="command line", reason=reason, to=to)
         verify_adapter(active_version(session), runtime().settings.artifact_dir)  # a damaged one is not brought back
+        tell_promoted(session, row)
         record(session, "command line", "policy.rollback", str(row.policy_version_id), before={"active": row.former_id})
         click.echo(f"{active_version(session).name} is active again")

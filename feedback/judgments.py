@@ -21,6 +21,7 @@ from feedback.leases import Worker, find_assignment, finish, lock_annotator
 from feedback.models import Assignment, Completion, Correction, Judgment, RuleJudgment, RuleVersion, Task
 from feedback.shown import load_shown
 from feedback.tasks import create_task
+from feedback.webhooks.events import judgment_added
 
 MAX_ONCE_LENGTH = 100  # the column has 120; record_feedback adds ":correction"
 
@@ -225,6 +226,7 @@ def _add(session: Session, judgment: Judgment, said: Said | None = None) -> None
         session.flush()
     except IntegrityError as error:  # the caller's transaction ends with it
         raise Conflict("this name (`once`) belongs to another judgment; use a new one for a new act") from error
+    judgment_added(session, judgment)
     if said is None or not (said.findings or said.edits):
         return
     for finding in said.findings:

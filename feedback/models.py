@@ -383,7 +383,6 @@ class WebhookDelivery(Base):
     message_id: Mapped[str] = mapped_column(String(40))  # the same in every attempt, so that receivers know doubles
     event: Mapped[str] = mapped_column(String(40))
     body: Mapped[str] = mapped_column(Text)  # JSON as it is signed and sent
-    once: Mapped[str | None] = mapped_column(String(120), unique=True)
     state: Mapped[str] = mapped_column(String(10), default="waiting")
     attempts: Mapped[int] = mapped_column(default=0)
     next_at: Mapped[dt.datetime] = mapped_column(default=utcnow)

@@ -53,7 +53,6 @@ def upgrade() -> None:
         sa.Column("message_id", sa.String(length=40), nullable=False),
         sa.Column("event", sa.String(length=40), nullable=False),
         sa.Column("body", sa.Text(), nullable=False),
-        sa.Column("once", sa.String(length=120), nullable=True),
         sa.Column("state", sa.String(length=10), nullable=False),
         sa.Column("attempts", sa.Integer(), nullable=False),
         sa.Column("next_at", core.db.UtcDateTime(timezone=True), nullable=False),
@@ -64,7 +63,6 @@ def upgrade() -> None:
         sa.CheckConstraint("state IN ('waiting','sent','given_up')", name=op.f("ck_webhook_delivery_state")),
         sa.ForeignKeyConstraint(["webhook_id"], ["webhook.id"], name=op.f("fk_webhook_delivery_webhook_id_webhook")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_webhook_delivery")),
-        sa.UniqueConstraint("once", name=op.f("uq_webhook_delivery_once")),
     )
     op.create_index(
         "ix_webhook_delivery_due", "webhook_delivery", ["next_at"], sqlite_where=WAITING, postgresql_where=WAITING
