@@ -5,9 +5,11 @@ a megabyte of script each, write styles into the page, which our content-securit
 script.
 """
 
+import re
 from typing import Any
 
 from flask import Blueprint, Response, current_app, jsonify, render_template
+from markupsafe import Markup, escape
 
 from core.openapi import document
 
@@ -30,7 +32,7 @@ def docs() -> str:
     for path, methods in told["paths"].items():
         for method, call in methods.items():
             tags.setdefault(call["tags"][0], []).append({"method": method.upper(), "path": path, **call})
-    return render_template("feedback/api_docs.html", document=told, tags=tags, type_of=type_of)
+    return render_template("feedback/api_docs.html", document=told, tags=tags, type_of=type_of, marked=marked)
 
 
 def _document() -> dict[str, Any]:
@@ -39,6 +41,11 @@ def _document() -> dict[str, Any]:
     if not found:
         found.update(document(current_app._get_current_object()))  # type: ignore[attr-defined]
     return found
+
+
+def marked(text: str) -> Markup:
+    """A description with what stands between backticks as code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))  # noqa: S704 (it is escaped before)
 
 
 def type_of(schema: dict[str, Any]) -> tuple[str, str | None]:
@@ -66,7 +73,7 @@ def _plain(schema: dict[str, Any]) -> str:
     lowest = schema.get("minimum", schema.get("exclusiveMinimum", schema.get("minLength")))
     highest = schema.get("maximum", schema.get("exclusiveMaximum", schema.get("maxLength")))
     if isinstance(highest, int) and highest >= 2**31 - 1:
-        highest = None
+        lowest, highest = None if (lowest or 0) < 0 else lowest, None
     if lowest is not None and highest is not None:
         return f"{word}, {lowest} to {highest}"
     return f"{word}, at least {lowest}" if lowest else f"{word}, at most {highest}" if highest is not None else word

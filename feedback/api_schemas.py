@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from feedback.exchange.rows import Kind, Pool, TaskSpec, Turn
+from feedback.exchange.rows import Kind, MessageRow, Pool, TaskSpec
 from feedback.kinds import AnyForm
 
 Id = Annotated[int, Field(ge=1, le=2**63 - 1)]
@@ -138,7 +138,7 @@ class GoldAnswer(Answer):
 class TaskDetail(TaskAnswer):
     """A task with its texts."""
 
-    messages: list[Turn]
+    messages: list[MessageRow]
     completions: list[CompletionAnswer] = Field(description="In the order of the positions that judgments name.")
     gold: GoldAnswer | None
 

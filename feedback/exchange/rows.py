@@ -29,7 +29,7 @@ class Row(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Turn(Message):
+class MessageRow(Message):
     """One turn of a conversation, in text that both databases hold."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -46,7 +46,7 @@ class TaskSpec(Row):
     """What is asked, of whom, how often."""
 
     kind: Kind
-    messages: list[Turn] = Field(
+    messages: list[MessageRow] = Field(
         default_factory=list, max_length=200, description="The conversation up to the completions; empty for a probe."
     )
     completions: list[str] = Field(
@@ -120,7 +120,7 @@ class TaskSpec(Row):
 class Reply(Row):
     """A reply of the policy that a probe judged: the conversation before it, and its text."""
 
-    messages: list[Turn] = Field(min_length=1, max_length=200)
+    messages: list[MessageRow] = Field(min_length=1, max_length=200)
     text: str = Field(max_length=MAX_TEXT_CHARS)
 
 

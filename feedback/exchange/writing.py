@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session, contains_eager, joinedload, selectinload
 
 from access.models import Person
 from core.db import Database
-from feedback.exchange.rows import JudgmentRow, Reply, TaskRow, Turn
+from feedback.exchange.rows import JudgmentRow, MessageRow, Reply, TaskRow
 from feedback.judgments import read_said
 from feedback.kinds.frame import Said
 from feedback.models import (
@@ -107,8 +107,8 @@ def _row(task: Task, gold: Gold | None, about: str | None, judgments: list[Judgm
     return TaskRow.model_construct(**values)
 
 
-def _turns(messages: Sequence[Mapping[str, Any]]) -> list[Turn]:
-    return [Turn.model_construct(**{name: turn[name] for name in ("role", "content")}) for turn in messages]
+def _turns(messages: Sequence[Mapping[str, Any]]) -> list[MessageRow]:
+    return [MessageRow.model_construct(**{name: turn[name] for name in ("role", "content")}) for turn in messages]
 
 
 class _Teller:
