@@ -21,6 +21,8 @@ from sqlalchemy.pool import NullPool
 from sqlalchemy.types import JSON, TypeDecorator
 
 BUSY_TIMEOUT_S = 30
+MAX_ID = 2**31 - 1
+"""The largest id: PostgreSQL refuses a larger number where it compares one with a column of ids."""
 
 
 class UtcDateTime(TypeDecorator[dt.datetime]):

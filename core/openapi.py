@@ -15,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 from werkzeug.routing import Rule
 
+from core.db import MAX_ID
+
 View = TypeVar("View", bound=Callable[..., Any])
 Key = tuple[type[BaseModel], JsonSchemaMode]
 Refs = dict[Any, dict[str, Any]]  # by Key
@@ -183,7 +185,7 @@ def _path(rule: Rule) -> str:
 
 def _path_parameters(rule: Rule) -> Iterator[dict[str, Any]]:
     for kind, name in re.findall(r"<(?:(\w+):)?(\w+)>", rule.rule):
-        whole = {"type": "integer", "minimum": 0, "maximum": 2**63 - 1}
+        whole = {"type": "integer", "minimum": 0, "maximum": MAX_ID}
         schema = whole if kind == "int" else {"type": "string", "minLength": 1, "pattern": "^[^/]+$"}
         yield {"name": name, "in": "path", "required": True, "schema": schema}
 

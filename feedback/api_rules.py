@@ -39,7 +39,7 @@ def list_rules() -> Response:
 
 
 @blueprint.get("/rules/<slug>")
-@operation("Rules", RuleAnswer, scope="annotate", errors=(404,))
+@operation("Rules", RuleAnswer, scope="annotate", errors=(400, 404))
 def show_rule(slug: str) -> Response:
     """One rule in all its versions, the newest first."""
     with runtime().db.read() as session:

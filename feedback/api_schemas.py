@@ -1,14 +1,14 @@
 """What `/api/v1` answers with, and the queries that it takes: the schemas of its document."""
 
 import datetime as dt
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from core.db import MAX_ID
 from feedback.exchange.rows import Kind, MessageRow, Pool, TaskSpec
 from feedback.kinds import AnyForm
 
-Id = Annotated[int, Field(ge=1, le=2**63 - 1)]
 MAX_PAGE = 200
 
 
@@ -27,7 +27,7 @@ class Query(BaseModel):
 class Page(Query):
     """Which part of a list: rows come by id, oldest first."""
 
-    after: int = Field(0, ge=0, le=2**63 - 1, description="Rows with larger ids; `next_after` of the page before.")
+    after: int = Field(0, ge=0, le=MAX_ID, description="Rows with larger ids; `next_after` of the page before.")
     limit: int = Field(50, ge=1, le=MAX_PAGE, description="At most so many rows.")
 
 
@@ -157,7 +157,7 @@ class JudgmentQuery(Page):
     """Which judgments."""
 
     kind: Kind | Literal["thumbs"] | None = None
-    annotator: str | None = Field(None, max_length=120, description="A login.")
+    annotator: str | None = Field(None, max_length=120, pattern=r"^[^\x00]*$", description="A login.")
     simulated: bool = Field(False, description="Take those of programs too; they are marked.")
 
 

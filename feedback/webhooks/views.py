@@ -6,6 +6,7 @@ from werkzeug.wrappers import Response
 
 from access.models import Person
 from access.views import current_person, require_role
+from core.db import MAX_ID
 from core.errors import InvalidInput
 from core.web import runtime
 from feedback.webhooks import subscriptions
@@ -41,6 +42,7 @@ def add() -> tuple[str, int]:
 @require_role(*LEADS)
 def show(webhook_id: int) -> str:
     before = request.args.get("before", type=int)
+    before = None if before is None else min(max(before, 0), MAX_ID)
     with runtime().db.read() as session:
         webhook = subscriptions.find(session, webhook_id)
         rows, older = subscriptions.deliveries(session, webhook_id, before)

@@ -10,7 +10,9 @@ from sqlalchemy import select
 
 from access.keys import create_key
 from access.models import AuditLog, Person
+from app import create_app
 from core.db import Database
+from core.settings import Settings
 from feedback.judgments import record_feedback, submit_judgment
 from feedback.kinds.pairwise import PairwiseForm
 from feedback.leases import claim_task
@@ -290,3 +292,25 @@ def test_people_are_listed_without_anything_secret(call: Any, people: dict[str, 
     rest = call("GET", f"/api/v1/people?after={rows['next_after']}").json
     assert [row["role"] for row in rest["data"]] == ["lead", "admin"]
     assert set(rows["data"][0]) == {"id", "login", "role", "scripted", "active", "standing", "created_at"}
+
+
+# PostgreSQL is stricter than SQLite -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("tasks/2147483647", 404), ("tasks/2147483648", 404), ("tasks/9223372036854775808", 404),
+        ("tasks?after=2147483647", 200), ("tasks?after=2147483648", 400), ("tasks/2147483647/judgments", 404),
+        ("judgments?annotator=a%00b", 400), ("people?after=9223372036854775807", 400), ("rules/a%00b", 400),
+    ],
+)  # fmt: skip
+def test_numbers_and_texts_that_postgresql_does_not_take(
+    settings: Settings, postgres_database: Database, path: str, status: int
+) -> None:
+    with postgres_database.session() as session:
+        lead = factories.make_person(session, role="lead")
+        secret = create_key(session, lead, "a program", "manage annotate")[1]
+    client = create_app(settings, postgres_database).test_client()
+    answer = client.get(f"/api/v1/{path}", headers={"Authorization": f"Bearer {secret}"})
+    assert answer.status_code == status, answer.text
