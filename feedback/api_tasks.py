@@ -1,9 +1,11 @@
 """`/api/v1/tasks`: making, finding, cancelling tasks and raising their priority, for leads' programs."""
 
+import contextlib
 from typing import Any
 
 from flask import Blueprint, Response, jsonify
 from sqlalchemy import select, update
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, joinedload, selectinload
 
 from access.audit import record
@@ -19,14 +21,24 @@ from feedback.models import Gold, Task, TaskItem
 blueprint = Blueprint("api_tasks", __name__, url_prefix="/api/v1")
 
 SCOPE = "manage"
+TRIES = 3
 COLUMNS = tuple(TaskAnswer.model_fields)
 
 
 @blueprint.post("/tasks")
-@operation("Tasks", {201: TaskDetail, 200: TaskDetail}, body=TaskBody, scope=SCOPE)
+@operation("Tasks", {201: TaskDetail, 200: TaskDetail}, body=TaskBody, scope=SCOPE, errors=(409,))
 def create() -> tuple[Response, int]:
     """Make a task. Equal contents under one `source` are one task: a second call answers 200 with the first."""
     body = parse_body(TaskBody)
+    for _ in range(TRIES):
+        with contextlib.suppress(
+            IntegrityError
+        ):  # somebody made the same task or prompt at the same moment: it is there now
+            return _create(body)
+    raise Conflict("others make the same task at the same moment; send it again")
+
+
+def _create(body: TaskBody) -> tuple[Response, int]:
     with runtime().db.session() as session:
         manager = calling_manager(session)
         task, new = load_task(session, body)

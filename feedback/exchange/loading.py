@@ -15,6 +15,7 @@ from itertools import islice
 from typing import Any
 
 from sqlalchemy import select
+from sqlalchemy.exc import DataError
 from sqlalchemy.orm import Session
 
 from access.models import Person
@@ -90,8 +91,9 @@ def _load_one(session: Session, read: Read, source: str, report: LoadReport, see
         with session.begin_nested():
             task, new = load_task(session, read.row, about=read.row.about)
             added = [_load_judgment(session, task, judgment, key, source) for judgment in read.row.judgments]
-    except DunnockError as error:
-        report.errors.append((read.line, error.message))
+    except (DunnockError, DataError) as error:
+        said = error.message if isinstance(error, DunnockError) else f"cannot be stored: {error.orig}"
+        report.errors.append((read.line, said))
         return
     new = new and key not in seen
     seen.add(key)
@@ -126,6 +128,7 @@ def load_task(session: Session, row: TaskSpec, *, about: str | None = None) -> t
     ]
     prompt_id = prompt.id if prompt else None
     if row.gold is not None:
+        _check_gold(row, row.gold)
         task = create_gold(
             session, row.kind, prompt_id, ids, row.gold, source=key, explanation=row.explanation,
             rule_version_id=rule_version_id,
@@ -139,6 +142,14 @@ def load_task(session: Session, row: TaskSpec, *, about: str | None = None) -> t
         priority=row.priority, pool=row.pool, why=row.why, about_id=settled.id if settled else None,
     )  # fmt: skip
     return task, True
+
+
+def _check_gold(row: TaskSpec, gold: dict[str, Any]) -> None:
+    """Kinds look at known answers as at sets of words or numbers; what is neither ends here."""
+    values = [value for some in gold.values() for value in (some if isinstance(some, list) else [some])]
+    if not all(isinstance(value, str | int) for value in values):
+        raise InvalidInput(f"this cannot be the known answer: {gold}", param="gold")
+    form_of(row.kind).check_expected(gold, len(row.completions))
 
 
 def _find(session: Session, row: TaskSpec, source: str | None) -> Task | None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -132,6 +133,8 @@ def test_a_task_with_a_known_answer(call: Any) -> None:
     [
         ({"kind": "pairwise"}, "0 completions"),
         (TASK | {"gold": {"best": [0]}}, "cannot be the known answer"),
+        (TASK | {"gold": {"choice": [{}]}}, "cannot be the known answer"),
+        (TASK | {"gold": {"choice": [["a"]]}}, "cannot be the known answer"),
         (TASK | {"pool": "repeat"}, "made by themselves"),
         (TASK | {"judgments": []}, "judgments"),
         (TASK | {"kind": "rule_check", "completions": ["x"], "rule": "none such"}, "there is no rule"),
@@ -314,3 +317,21 @@ def test_numbers_and_texts_that_postgresql_does_not_take(
     client = create_app(settings, postgres_database).test_client()
     answer = client.get(f"/api/v1/{path}", headers={"Authorization": f"Bearer {secret}"})
     assert answer.status_code == status, answer.text
+
+
+def test_one_task_out_of_many_calls_at_once(settings: Settings, postgres_database: Database) -> None:
+    with postgres_database.session() as session:
+        lead = factories.make_person(session, role="lead")
+        secret = create_key(session, lead, "a program", "manage")[1]
+    app = create_app(settings, postgres_database)
+
+    def make(_: int) -> tuple[int, int]:
+        answer = app.test_client().post("/api/v1/tasks", json=TASK, headers={"Authorization": f"Bearer {secret}"})
+        return answer.status_code, answer.json["id"]
+
+    with ThreadPoolExecutor(12) as pool:
+        answers = list(pool.map(make, range(12)))
+    assert len({number for _, number in answers}) == 1
+    assert set(dict.fromkeys(status for status, _ in answers)) <= {200, 201}
+    with postgres_database.read() as session:
+        assert len(session.scalars(select(Task)).all()) == 1

@@ -198,6 +198,8 @@ def test_simulated_judgments_are_a_scripts(database: Database, tmp_path: Path) -
     [
         ("not json", "is not JSON"),
         ("[1]", "is a list"),
+        ("[" * 100_000, "is not JSON"),
+        (PAIR | {"gold": {"choice": [["a"]]}}, "cannot be the known answer"),
         (PAIR | {"completions": ["one"]}, "1 completions; a pairwise task has 2"),
         (PAIR | {"completions": ["same", "same "]}, "same text"),
         (PAIR | {"completions": ["a", " "]}, "a completion is empty"),
