@@ -25,10 +25,10 @@ from core.messages import conversation_hash
 from core.settings import GoldSettings
 from feedback.blind import Blind
 from feedback.exchange.reading import Read
-from feedback.exchange.rows import JudgmentRow, Reply, TaskSpec
+from feedback.exchange.rows import JudgmentRow, Reply, TaskRow, TaskSpec
 from feedback.gold import measure
 from feedback.kinds import form_of
-from feedback.kinds.frame import Said, Shown, validated
+from feedback.kinds.frame import Said, validated
 from feedback.leases import claim_task, finish
 from feedback.models import (
     Assignment,
@@ -90,7 +90,7 @@ def _load_one(session: Session, read: Read, source: str, report: LoadReport, see
     try:
         with session.begin_nested():
             task, new = load_task(session, read.row, about=read.row.about)
-            added = [_load_judgment(session, task, judgment, key, source) for judgment in read.row.judgments]
+            added = _load_judgments(session, task, read.row, source, new=new)
     except (DunnockError, DataError) as error:
         said = error.message if isinstance(error, DunnockError) else f"cannot be stored: {error.orig}"
         report.errors.append((read.line, said))
@@ -195,19 +195,34 @@ def rule_version(session: Session, name: str | None) -> int | None:
 # Judgments ------------------------------------------------------------------------------------------------------------
 
 
-def _load_judgment(session: Session, task: Task, row: JudgmentRow, key: str, source: str) -> bool:
-    """Store what somebody said of a task; False when it is there already."""
+def _load_judgments(session: Session, task: Task, row: TaskRow, source: str, *, new: bool) -> list[bool]:
+    """Store what was said of a task; for each, whether it was not there already."""
+    key, texts, judged = row.key(row.source), [Blind(text) for text in row.completions], set[str]()
+    added = []
+    for said in row.judgments:
+        # Of a task that was not there nobody said anything yet, so that nothing needs to be looked for.
+        fresh = new and login_of(said) not in judged
+        judged.add(login_of(said))
+        added.append(_load_judgment(session, task, said, texts, key, source, fresh=fresh))
+    return added
+
+
+def _load_judgment(
+    session: Session, task: Task, row: JudgmentRow, texts: list[Blind], key: str, source: str, *, fresh: bool
+) -> bool:
     said_json = json.dumps([key, row.annotator, row.judgment, str(row.created_at)], sort_keys=True)
     once = f"import:{hashlib.sha256(said_json.encode()).hexdigest()[:40]}"
-    if session.scalar(select(Judgment.id).where(Judgment.once == once)) is not None or _told(session, task, row):
+    if not fresh and (_stored(session, once) or _told(session, task, row)):
         return False
     person = _person(session, row)
-    values = _resolved(session, task, row, key)
-    form = validated(form_of(task.kind), values)
-    assignment, former = _assignment(session, task, person, row)
-    said = form.said(_unhidden(task, load_shown(session, assignment)))
+    form = validated(form_of(task.kind), _resolved(session, task, row, key))
+    order = _order(row, len(texts))
+    assignment, former = _assignment(session, task, person, row, len(texts), fresh=fresh)
+    shown = load_shown(session, assignment)
+    # With the names in it that are hidden here: judgments from elsewhere quote the texts as they are.
+    said = form.said(replace(shown, items=[replace(item, blind=texts[item.position]) for item in shown.items]))
     surplus = former.surplus if former else not finish(session, assignment)
-    assignment.shown_order = _order(row, len(task.items))
+    assignment.shown_order = order
     judgment = Judgment(
         kind=task.kind, task_id=task.id, assignment_id=assignment.id, annotator_id=person.id, simulated=row.simulated,
         latency_s=row.latency_s, once=once, surplus=surplus, supersedes_id=former.id if former else None,
@@ -219,6 +234,10 @@ def _load_judgment(session: Session, task: Task, row: JudgmentRow, key: str, sou
     if task.pool == "gold" and former is None:
         measure(session, judgment, said, form_of(task.kind), GoldSettings())
     return True
+
+
+def _stored(session: Session, once: str) -> bool:
+    return session.scalar(select(Judgment.id).where(Judgment.once == once)) is not None
 
 
 def _told(session: Session, task: Task, row: JudgmentRow) -> bool:
@@ -250,13 +269,15 @@ def _person(session: Session, row: JudgmentRow) -> Person:
     return person
 
 
-def _assignment(session: Session, task: Task, person: Person, row: JudgmentRow) -> tuple[Assignment, Judgment | None]:
-    """The person's assignment of a task, in the order of the row, and what they said of it before."""
+def _assignment(
+    session: Session, task: Task, person: Person, row: JudgmentRow, n: int, *, fresh: bool
+) -> tuple[Assignment, Judgment | None]:
+    """The person's assignment of a task with `n` items, in the order of the row, and what they said of it before."""
     query = select(Assignment).where(Assignment.task_id == task.id, Assignment.annotator_id == person.id)
-    own = session.scalar(query)
+    own = None if fresh else session.scalar(query)
     if own is not None:
         last = select(Judgment).where(Judgment.assignment_id == own.id).order_by(Judgment.id.desc()).limit(1)
-        own.shown_order = list(range(len(task.items)))
+        own.shown_order = list(range(n))
         return own, session.scalars(last).one()
     own = claim_task(session, task.id, person.id, 60)
     at = row.created_at or utcnow()
@@ -266,7 +287,7 @@ def _assignment(session: Session, task: Task, person: Person, row: JudgmentRow) 
             shown_order=[], state="expired",
         )  # fmt: skip
         session.add(own)
-    own.shown_order, own.created_at = list(range(len(task.items))), at
+    own.shown_order, own.created_at = list(range(n)), at
     session.flush()
     return own, None
 
@@ -276,12 +297,6 @@ def _order(row: JudgmentRow, n: int) -> list[int]:
     if sorted(order) != list(range(n)):
         raise InvalidInput(f"shown_order is {order}; it names the {n} positions, each once", param="shown_order")
     return order
-
-
-def _unhidden(task: Task, shown: Shown) -> Shown:
-    """What is shown with the names in it: judgments from elsewhere quote the texts as they are."""
-    texts = [Blind(completion.text) for completion in task.completions]
-    return replace(shown, items=[replace(item, blind=texts[item.position]) for item in shown.items])
 
 
 def _resolved(session: Session, task: Task, row: JudgmentRow, key: str) -> dict[str, Any]:
