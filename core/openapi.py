@@ -27,6 +27,7 @@ ERRORS = {
     401: "No key, or one that is unknown, expired or revoked.",
     403: "The key lacks the scope, or its person the role.",
     404: "There is no such thing.",
+    405: "No id is so large; the path is another's.",
     409: "The state has moved on; the detail says how.",
     413: "The body is larger than 4 MiB.",
     503: "The engine does not answer, or nothing is set up yet.",
@@ -168,6 +169,7 @@ def _responses(rule: Rule, described: Operation, refs: Refs) -> dict[str, Any]:
         found[str(status)] = {"description": said, "content": {media: {"schema": schema} for media in described.media}}
     errors = {*described.errors, *((401, 403) if described.scope else ()), *((400, 413) if described.body else ())}
     errors |= {400} if described.query else set()
+    errors |= {404, 405} if "<int:" in rule.rule else set()
     openai = rule.rule.startswith("/v1")
     media, schema = (
         ("application/json", refs[OpenAIError, "serialization"])

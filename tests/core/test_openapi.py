@@ -59,7 +59,7 @@ def test_a_call_is_told_as_its_view_says(told: dict[str, Any]) -> None:
         "Make a thing.", "More about it.", [{"key": ["manage"]}],
     )  # fmt: skip
     assert call["requestBody"]["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/Body"}
-    assert set(call["responses"]) == {"201", "400", "401", "403", "404", "413"}
+    assert set(call["responses"]) == {"201", "400", "401", "403", "404", "405", "413"}
     parameters = {parameter["name"]: parameter for parameter in call["parameters"]}
     assert parameters["number"]["schema"]["type"] == "integer"
     assert parameters["limit"]["schema"] == {"type": "integer", "minimum": 1, "maximum": 9}

@@ -77,7 +77,7 @@ def _exercised(call: Any, mode: GenerationMode, known: dict[str, Any]) -> int:
     called = 0
 
     @settings(
-        max_examples=25, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck), database=None,
+        max_examples=40, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck), database=None,
         phases=[Phase.explicit, Phase.generate],
     )  # fmt: skip
     @given(case=call.as_strategy(generation_mode=mode))
