@@ -226,7 +226,7 @@ def _add(session: Session, judgment: Judgment, said: Said | None = None) -> None
         session.flush()
     except IntegrityError as error:  # the caller's transaction ends with it
         raise Conflict("this name (`once`) belongs to another judgment; use a new one for a new act") from error
-    judgment_added(session, judgment)
+    judgment_added(session, judgment.id)
     if said is None or not (said.findings or said.edits):
         return
     for finding in said.findings:

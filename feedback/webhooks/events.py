@@ -29,11 +29,12 @@ NOTICED_S = 5.0
 _listened: "WeakKeyDictionary[Engine, tuple[float, bool]]" = WeakKeyDictionary()
 
 
-def judgment_added(session: Session, judgment: Judgment) -> None:
+def judgment_added(session: Session, judgment_id: int) -> None:
     """Tell of a judgment, and of its task where this was the last one that it wanted. Texts are not told, only ids: whoever
     may read them asks the API."""
     if not _anybody(session):
         return
+    judgment = session.get_one(Judgment, judgment_id)
     names = (
         "task_id", "completion_id", "annotator_id", "kind", "choice", "strength", "rating", "thumbs", "simulated", "surplus",
         "supersedes_id",
