@@ -8,7 +8,7 @@ export PYTHONUNBUFFERED := 1
 export HF_HUB_DISABLE_PROGRESS_BARS := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup setup-dev base demo run migrate cycle collect rollback import export person key test test-slow check fix messages trial bench-judge bench-engine bench-annotation screenshots clean
+.PHONY: help setup setup-dev base demo run migrate cycle collect rollback import import-tasks export seed person key test test-slow check fix messages trial bench-judge bench-engine bench-annotation screenshots clean
 
 help:            ## what there is to make
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 18
@@ -44,9 +44,16 @@ import: setup    ## import preference pairs (FILE=path, LIMIT=n)
 	@test -n "$(FILE)" || { echo "Say which file: make import FILE=pairs.jsonl" >&2; exit 2; }
 	@$(FLASK) import "$(FILE)" $(if $(LIMIT),--limit "$(LIMIT)")
 
-export: setup    ## export preferences (FILE=path)
+import-tasks: setup  ## import tasks with their judgments (FILE=path, FORM=auto, DRY=1)
+	@test -n "$(FILE)" || { echo "Say which file: make import-tasks FILE=tasks.jsonl" >&2; exit 2; }
+	@$(FLASK) import-tasks "$(FILE)" --form "$(or $(FORM),auto)" $(if $(DRY),--dry-run)
+
+export: setup    ## export preferences, or as FORM=unpaired, tasks, label-studio (FILE=path)
 	@test -n "$(FILE)" || { echo "Say where to: make export FILE=mine.jsonl" >&2; exit 2; }
-	@$(FLASK) export "$(FILE)"
+	@$(FLASK) export "$(FILE)" --form "$(or $(FORM),preference)"
+
+seed: setup      ## fill a development database: people, tasks of every kind, judgments by scripts
+	@$(RUN) -m commands.seed
 
 person: setup    ## add somebody who signs in (LOGIN=name, ROLE=annotator)
 	@test -n "$(LOGIN)" || { echo "Say who: make person LOGIN=name" >&2; exit 2; }

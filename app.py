@@ -11,6 +11,7 @@ import logging
 
 from flask import Flask, Response, jsonify, render_template, request
 from flask_wtf.csrf import CSRFError, CSRFProtect
+from sqlalchemy.exc import DataError
 from werkzeug.exceptions import HTTPException
 from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.routing import IntegerConverter, Map
@@ -24,13 +25,18 @@ import commands.cli
 import console.quality_views
 import console.views
 import feedback.api
+import feedback.api_docs
+import feedback.api_judgments
+import feedback.api_rules
+import feedback.api_tasks
 import feedback.rule_pages
 import feedback.views
+import feedback.webhooks.views
 import serving.api
 import serving.health
 import serving.views
 from core import language
-from core.db import Database
+from core.db import MAX_ID, Database
 from core.errors import DunnockError
 from core.settings import Settings, get_settings
 from core.web import Runtime, runtime
@@ -87,15 +93,20 @@ def create_app(settings: Settings | None = None, db: Database | None = None) -> 
     app.register_blueprint(serving.views.blueprint)
     app.register_blueprint(serving.health.blueprint)
     app.register_blueprint(serving.api.blueprint)
-    app.register_blueprint(feedback.api.blueprint)
-    csrf.exempt(feedback.api.blueprint)
-    csrf.exempt(serving.api.blueprint)  # programs bring a key; browser sessions are checked by the API itself
+    app.register_blueprint(feedback.api_docs.blueprint)
+    app.register_blueprint(feedback.webhooks.views.blueprint)
+    apis = (feedback.api, feedback.api_tasks, feedback.api_judgments, feedback.api_rules)
+    for api in apis:
+        app.register_blueprint(api.blueprint)
+    for api in (*apis, serving.api):
+        csrf.exempt(api.blueprint)  # programs bring a key; browser sessions are checked by the API itself
     commands.cli.install(app)
 
     app.register_error_handler(DunnockError, _domain_error)
     app.register_error_handler(CSRFError, _http_error)
     app.register_error_handler(HTTPException, _http_error)
     app.register_error_handler(RecursionError, _nested_too_deep)
+    app.register_error_handler(DataError, _beyond_the_database)
     app.register_error_handler(Exception, _unexpected_error)
     app.after_request(_security_headers)
     return app
@@ -105,11 +116,16 @@ class _Id(IntegerConverter):
     """A number in a URL, no larger than a database takes; beyond that nothing is found."""
 
     def __init__(self, url_map: Map) -> None:
-        super().__init__(url_map, max=2**63 - 1)
+        super().__init__(url_map, max=MAX_ID)
 
 
 def _nested_too_deep(_: RecursionError) -> tuple[Response | str, int]:
     return _answer(400, "invalid_request", "What was sent is nested too deep to be read.", None)
+
+
+def _beyond_the_database(_: DataError) -> tuple[Response | str, int]:
+    """PostgreSQL refuses what SQLite takes: NUL in a text, a number that is larger than its column."""
+    return _answer(400, "invalid_request", "A text or a number in this request is none that can be stored.", None)
 
 
 def _domain_error(error: DunnockError) -> tuple[Response | str, int]:

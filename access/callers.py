@@ -6,9 +6,12 @@ from flask_wtf.csrf import validate_csrf
 from sqlalchemy.orm import Session
 
 from access.keys import authenticate
+from access.models import Person
 from access.people import LockedPerson, lock_person
 from core.errors import Forbidden, Unauthenticated
 from core.web import runtime
+
+MANAGERS = ("lead", "admin")
 
 
 def caller_id(scope: str) -> int | None:
@@ -37,12 +40,7 @@ def lock_caller(scope: str, session: Session) -> LockedPerson:
     if bearer := _bearer():
         found = authenticate(session, bearer, scope, lock=True)
         return LockedPerson(found.person_id, found.login, found.role, found.scripted)
-    person_id = _browser_id()
-    if person_id is None:
-        raise Unauthenticated(
-            "this needs to know who you are: sign in, or send an API key as `Authorization: Bearer …`"
-        )
-    return lock_person(session, person_id)
+    return lock_person(session, _named(_browser_id()))
 
 
 def _bearer() -> str:
@@ -57,6 +55,39 @@ def _browser_id() -> int | None:
     if runtime().settings.api_auth == "open":
         return None
     raise Unauthenticated("send an API key as `Authorization: Bearer …`; make one with `make key LOGIN=…`")
+
+
+def calling_person_id(scope: str, session: Session) -> int:
+    """The id of the person who asks, looked up in this transaction.
+
+    Raises:
+        Unauthenticated: as `caller_id`, and also where the settings let nobody in.
+        Forbidden: as `caller_id`.
+    """
+    if bearer := _bearer():
+        return authenticate(session, bearer, scope).person_id
+    return _named(_browser_id())
+
+
+def calling_manager(session: Session) -> Person:
+    """The lead or admin who asks, by a key with the scope "manage" or a session; their role counts as it is now.
+
+    Raises:
+        Unauthenticated: nobody who can be named.
+        Forbidden: a key without the scope, or a person who is neither.
+    """
+    person = session.get_one(Person, calling_person_id("manage", session))
+    if person.role not in MANAGERS:
+        raise Forbidden(f"this is for people with the role {' or '.join(MANAGERS)}; {person.login} is {person.role}")
+    return person
+
+
+def _named(person_id: int | None) -> int:
+    if person_id is None:
+        raise Unauthenticated(
+            "this needs to know who you are: sign in, or send an API key as `Authorization: Bearer …`"
+        )
+    return person_id
 
 
 def _check_csrf() -> None:

@@ -12,7 +12,7 @@ from access.models import ApiKey, Person
 from core.db import table_of, utcnow
 from core.errors import Forbidden, InvalidInput, NotFound, Unauthenticated
 
-SCOPES = ("chat", "feedback", "annotate")
+SCOPES = ("chat", "feedback", "annotate", "manage")
 PAGE = 50
 
 

@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import click
 from flask import Flask
@@ -15,9 +16,12 @@ from commands.database import prepare
 from core.errors import DunnockError, NotFound
 from core.settings import Settings
 from core.web import runtime
-from feedback.exporting import export_file
+from feedback.exchange import loading, reading
+from feedback.exporting import FORMS, Form, export_file
 from feedback.importing import import_file
+from feedback.models import KINDS
 from finetune.cycle import reopen_cycle, request_cycle
+from finetune.events import tell_promoted
 from policy.client import verify_adapter
 from policy.versions import active_version
 from policy.versions import rollback as roll_back
@@ -37,7 +41,7 @@ class Command(click.Command):
 
 def install(app: Flask) -> None:
     """Add the commands to an app."""
-    for command in (migrate, person_add, key_add, import_pairs, export_pairs, cycle, collect, rollback):
+    for command in (migrate, person_add, key_add, import_pairs, import_tasks, export_pairs, cycle, collect, rollback):
         app.cli.add_command(command)
 
 
@@ -82,21 +86,49 @@ def import_pairs(file: Path, limit: int | None) -> None:
     """Import human preference pairs: HH-RLHF, JSONL or Hugging Face prompt/chosen/rejected."""
     report = import_file(runtime().db, file, limit=limit)
     click.echo(f"{report.imported} imported, {report.already_there} there already, {len(report.errors)} left out")
-    for line, reason in report.errors[:ERRORS_SHOWN]:
+    _tell(report.errors)
+
+
+@click.command("import-tasks", cls=Command)
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--form", type=click.Choice(reading.FORMS), default="auto", show_default=True)
+@click.option("--kind", type=click.Choice(KINDS), help="Of rows that do not say it.")
+@click.option("--rule", help="Of rule checks and probes that name none: slug, or slug@version.")
+@click.option("--pool", help="Where rows that do not say it wait.")
+@click.option("--priority", type=int, help="Of rows that do not say it.")
+@click.option("--required-n", type=int, help="Judgments wanted, of rows that do not say it.")
+@click.option("--field", "fields", multiple=True, help="Which field is which: prompt=NAME, a=NAME, b=NAME, …")
+@click.option("--limit", type=int, default=None, help="Read only the first n rows.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+def import_tasks(file: Path, fields: tuple[str, ...], limit: int | None, dry_run: bool, **said: Any) -> None:
+    """Import tasks with their judgments: our JSONL, a Hugging Face dataset, Label Studio's or Argilla's export."""
+    wanted = reading.Wanted(fields=dict(field.partition("=")[::2] for field in fields), **said)
+    rows = reading.read_tasks(file, wanted, limit)
+    report = loading.load(runtime().db, rows, reading.name_of(file), dry_run=dry_run)
+    click.echo(
+        f"{'dry run: ' if dry_run else ''}{report.tasks} tasks imported, {report.tasks_there} there already; "
+        f"{report.judgments} judgments imported, {report.judgments_there} there already; {len(report.errors)} left out"
+    )
+    _tell(report.errors)
+    if not report.good:
+        raise SystemExit(1)
+
+
+def _tell(errors: list[tuple[int, str]]) -> None:
+    for line, reason in errors[:ERRORS_SHOWN]:
         click.echo(f"  line {line}: {reason}", err=True)
-    if len(report.errors) > ERRORS_SHOWN:
-        click.echo(f"  … and {len(report.errors) - ERRORS_SHOWN} more", err=True)
+    if len(errors) > ERRORS_SHOWN:
+        click.echo(f"  … and {len(errors) - ERRORS_SHOWN} more", err=True)
 
 
 @click.command("export", cls=Command)
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--form", type=click.Choice(["preference", "hh-rlhf"]), default="preference", show_default=True)
+@click.option("--form", type=click.Choice(FORMS), default="preference", show_default=True)
 @click.option("--simulated", is_flag=True, help="Take simulated judgments too (they are marked).")
-def export_pairs(file: Path, form: str, simulated: bool) -> None:
-    """Export preferences as .jsonl or .parquet."""
-    with runtime().db.read() as session:
-        n = export_file(session, file, form=form, include_simulated=simulated)  # type: ignore[arg-type]
-    click.echo(f"{n} preferences written to {file}")
+def export_pairs(file: Path, form: Form, simulated: bool) -> None:
+    """Export preferences, completions with labels, or tasks with all judgments: .jsonl, .json or .parquet."""
+    n = export_file(runtime().db, file, form=form, include_simulated=simulated)
+    click.echo(f"{n} {'preferences' if form in ('preference', 'hh-rlhf') else 'rows'} written to {file}")
 
 
 @click.command("cycle", cls=Command)
@@ -141,5 +173,6 @@ def rollback(to: str | None, reason: str) -> None:
     with runtime().db.session() as session:
         row = roll_back(session, actor="command line", reason=reason, to=to)
         verify_adapter(active_version(session), runtime().settings.artifact_dir)  # a damaged one is not brought back
+        tell_promoted(session, row)
         record(session, "command line", "policy.rollback", str(row.policy_version_id), before={"active": row.former_id})
         click.echo(f"{active_version(session).name} is active again")

@@ -20,6 +20,7 @@ from console.demo_report import read_report
 from core.errors import Conflict, InvalidInput
 from core.web import runtime
 from finetune.cycle import UNFINISHED, cancel_cycle, request_cycle, unfinished_cycle
+from finetune.events import tell_promoted
 from policy.models import PolicyVersion
 from policy.versions import active_version, find_version, promote, rollback
 from serving.routing import engine_client, make_ready
@@ -175,7 +176,7 @@ def do_promote(name: str) -> Response:
         current = _locked_active(session)
         version = find_version(session, name)
         policies.refuse_unpromotable(session, version)
-        promote(session, version, actor=login, reason=_reason(), once=f"manual:{name}")
+        tell_promoted(session, promote(session, version, actor=login, reason=_reason(), once=f"manual:{name}"))
         _audit(session, login, "policy.promote", current.name, name)
     flash(f"{name} is active now, instead of {current.name}.")
     return redirect(url_for("console.show_policy", name=name), 303)
@@ -206,6 +207,7 @@ def do_rollback() -> Response:
                 f"{seen or 'No version'} was active when you opened the page, now {current.name} is. Nothing was changed."
             )
         row = rollback(session, actor=login, reason=_reason(), to=request.form.get("to") or None)
+        tell_promoted(session, row)
         target = session.get_one(PolicyVersion, row.policy_version_id)
         _audit(session, login, "policy.rollback", current.name, target.name)
     flash(f"{target.name} is active again, instead of {current.name}.")

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from core.errors import ArtifactError
 
@@ -65,14 +65,25 @@ def new_folder(target: Path) -> Iterator[Path]:
     _sync(target.parent)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old or the new text, never half."""
+@contextmanager
+def writing(path: Path) -> Iterator[TextIO]:
+    """Yield a text file that becomes `path` when the block ends: a reader sees the old or the new text, never half."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
-    _sync(partial)
-    partial.replace(path)
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            yield file
+        _sync(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
     _sync(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the old or the new text, never half."""
+    with writing(path) as file:
+        file.write(text)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -19,6 +19,19 @@ def parse_body(kind: type[Body]) -> Body:
     value = request.get_json(force=True, silent=True)
     if not isinstance(value, dict):
         raise InvalidInput("the body is not a JSON object")
+    return _validated(kind, value)
+
+
+def parse_query(kind: type[Body]) -> Body:
+    """The request's query as a model; a name that is given twice counts once, the last time.
+
+    Raises:
+        InvalidInput: a name that is not known, or a value that cannot be read.
+    """
+    return _validated(kind, {name: values[-1] for name, values in request.args.lists()})
+
+
+def _validated(kind: type[Body], value: dict[str, Any]) -> Body:
     try:
         return kind.model_validate(value)
     except ValidationError as error:

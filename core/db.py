@@ -28,6 +28,8 @@ BUSY_TIMEOUT_S = 30
 IDLE_S = 0.5
 """A pooled connection that rested for longer is asked whether it still works. One that was used just now does: a server
 that went away and came back in between would have taken longer."""
+MAX_ID = 2**31 - 1
+"""The largest id: PostgreSQL refuses a larger number where it compares one with a column of ids."""
 
 
 class UtcDateTime(TypeDecorator[dt.datetime]):

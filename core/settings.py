@@ -336,6 +336,19 @@ class Settings(BaseSettings):
     )
     cycle_lease_s: float = Field(60.0, gt=0, description="A worker silent for so long loses the cycle to another.")
 
+    webhook_attempts: int = Field(8, ge=1, description="Tries to deliver an event before it is given up.")
+    webhook_first_retry_s: float = Field(
+        5.0, gt=0, description="Seconds before an event is sent again; four times as long after each further try."
+    )
+    webhook_timeout_s: float = Field(10.0, gt=0, description="Longest time that one delivery may take.")
+    webhook_poll_s: float = Field(
+        2.0, gt=0, description="Seconds between two looks of the worker at what is to be sent."
+    )
+    webhook_kept_days: int = Field(30, ge=1, description="Days after which a delivery that has ended is forgotten.")
+    webhook_allow_private: bool = Field(
+        False, description="Send webhooks to private and loopback addresses and over plain HTTP too; for trials only."
+    )
+
     collect: CollectSettings = CollectSettings()
     snapshot: SnapshotSettings = SnapshotSettings()
     reward: RewardSettings = RewardSettings()

@@ -14,8 +14,10 @@ from sqlalchemy.orm import Session
 from access.callers import lock_caller
 from access.people import LockedPerson
 from core.body import parse_body
+from core.openapi import operation
 from core.web import runtime
 from feedback import leases
+from feedback.api_schemas import JudgedAnswer, NextAnswer
 from feedback.judgments import store_judgment
 from feedback.kinds import AnyForm, form_of
 from feedback.kinds.frame import Shown
@@ -48,6 +50,7 @@ class JudgmentBody(BaseModel):
 
 
 @blueprint.post("/assignments")
+@operation("Annotation", NextAnswer, body=NextBody, scope=SCOPE)
 def next_assignment() -> Response:
     """The caller's unfinished task, else the next one; `assignment` is null when nothing is left."""
     body = parse_body(NextBody)
@@ -57,6 +60,7 @@ def next_assignment() -> Response:
 
 
 @blueprint.post("/assignments/<token>/judgment")
+@operation("Annotation", {201: JudgedAnswer}, body=JudgmentBody, scope=SCOPE, errors=(404, 409))
 def judge(token: str) -> tuple[Response, int]:
     """Store a judgment; the same `idempotency_key` again returns the first one."""
     body = parse_body(JudgmentBody)

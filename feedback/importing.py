@@ -144,7 +144,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
 def _json_or_error(line: int, text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return ImportRowError(line, f"is not JSON ({error})")
 
 

@@ -25,6 +25,7 @@ from feedback.leases import finish
 from feedback.models import Assignment, Completion, Correction, Judgment, RuleJudgment, RuleVersion, Task
 from feedback.shown import find_shown, load_shown
 from feedback.tasks import create_task
+from feedback.webhooks.events import judgment_added
 
 ONCE_TAKEN = "this name (`once`) belongs to another judgment; use a new one for a new act"
 INSERT = insert(table_of(Judgment)).returning(table_of(Judgment).c.id)
@@ -90,6 +91,7 @@ def store_judgment(
     except IntegrityError as error:  # the caller's transaction ends with it
         raise Conflict(ONCE_TAKEN) from error
     _add_details(session, judgment_id, said)
+    judgment_added(session, judgment_id)
     if shown.has_draft:
         drop_draft(session, shown.assignment_id)
     if shown.pool == "gold":
@@ -248,6 +250,7 @@ def _add(session: Session, judgment: Judgment) -> None:
         session.flush()
     except IntegrityError as error:  # the caller's transaction ends with it
         raise Conflict(ONCE_TAKEN) from error
+    judgment_added(session, judgment.id)
 
 
 def _add_details(session: Session, judgment_id: int, said: Said) -> None:

@@ -18,6 +18,7 @@ from core.db import Base, utcnow
 LIVE = text("state = 'live'")
 OPEN = text("state = 'live' AND taken < required_n")
 ABOUT = text("about_id IS NOT NULL")
+WAITING = text("state = 'waiting'")
 
 
 def completion_id() -> str:
@@ -349,3 +350,54 @@ class SnapshotJudgment(Base):
 
     snapshot_id: Mapped[int] = mapped_column(ForeignKey("snapshot.id"), primary_key=True)
     judgment_id: Mapped[int] = mapped_column(ForeignKey("judgment.id"), primary_key=True, index=True)
+
+
+class ImportedJudgment(Base):
+    """Marks a judgment that was made elsewhere, and names the file that it came in."""
+
+    __tablename__ = "imported_judgment"
+
+    judgment_id: Mapped[int] = mapped_column(ForeignKey("judgment.id"), primary_key=True)
+    source: Mapped[str] = mapped_column(String(200))  # file name and its sha256
+    created_at: Mapped[dt.datetime] = mapped_column(default=utcnow)
+
+
+class Webhook(Base):
+    """Another program that is told of events, at an address."""
+
+    __tablename__ = "webhook"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    url: Mapped[str] = mapped_column(String(500))
+    secret: Mapped[str] = mapped_column(String(120))  # "whsec_" and base64; signing needs it as it is
+    events: Mapped[list[Any]]  # names out of feedback.webhooks.EVENTS
+    active: Mapped[bool] = mapped_column(default=True)
+    why_off: Mapped[str | None] = mapped_column(String(200))
+    created_by_id: Mapped[int] = mapped_column(ForeignKey("person.id"))
+    created_at: Mapped[dt.datetime] = mapped_column(default=utcnow)
+    removed_at: Mapped[dt.datetime | None]
+
+
+class WebhookDelivery(Base):
+    """An event for one webhook: written with what it tells of, sent by the worker until it is taken or given up."""
+
+    __tablename__ = "webhook_delivery"
+    __table_args__ = (
+        CheckConstraint("state IN ('waiting','sent','given_up')", name="state"),
+        Index("ix_webhook_delivery_due", "next_at", sqlite_where=WAITING, postgresql_where=WAITING),
+        Index("ix_webhook_delivery_webhook_id_id", "webhook_id", "id"),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    webhook_id: Mapped[int] = mapped_column(ForeignKey("webhook.id"))
+    webhook: Mapped[Webhook] = relationship()
+    message_id: Mapped[str] = mapped_column(String(40))  # the same in every attempt, so that receivers know doubles
+    event: Mapped[str] = mapped_column(String(40))
+    body: Mapped[str] = mapped_column(Text)  # JSON as it is signed and sent
+    state: Mapped[str] = mapped_column(String(10), default="waiting")
+    attempts: Mapped[int] = mapped_column(default=0)
+    next_at: Mapped[dt.datetime] = mapped_column(default=utcnow)
+    status: Mapped[int | None]  # HTTP status of the last answer
+    error: Mapped[str | None] = mapped_column(String(300))
+    created_at: Mapped[dt.datetime] = mapped_column(default=utcnow)
+    ended_at: Mapped[dt.datetime | None]

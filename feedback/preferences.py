@@ -102,23 +102,7 @@ class Gathered:
 def gather(session: Session, *, include_simulated: bool, max_imported_pairs: int) -> Gathered:
     """All preferences that the database holds now, in a stable order."""
     gathered = Gathered()
-    later = aliased(Judgment)
-    superseded = select(later.supersedes_id).where(later.supersedes_id.is_not(None))
-    standing = select(Judgment).where(Judgment.id.not_in(superseded)).order_by(Judgment.id)
-    measuring = set(session.scalars(select(Task.id).where(Task.pool.in_(UNLEARNT))))
-    settled = _settled(session, superseded)
-    acts: list[Judgment] = []
-    for judgment in session.scalars(standing):
-        if judgment.surplus:
-            gathered.counts["left_out_surplus"] += 1
-        elif judgment.simulated and not include_simulated:
-            gathered.counts["left_out_simulated"] += 1
-        elif judgment.task_id in measuring:
-            gathered.counts["left_out_measuring"] += 1
-        elif judgment.task_id in settled:
-            gathered.counts["left_out_settled"] += 1
-        else:
-            acts.append(judgment)
+    acts = standing_acts(session, include_simulated=include_simulated, counts=gathered.counts)
     by_id = {j.id: j for j in acts}
     corrected = _from_corrections(session, gathered, by_id)
     _from_choices(session, gathered, [j for j in acts if j.kind == "pairwise" and j.id not in corrected])
@@ -127,6 +111,28 @@ def gather(session: Session, *, include_simulated: bool, max_imported_pairs: int
     _from_rules(session, gathered, by_id)
     _from_imports(session, gathered, include_simulated, max_imported_pairs)
     return gathered
+
+
+def standing_acts(session: Session, *, include_simulated: bool, counts: Counter[str]) -> list[Judgment]:
+    """The judgments that count for training, oldest first; how many were left out, and why, is added to `counts`."""
+    later = aliased(Judgment)
+    superseded = select(later.supersedes_id).where(later.supersedes_id.is_not(None))
+    standing = select(Judgment).where(Judgment.id.not_in(superseded)).order_by(Judgment.id)
+    measuring = set(session.scalars(select(Task.id).where(Task.pool.in_(UNLEARNT))))
+    settled = _settled(session, superseded)
+    acts: list[Judgment] = []
+    for judgment in session.scalars(standing):
+        if judgment.surplus:
+            counts["left_out_surplus"] += 1
+        elif judgment.simulated and not include_simulated:
+            counts["left_out_simulated"] += 1
+        elif judgment.task_id in measuring:
+            counts["left_out_measuring"] += 1
+        elif judgment.task_id in settled:
+            counts["left_out_settled"] += 1
+        else:
+            acts.append(judgment)
+    return acts
 
 
 def _settled(session: Session, superseded: Select[int | None]) -> set[int | None]:

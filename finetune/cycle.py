@@ -19,6 +19,7 @@ from core.db import Database, utcnow
 from core.errors import Cancelled, Conflict, DunnockError, LeaseLost, NotFound
 from core.settings import Settings
 from feedback.models import Judgment, SnapshotJudgment
+from finetune.events import tell_finished
 from finetune.lease import HeldLease, take_turns
 from finetune.models import Cycle, StageRun
 
@@ -71,6 +72,7 @@ def cancel_cycle(session: Session, cycle_id: int, actor: str) -> Cycle:
         raise NotFound(f"there is no cycle {cycle_id}")
     if cycle.state in UNFINISHED:
         cycle.state, cycle.outcome, cycle.finished_at = "cancelled", f"cancelled by {actor}", utcnow()
+        tell_finished(session, cycle)
     return cycle
 
 
@@ -161,6 +163,7 @@ def _finish(db: Database, cycle_id: int, state: str, outcome: str) -> None:
         cycle = session.get_one(Cycle, cycle_id, with_for_update=True)
         if cycle.state in UNFINISHED:
             cycle.state, cycle.outcome, cycle.finished_at = state, outcome, utcnow()
+            tell_finished(session, cycle)
 
 
 def finish_cycle(session: Session, cycle_id: int, state: str, outcome: str) -> None:
@@ -169,6 +172,7 @@ def finish_cycle(session: Session, cycle_id: int, state: str, outcome: str) -> N
     if cycle.state == "cancelled":
         raise Cancelled("the cycle was cancelled")
     cycle.state, cycle.outcome, cycle.finished_at = state, outcome, utcnow()
+    tell_finished(session, cycle)
 
 
 class StageRecord:

@@ -29,6 +29,7 @@ from feedback.preferences import Preference
 from finetune.collect import collect, rate_scripted
 from finetune.context import StageContext
 from finetune.cycle import finish_cycle
+from finetune.events import tell_promoted
 from finetune.gate import as_rows, run_gate
 from finetune.gate_evidence import gather_evidence
 from finetune.models import StageRun
@@ -171,6 +172,7 @@ def _promote(context: StageContext) -> None:
                 reason=f"cycle {context.cycle_id} passed the gate",
                 once=f"cycle:{context.cycle_id}",
             )
+            tell_promoted(session, row)
             finish_cycle(session, context.cycle_id, "promoted", f"{version.name} is active")
             result: dict[str, Any] = {"promoted": True, "policy_version": version.name, "promotion_id": row.id}
         else:

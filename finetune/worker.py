@@ -1,4 +1,5 @@
-"""The worker: starts rounds by cron or once enough judgments are new, and runs them one at a time.
+"""The worker: starts rounds by cron or once enough judgments are new, and runs them one at a time. A thread of it sends
+webhooks.
 
     python -m finetune.worker            until it is ended
     python -m finetune.worker --once     run what is requested now, then end
@@ -20,6 +21,7 @@ from sqlalchemy.exc import OperationalError
 from core.db import Database
 from core.errors import Conflict, LeaseLost, SettingsError
 from core.settings import Settings, get_settings
+from feedback.webhooks.sending import Sender
 from finetune.cycle import new_judgments, request_cycle, run_cycle
 from finetune.models import Cycle
 from finetune.runner import in_own_process
@@ -74,6 +76,8 @@ class Worker:
     def run_forever(self) -> None:
         """Look, run, wait; a database that is away for a while is waited for."""
         self.scheduler.start()
+        sender = Sender(self.db, self.settings)
+        sender.start()
         try:
             while not self.stopping.is_set():
                 try:
@@ -87,6 +91,7 @@ class Worker:
                     self.wake.clear()
         finally:
             self.scheduler.shutdown(wait=False)
+            sender.stop()
 
     def stop(self) -> None:
         """End after the current look; a running stage is ended with the process and resumed later."""

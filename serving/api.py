@@ -9,21 +9,24 @@ from flask import Blueprint, Response, jsonify
 from access.callers import caller_id
 from core.body import parse_body
 from core.errors import PromptTooLong
+from core.openapi import operation
 from core.web import runtime
 from feedback.judgments import record_feedback
 from policy.client import ChatRequest, EngineClient
 from serving.replies import Reply, ReplyStream, usage_body
 from serving.routing import PUBLIC_NAME, active, engine_client, resolve, served_versions, with_version
-from serving.schemas import ChatBody, FeedbackBody
+from serving.schemas import ChatAnswer, ChatBody, FeedbackAnswer, FeedbackBody, ModelList
 
 blueprint = Blueprint("api", __name__, url_prefix="/v1")
 
+CHAT_MEDIA = ("application/json", "text/event-stream")
 VERSION_HEADER = "X-Dunnock-Policy-Version"
 TEMPLATE_TOKENS = 64  # what a chat template adds at most, with room to spare, plus so many per message:
 TEMPLATE_TOKENS_PER_MESSAGE = 8
 
 
 @blueprint.post("/chat/completions")
+@operation("Chat", ChatAnswer, body=ChatBody, scope="chat", errors=(404, 409, 503), media=CHAT_MEDIA)
 def chat_completions() -> Response:
     """Answer a conversation, whole or streamed; the reply is stored before its last byte goes out."""
     caller_id("chat")
@@ -51,6 +54,7 @@ def chat_completions() -> Response:
 
 
 @blueprint.get("/models")
+@operation("Chat", ModelList, scope="chat", errors=(503,))
 def models() -> Response:
     """The names that `model` may be: "dunnock" for the active version, and every version that was ever active."""
     caller_id("chat")
@@ -64,6 +68,7 @@ def models() -> Response:
 
 
 @blueprint.post("/feedback")
+@operation("Chat", {201: FeedbackAnswer}, body=FeedbackBody, scope="feedback", errors=(404, 409))
 def feedback() -> tuple[Response, int]:
     """Record what somebody says of a completion."""
     person_id = caller_id("feedback")

@@ -108,3 +108,78 @@ class FeedbackBody(Wire):
         if self.thumbs is None and self.rating is None and self.correction is None:
             raise ValueError("say something: thumbs, rating or correction")
         return self
+
+
+# Answers --------------------------------------------------------------------------------------------------------------
+
+
+class Given(BaseModel):
+    """A part of an answer."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class ReplyMessage(Given):
+    """What was written."""
+
+    role: Literal["assistant"]
+    content: str
+    refusal: str | None
+
+
+class Choice(Given):
+    """The one reply."""
+
+    index: int
+    message: ReplyMessage
+    finish_reason: str | None
+    logprobs: None
+
+
+class Usage(Given):
+    """Tokens."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class Origin(Given):
+    """Which version wrote it."""
+
+    policy_version: str
+
+
+class ChatAnswer(Given):
+    """A completion; streamed, it comes as chunks in OpenAI's form."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+    dunnock: Origin
+    choices: list[Choice]
+    usage: Usage
+
+
+class Model(Given):
+    """A name that `model` may be."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+
+
+class ModelList(Given):
+    """The names that `model` may be."""
+
+    object: Literal["list"]
+    data: list[Model]
+
+
+class FeedbackAnswer(Given):
+    """What was stored."""
+
+    object: Literal["feedback"]
+    judgment_ids: list[int]

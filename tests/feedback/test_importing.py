@@ -295,8 +295,7 @@ def test_what_is_exported_comes_back_as_it_was(
     other_database: Database, database: Database, tmp_path: Path, name: str
 ) -> None:
     import_file(database, write(tmp_path / "in.jsonl", ROUND_TRIP))
-    with database.read() as session:
-        assert export_file(session, tmp_path / name, include_simulated=True) == 5
+    assert export_file(database, tmp_path / name, include_simulated=True) == 5
     report = import_file(other_database, tmp_path / name)
     assert (report.imported, report.errors) == (5, [])
     assert content(other_database) == content(database)
@@ -309,8 +308,7 @@ def test_hh_rlhf_comes_back_as_it_was_but_for_system_turns(
     import_file(database, write(tmp_path / "in.jsonl", ROUND_TRIP))
     marked = {"prompt": "Quote it.", "chosen": "He wrote:\n\nHuman: hello", "rejected": "No."}
     import_file(database, write(tmp_path / "more.jsonl", [marked]))  # would come back as other turns
-    with database.read() as session:
-        assert export_file(session, tmp_path / "out.jsonl", form="hh-rlhf", include_simulated=True) == 4
+    assert export_file(database, tmp_path / "out.jsonl", form="hh-rlhf", include_simulated=True) == 4
     report = import_file(other_database, tmp_path / "out.jsonl")
     assert (report.imported, report.errors) == (4, [])
     assert set(report.forms) == {"hh-rlhf"}
@@ -321,11 +319,10 @@ def test_hh_rlhf_comes_back_as_it_was_but_for_system_turns(
 
 def test_simulated_pairs_are_exported_only_when_asked_for(database: Database, tmp_path: Path) -> None:
     import_file(database, write(tmp_path / "in.jsonl", ROUND_TRIP))
-    with database.read() as session:
-        assert export_file(session, tmp_path / "out.jsonl") == 4
+    assert export_file(database, tmp_path / "out.jsonl") == 4
     assert "A script." not in (tmp_path / "out.jsonl").read_text(encoding="utf-8")
 
 
 def test_an_unknown_ending_is_refused(database: Database, tmp_path: Path) -> None:
-    with database.read() as session, pytest.raises(InvalidInput, match=r"\.jsonl or \.parquet"):
-        export_file(session, tmp_path / "out.csv")
+    with pytest.raises(InvalidInput, match=r"\.jsonl, \.json or"):
+        export_file(database, tmp_path / "out.csv")
