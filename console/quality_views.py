@@ -15,8 +15,9 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from access.models import Person
 from access.views import current_person, require_role
-from console import figures, quality, words
-from console.quality import DAYS, TABLES, Filters, Reader
+from console import figures, quality, quality_lists, quality_reader, words
+from console.quality import TABLES
+from console.quality_reader import DAYS, Filters, Reader
 from core.errors import InvalidInput, NotFound
 from core.web import runtime
 from feedback.annotators import pause, resume
@@ -34,7 +35,7 @@ blueprint = Blueprint("quality", __name__, template_folder="pages")
 @blueprint.context_processor
 def _for_templates() -> dict[str, object]:
     may_change = current_user.is_authenticated and current_user.may(*CHANGERS)
-    return {"words": words, "figures": figures, "quality": quality, "may_change": may_change}
+    return {"words": words, "figures": figures, "quality": quality_reader, "may_change": may_change}
 
 
 @blueprint.get("/quality")
@@ -51,8 +52,8 @@ def overview() -> str:
             judgments=sum(row["total"] for row in days.rows),
             people=quality.count_people(reader),
             health=quality.health(reader).value,
-            flags=quality.count_flags(reader),
-            left_out=quality.count_left_out(reader),
+            flags=quality_lists.count_flags(reader),
+            left_out=quality_reader.count_left_out(reader),
             rules=quality.rules(session),
             tables={"throughput": days}
             | {

@@ -185,7 +185,7 @@ def test_what_is_not_there(lead: SignedIn, path: str) -> None:
 
 def test_lists_go_on(lead: SignedIn, crowd: Crowd, monkeypatch: pytest.MonkeyPatch) -> None:
     import console.quality_views as views
-    from console.quality import Filters
+    from console.quality_reader import Filters
 
     monkeypatch.setattr(views, "Filters", lambda *values: Filters(*values, limit=2))
     for path in ("/quality/flags", "/quality/gold"):
