@@ -24,12 +24,12 @@ import access.views
 import commands.cli
 import console.quality_views
 import console.views
-import feedback.api
-import feedback.api_docs
-import feedback.api_judgments
-import feedback.api_rules
-import feedback.api_tasks
-import feedback.rule_pages
+import feedback.api.annotation
+import feedback.api.docs
+import feedback.api.judgments
+import feedback.api.rules
+import feedback.api.tasks
+import feedback.rules.pages
 import feedback.views
 import feedback.webhooks.views
 import serving.api
@@ -87,15 +87,15 @@ def create_app(settings: Settings | None = None, db: Database | None = None) -> 
     app.register_blueprint(access.account_pages.blueprint)
     app.register_blueprint(access.audit_pages.blueprint)
     app.register_blueprint(feedback.views.blueprint)
-    app.register_blueprint(feedback.rule_pages.blueprint)
+    app.register_blueprint(feedback.rules.pages.blueprint)
     app.register_blueprint(console.views.blueprint)
     app.register_blueprint(console.quality_views.blueprint)
     app.register_blueprint(serving.views.blueprint)
     app.register_blueprint(serving.health.blueprint)
     app.register_blueprint(serving.api.blueprint)
-    app.register_blueprint(feedback.api_docs.blueprint)
+    app.register_blueprint(feedback.api.docs.blueprint)
     app.register_blueprint(feedback.webhooks.views.blueprint)
-    apis = (feedback.api, feedback.api_tasks, feedback.api_judgments, feedback.api_rules)
+    apis = (feedback.api, feedback.api.tasks, feedback.api.judgments, feedback.api.rules)
     for api in apis:
         app.register_blueprint(api.blueprint)
     for api in (*apis, serving.api):

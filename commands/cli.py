@@ -17,8 +17,8 @@ from core.errors import DunnockError, NotFound
 from core.settings import Settings
 from core.web import runtime
 from feedback.exchange import loading, reading
-from feedback.exporting import FORMS, Form, export_file
-from feedback.importing import import_file
+from feedback.exchange.exporting import FORMS, Form, export_file
+from feedback.exchange.importing import import_file
 from feedback.models import KINDS
 from finetune.cycle import reopen_cycle, request_cycle
 from finetune.events import tell_promoted

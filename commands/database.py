@@ -12,7 +12,7 @@ from access.models import Person
 from access.people import create_person
 from core.db import Database
 from core.settings import Settings
-from feedback.rules import ensure_rules
+from feedback.rules.store import ensure_rules
 from policy.base import base_model_name, base_model_path, base_sha256
 from policy.versions import ensure_base_version
 

@@ -32,7 +32,7 @@ from core.db import Database
 from core.errors import Conflict, DunnockError
 from core.settings import Settings, get_settings
 from evals.suites import benign, harmful
-from feedback.importing import import_file
+from feedback.exchange.importing import import_file
 from finetune.cycle import DEMO_STAGES, reopen_cycle, request_cycle, unfinished_cycle
 from finetune.models import Cycle
 

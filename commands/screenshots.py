@@ -43,7 +43,7 @@ from evals.report import examples, judged, summarise
 from evals.suites import SuitePrompt, benign, capability, harmful
 from feedback.models import Completion, Snapshot
 from feedback.prompts import add_completion, add_prompt
-from feedback.rules import ensure_rules
+from feedback.rules.store import ensure_rules
 from feedback.tasks import create_task
 from finetune.cycle import DEMO_STAGES, finish_cycle, request_cycle
 from finetune.gate import Evidence, as_rows, run_gate

@@ -21,6 +21,7 @@ from core.db import Database
 from core.errors import DunnockError, Forbidden
 from core.messages import user
 from core.settings import Settings, get_settings
+from feedback.assignment.leases import claim_task
 from feedback.judgments import record_feedback, submit_judgment
 from feedback.kinds import AnyForm
 from feedback.kinds.correction import CorrectionForm
@@ -30,10 +31,9 @@ from feedback.kinds.probe import ProbeForm, Turn
 from feedback.kinds.ranking import RankingForm
 from feedback.kinds.rating import RatingForm
 from feedback.kinds.rule_check import RuleCheckForm
-from feedback.leases import claim_task
 from feedback.models import Assignment, Prompt, RuleVersion, Task
 from feedback.prompts import add_completion, add_prompt
-from feedback.rules import active_rules, ensure_rules
+from feedback.rules.store import active_rules, ensure_rules
 from feedback.tasks import create_gold, create_task
 
 PASSWORD = "seven small brown birds"  # noqa: S105 (of a development database, and told to who makes one)

@@ -20,7 +20,7 @@ from console.quality import TABLES
 from console.quality_reader import DAYS, Filters, Reader
 from core.errors import InvalidInput, NotFound
 from core.web import runtime
-from feedback.annotators import pause, resume
+from feedback.assignment.annotators import pause, resume
 from feedback.quality.annotators import SORTS, standing_of
 
 READERS = ("reviewer", "lead")  # an admin may do whatever a role may

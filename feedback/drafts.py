@@ -9,7 +9,7 @@ from access.people import lock_person
 from core.db import expire_known, table_of, utcnow
 from core.errors import Conflict, InvalidInput
 from core.messages import plain_text
-from feedback.leases import find_assignment
+from feedback.assignment.leases import find_assignment
 from feedback.models import Draft
 
 MAX_DRAFT_CHARACTERS = 200_000

@@ -17,13 +17,13 @@ from core.db import table_of
 from core.errors import Conflict, InvalidInput, NotFound
 from core.messages import plain_text
 from core.settings import GoldSettings
+from feedback.assignment.gold import measure
+from feedback.assignment.leases import finish
+from feedback.assignment.shown import find_shown, load_shown
 from feedback.drafts import drop_draft
-from feedback.gold import measure
 from feedback.kinds import form_of
 from feedback.kinds.frame import Finding, JudgmentForm, Said, Shown
-from feedback.leases import finish
 from feedback.models import Assignment, Completion, Correction, Judgment, RuleJudgment, RuleVersion, Task
-from feedback.shown import find_shown, load_shown
 from feedback.tasks import create_task
 from feedback.webhooks.events import judgment_added
 

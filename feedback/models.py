@@ -272,7 +272,7 @@ class RuleVersion(Base):
     version: Mapped[int]
     title: Mapped[str] = mapped_column(String(80))  # its short name, as annotators see it
     text: Mapped[str] = mapped_column(Text)
-    category: Mapped[str] = mapped_column(String(20), default="other")  # one of feedback.rule_words.CATEGORIES
+    category: Mapped[str] = mapped_column(String(20), default="other")  # one of feedback.rules.words.CATEGORIES
     kept_examples: Mapped[list[Any]] = mapped_column(default=list)  # [{"text", "reason"}, …]
     broken_examples: Mapped[list[Any]] = mapped_column(default=list)
     refusal_text: Mapped[str] = mapped_column(Text)

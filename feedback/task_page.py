@@ -14,6 +14,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from core.errors import NotFound
+from feedback.assignment.shown import load_shown
 from feedback.blind import Blind
 from feedback.formatting import formatted
 from feedback.judgments import read_said, standing_judgments
@@ -21,8 +22,7 @@ from feedback.kinds import form_of
 from feedback.kinds.frame import Fields, JudgmentForm, Shown, every, first
 from feedback.kinds.probe import MAX_TURNS
 from feedback.models import Assignment, Completion, Judgment, Prompt, RuleVersion
-from feedback.rules import active_rules
-from feedback.shown import load_shown
+from feedback.rules.store import active_rules
 
 NOT_KEPT = {"csrf_token", "once", "shown_at", "supersedes"}
 

@@ -16,14 +16,15 @@ from werkzeug.wrappers import Response
 from access.views import current_person, require_role
 from core.errors import Conflict, Forbidden, InvalidInput
 from core.web import runtime
-from feedback import leases, task_page
-from feedback.annotators import opt_out, topics
+from feedback import task_page
+from feedback.assignment import leases
+from feedback.assignment.annotators import opt_out, topics
+from feedback.assignment.shown import load_shown
 from feedback.drafts import load_draft, save_draft
 from feedback.judgments import last_judgment, submit_judgment, undo_last
 from feedback.kinds import form_of
 from feedback.models import Annotator, Assignment, Judgment
 from feedback.progress import Progress, progress_of
-from feedback.shown import load_shown
 from feedback.task_page import build_page, fields_of, kept_fields
 
 blueprint = Blueprint(

@@ -17,13 +17,13 @@ from core.settings import CollectSettings
 from evals.refusals import CATEGORIES, refusal
 from evals.scripted import rate
 from evals.suites import SuitePrompt, benign, harmful
+from feedback.assignment.leases import claim_task
 from feedback.judgments import submit_judgment
 from feedback.kinds.frame import RuleVerdict
 from feedback.kinds.pairwise import PairwiseForm
-from feedback.leases import claim_task
 from feedback.models import Assignment, Completion, Task
 from feedback.prompts import add_completion, add_prompt
-from feedback.rules import active_rules
+from feedback.rules.store import active_rules
 from feedback.tasks import create_task
 from finetune.context import StageContext
 from finetune.informative import rank_new_tasks

@@ -108,7 +108,7 @@ LEAST = {
     "quality.ask_standing": "lead",
     "quality.flags": "reviewer",
     "quality.gold": "reviewer",
-    "quality.library": "reviewer",
+    "quality.library": "nobody",
     "quality.overview": "reviewer",
     "quality.set_standing": "lead",
     "quality.settled": "reviewer",

@@ -19,13 +19,13 @@ from access.audit import record
 from access.keys import create_key
 from core.db import Base, Database, utcnow
 from core.settings import AssignmentSettings, Settings
+from feedback.assignment.leases import next_assignment
 from feedback.judgments import record_feedback, submit_judgment
 from feedback.kinds.frame import RuleVerdict
 from feedback.kinds.pairwise import PairwiseForm
 from feedback.kinds.ranking import RankingForm
-from feedback.leases import next_assignment
 from feedback.models import ImportedPair, RuleVersion
-from feedback.rules import active_rules, ensure_rules, find_rule, starter_rules
+from feedback.rules.store import active_rules, ensure_rules, find_rule, starter_rules
 from feedback.tasks import create_gold
 from tests import factories
 from tests.conftest import migrate

@@ -23,13 +23,14 @@ from core.db import Database, utcnow
 from core.errors import DunnockError, ImportRowError, InvalidInput
 from core.messages import conversation_hash
 from core.settings import GoldSettings
+from feedback.assignment.gold import measure
+from feedback.assignment.leases import claim_task, finish
+from feedback.assignment.shown import load_shown
 from feedback.blind import Blind
 from feedback.exchange.reading import Read
 from feedback.exchange.rows import JudgmentRow, Reply, TaskRow, TaskSpec
-from feedback.gold import measure
 from feedback.kinds import form_of
 from feedback.kinds.frame import Said, validated
-from feedback.leases import claim_task, finish
 from feedback.models import (
     Assignment,
     Completion,
@@ -42,7 +43,6 @@ from feedback.models import (
     Task,
 )
 from feedback.prompts import add_completion, add_prompt
-from feedback.shown import load_shown
 from feedback.tasks import create_gold, create_task
 
 ROWS_PER_TRANSACTION = 200

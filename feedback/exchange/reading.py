@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import ImportRowError, InvalidInput
+from feedback.exchange.importing import read_rows
 from feedback.exchange.rows import TaskRow, read_row
-from feedback.importing import read_rows
 
 FORMS = ("auto", "jsonl", "hf", "label-studio", "argilla")
 

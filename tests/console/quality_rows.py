@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 import finetune.models  # noqa: F401 (the table of versions names that of cycles)
 from access.models import Person
 from core.db import utcnow
-from feedback.annotators import annotator_of, set_standing
+from feedback.assignment.annotators import annotator_of, set_standing
 from feedback.models import Assignment, GoldResult, Judgment, Task, TaskItem
 from feedback.tasks import create_gold
 from tests.factories import make_completion, make_person, make_policy_version, make_prompt, make_task

@@ -13,7 +13,7 @@ from access.models import AuditLog, Person
 from console.quality import TABLES
 from core.db import Database
 from core.errors import Forbidden
-from feedback.leases import next_assignment
+from feedback.assignment.leases import next_assignment
 from feedback.models import Annotator
 from tests.conftest import SignedIn
 from tests.console.quality_rows import Crowd, make_crowd

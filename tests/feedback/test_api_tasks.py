@@ -14,11 +14,11 @@ from access.models import AuditLog, Person
 from app import create_app
 from core.db import Database
 from core.settings import Settings
+from feedback.assignment.leases import claim_task
 from feedback.judgments import record_feedback, submit_judgment
 from feedback.kinds.pairwise import PairwiseForm
-from feedback.leases import claim_task
 from feedback.models import Judgment, Task
-from feedback.rules import active_rules, ensure_rules
+from feedback.rules.store import active_rules, ensure_rules
 from tests import factories
 from tests.conftest import SignedIn
 
@@ -246,7 +246,7 @@ def test_judgments_by_kind_and_person(call: Any, database: Database, people: dic
 def test_all_judgments_come_as_lines(
     call: Any, database: Database, people: dict[str, Person], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("feedback.api_judgments.ROWS_AT_A_TIME", 2)
+    monkeypatch.setattr("feedback.api.judgments.ROWS_AT_A_TIME", 2)
     for _ in range(3):
         judged(database, people)
     answer = call("GET", "/api/v1/judgments/export?simulated=1")

@@ -14,7 +14,7 @@ from core.db import Database
 from core.messages import user
 from feedback.models import Assignment, Correction, Draft, Judgment, RuleJudgment, Task
 from feedback.prompts import add_prompt
-from feedback.rules import ensure_rules
+from feedback.rules.store import ensure_rules
 from tests.browser import ARTIFACTS
 from tests.factories import PASSWORD, make_pairwise_task, make_prompt
 from tests.feedback.test_views import XSS

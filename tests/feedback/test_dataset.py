@@ -13,7 +13,7 @@ from core.errors import ArtifactError, InvalidInput, NotFound
 from core.settings import SnapshotSettings
 from evals.suites import frozen_texts
 from feedback.dataset import find_snapshot, freeze, load_pairs
-from feedback.importing import Pair, _add
+from feedback.exchange.importing import Pair, _add
 from feedback.models import Completion, Judgment, Snapshot, SnapshotJudgment
 from feedback.preferences import Preference
 from tests.factories import make_pairwise_task, make_prompt

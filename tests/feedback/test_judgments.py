@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from access.models import Person
 from access.people import get_or_create_scripted
 from core.errors import Conflict, InvalidInput, NotFound
+from feedback.assignment.leases import next_assignment
 from feedback.drafts import load_draft, save_draft
 from feedback.judgments import (
     last_judgment,
@@ -18,9 +19,8 @@ from feedback.judgments import (
     undo_last,
 )
 from feedback.kinds.pairwise import PairwiseForm
-from feedback.leases import next_assignment
 from feedback.models import Assignment, Completion, Correction, Judgment, RuleJudgment, Task
-from feedback.rules import active_rules, ensure_rules
+from feedback.rules.store import active_rules, ensure_rules
 from tests.factories import make_completion, make_pairwise_task, make_person
 
 

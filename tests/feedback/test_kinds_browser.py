@@ -13,12 +13,12 @@ from sqlalchemy.orm import Session
 from access.models import Person
 from core.db import Database, utcnow
 from core.messages import user
+from feedback.assignment.leases import claim_task, release_expired
 from feedback.judgments import read_said
 from feedback.kinds.frame import Said
-from feedback.leases import claim_task, release_expired
 from feedback.models import Assignment, Draft, Judgment, Task
 from feedback.prompts import add_prompt
-from feedback.rules import active_rules, ensure_rules
+from feedback.rules.store import active_rules, ensure_rules
 from tests.browser import ARTIFACTS, LiveServer, check_accessible
 from tests.factories import make_person, make_prompt, make_task
 from tests.feedback.test_browser import sign_in, stored, wait_for
@@ -246,7 +246,7 @@ def test_a_reviewer_settles_what_others_disagree_on(page: Page, database: Databa
         task = make_task(session, "pairwise", None, TEXTS[:2])
         assert task.pool == "uniform"
         task_id = task.id
-        from tests.feedback.test_assignment import judge_as  # the same helper as there
+        from tests.feedback.assignment.test_assignment import judge_as  # the same helper as there
 
         task.required_n = 2
         for choice in ("a", "b"):

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from core.db import Database
 from feedback.models import Completion, Correction, ImportedPair, Judgment, Prompt, RuleJudgment, Task
 from feedback.preferences import Gathered, Preference, gather
-from feedback.rules import active_rules, ensure_rules
+from feedback.rules.store import active_rules, ensure_rules
 from tests.factories import make_completion, make_pairwise_task, make_prompt
 
 

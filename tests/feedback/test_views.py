@@ -16,11 +16,11 @@ from core.db import Database, utcnow
 from core.messages import user
 from core.settings import CareSettings, Settings
 from core.web import Runtime
-from feedback.annotators import pause
-from feedback.leases import claim_task
+from feedback.assignment.annotators import pause
+from feedback.assignment.leases import claim_task
 from feedback.models import Annotator, Assignment, Correction, Draft, Judgment, RuleJudgment, Task
 from feedback.prompts import add_prompt
-from feedback.rules import active_rules, ensure_rules
+from feedback.rules.store import active_rules, ensure_rules
 from tests.conftest import SignedIn
 from tests.factories import PASSWORD, make_pairwise_task, make_prompt
 

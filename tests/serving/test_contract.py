@@ -24,11 +24,11 @@ from schemathesis.specs.openapi.checks import (
 from access.keys import create_key
 from core.db import Database
 from core.openapi import PREFIXES
+from feedback.assignment.leases import next_assignment
 from feedback.judgments import submit_judgment
 from feedback.kinds.pairwise import PairwiseForm
-from feedback.leases import next_assignment
 from feedback.models import Assignment
-from feedback.rules import active_rules, ensure_rules
+from feedback.rules.store import active_rules, ensure_rules
 from feedback.tasks import create_gold
 from tests import factories
 from tests.serving.conftest import Served

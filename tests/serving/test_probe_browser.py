@@ -7,7 +7,7 @@ from sqlalchemy import select
 from core.db import Database
 from core.settings import Settings
 from feedback.models import Completion, Judgment, RuleJudgment
-from feedback.rules import active_rules, ensure_rules
+from feedback.rules.store import active_rules, ensure_rules
 from feedback.tasks import create_task
 from tests.browser import ARTIFACTS, check_accessible
 from tests.factories import make_person

@@ -11,7 +11,7 @@ from core.db import Database
 from core.errors import InvalidInput
 from feedback.exchange.reading import Wanted, read_tasks
 from feedback.models import Task
-from feedback.rules import ensure_rules
+from feedback.rules.store import ensure_rules
 from tests.feedback.exchange.test_loading import take
 
 ASK = "Where does a dunnock nest?"

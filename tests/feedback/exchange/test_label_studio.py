@@ -11,11 +11,11 @@ from access.models import Person
 from core.db import Database
 from core.errors import InvalidInput
 from feedback.exchange import label_studio
+from feedback.exchange.exporting import export_file
 from feedback.exchange.reading import Wanted
 from feedback.exchange.rows import TaskRow
-from feedback.exporting import export_file
 from feedback.models import Gold, Judgment, RuleJudgment, Task
-from feedback.rules import ensure_rules
+from feedback.rules.store import ensure_rules
 from tests.feedback.exchange.test_loading import ONE, PAIR, RANKING, said, take, take_rows
 
 PROMPT = "Where does a dunnock nest?"

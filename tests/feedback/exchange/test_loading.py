@@ -31,7 +31,7 @@ from feedback.models import (
     RuleJudgment,
     Task,
 )
-from feedback.rules import ensure_rules
+from feedback.rules.store import ensure_rules
 
 ROOT = Path(__file__).parents[3]
 TALK = [{"role": "user", "content": "Where does a dunnock nest?"}]

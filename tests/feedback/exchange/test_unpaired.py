@@ -10,14 +10,14 @@ from trl.data_utils import is_conversational, maybe_unpair_preference_dataset
 
 from access.models import Person
 from core.db import Database
+from feedback.assignment.leases import claim_task
+from feedback.exchange.exporting import export_file
 from feedback.exchange.unpaired import unpaired_rows
-from feedback.exporting import export_file
 from feedback.judgments import record_feedback, submit_judgment
 from feedback.kinds.rating import RatingForm
 from feedback.kinds.rule_check import RuleCheckForm
-from feedback.leases import claim_task
 from feedback.models import Completion, Task
-from feedback.rules import active_rules, ensure_rules
+from feedback.rules.store import active_rules, ensure_rules
 from feedback.tasks import create_task
 from tests import factories
 

@@ -12,9 +12,10 @@ from sqlalchemy import select
 from access.models import Person
 from core.db import Database
 from core.settings import AssignmentSettings
+from feedback.assignment.leases import claim_task, next_assignment
+from feedback.exchange.exporting import export_file
 from feedback.exchange.rows import TaskRow
 from feedback.exchange.writing import as_json, stored_rows
-from feedback.exporting import export_file
 from feedback.judgments import submit_judgment, undo_last
 from feedback.kinds import AnyForm
 from feedback.kinds.correction import CorrectionForm
@@ -24,9 +25,8 @@ from feedback.kinds.probe import ProbeForm, Turn
 from feedback.kinds.ranking import RankingForm
 from feedback.kinds.rating import RatingForm
 from feedback.kinds.rule_check import RuleCheckForm
-from feedback.leases import claim_task, next_assignment
 from feedback.models import ImportedJudgment, Judgment, Task
-from feedback.rules import active_rules, ensure_rules
+from feedback.rules.store import active_rules, ensure_rules
 from feedback.tasks import create_gold, create_task
 from tests import factories
 from tests.feedback.exchange.test_loading import counts, take

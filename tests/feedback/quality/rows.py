@@ -20,7 +20,7 @@ def make_rule(session: Session, slug: str | None = None, text: str = "Do not thr
     rule = Rule(slug=slug or f"rule-{next(_numbers)}")
     session.add(rule)
     session.flush()
-    version = RuleVersion(rule_id=rule.id, version=1, text=text, refusal_text="I will not.")
+    version = RuleVersion(rule_id=rule.id, version=1, text=text, refusal_text="I will not.", title="No threats")
     session.add(version)
     session.flush()
     return version

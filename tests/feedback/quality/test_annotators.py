@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 from core.db import utcnow
 from core.intervals import wilson
 from core.settings import QualitySettings
-from feedback.annotators import pause
+from feedback.assignment.annotators import pause
 from feedback.models import Assignment, GoldResult, Judgment, Task, TaskItem
 from feedback.quality.acts import Window
 from feedback.quality.annotators import SORTS, Track, judging, least_s, standing_of, tracks

@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 
 import finetune.models  # noqa: F401 (the table of versions names that of cycles)
 from core.db import utcnow
-from feedback.annotators import annotator_of, pause, set_standing
+from feedback.assignment.annotators import annotator_of, pause, set_standing
 from feedback.models import Assignment, Completion, Task
 from feedback.quality.acts import Window, left_out
 from feedback.quality.queue import Waiting, health, progress, throughput

@@ -14,9 +14,9 @@ from standardwebhooks import Webhook as Verifier
 from access.models import AuditLog, Person
 from core.db import Database, utcnow
 from core.settings import Settings
+from feedback.assignment.leases import claim_task
 from feedback.judgments import record_feedback, submit_judgment, undo_last
 from feedback.kinds.pairwise import PairwiseForm
-from feedback.leases import claim_task
 from feedback.models import Judgment, Task, Webhook, WebhookDelivery
 from feedback.webhooks import subscriptions
 from feedback.webhooks.events import EVENTS, tell

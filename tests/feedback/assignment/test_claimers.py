@@ -49,7 +49,7 @@ class Claimers:
         self.running = [self._start(n) for n in range(PROCESSES)]
 
     def _start(self, number: int) -> subprocess.Popen[bytes]:
-        line = [sys.executable, "-m", "tests.feedback.claimer", self.database.url, str(self.log)]
+        line = [sys.executable, "-m", "tests.feedback.assignment.claimer", self.database.url, str(self.log)]
         return subprocess.Popen([*line, *map(str, self.people[number])], cwd=ROOT)
 
     def kill_one(self) -> None:

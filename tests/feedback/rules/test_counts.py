@@ -4,9 +4,9 @@ import pytest
 from sqlalchemy.orm import Session
 
 from feedback.models import Judgment, RuleJudgment, RuleVersion
-from feedback.rule_counts import VerdictCounts, counts_by_rule, counts_by_version
-from feedback.rule_words import Change, RuleWords
-from feedback.rules import create_rule, edit_rule
+from feedback.rules.counts import VerdictCounts, counts_by_rule, counts_by_version
+from feedback.rules.store import create_rule, edit_rule
+from feedback.rules.words import Change, RuleWords
 from tests.factories import make_completion, make_person
 
 

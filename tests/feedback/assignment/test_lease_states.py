@@ -14,9 +14,9 @@ import finetune.models  # noqa: F401
 import reward.models  # noqa: F401  # tables that no other import brings
 from core.db import Base, Database, utcnow
 from core.errors import Conflict
+from feedback.assignment.leases import claim_task, next_assignment, release_expired, renew, skip
 from feedback.judgments import submit_judgment
 from feedback.kinds.pairwise import PairwiseForm
-from feedback.leases import claim_task, next_assignment, release_expired, renew, skip
 from feedback.models import Assignment, Judgment, Task
 from tests.factories import make_pairwise_task, make_person
 

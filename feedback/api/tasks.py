@@ -14,7 +14,7 @@ from core.body import parse_body, parse_query
 from core.errors import Conflict, NotFound
 from core.openapi import operation
 from core.web import runtime
-from feedback.api_schemas import PriorityBody, TaskAnswer, TaskBody, TaskDetail, TaskPage, TaskQuery
+from feedback.api.schemas import PriorityBody, TaskAnswer, TaskBody, TaskDetail, TaskPage, TaskQuery
 from feedback.exchange.loading import load_task
 from feedback.models import Gold, Task, TaskItem
 

@@ -15,8 +15,8 @@ from core.db import Database
 from core.errors import NotFound
 from core.openapi import operation
 from core.web import runtime
-from feedback.api_schemas import ExportQuery, ExportRow, JudgmentAnswer, JudgmentPage, JudgmentQuery
-from feedback.exporting import FORMS, exported
+from feedback.api.schemas import ExportQuery, ExportRow, JudgmentAnswer, JudgmentPage, JudgmentQuery
+from feedback.exchange.exporting import FORMS, exported
 from feedback.judgments import read_said
 from feedback.models import Assignment, ImportedJudgment, Judgment, Task
 

@@ -16,8 +16,8 @@ from access.people import LockedPerson
 from core.body import parse_body
 from core.openapi import operation
 from core.web import runtime
-from feedback import leases
-from feedback.api_schemas import JudgedAnswer, NextAnswer
+from feedback.api.schemas import JudgedAnswer, NextAnswer
+from feedback.assignment import leases
 from feedback.judgments import store_judgment
 from feedback.kinds import AnyForm, form_of
 from feedback.kinds.frame import Shown

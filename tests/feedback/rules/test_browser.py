@@ -11,8 +11,8 @@ from playwright.sync_api import Browser, Page, expect
 from access.models import Person
 from core.db import Database
 from feedback.models import RuleVersion
-from feedback.rule_words import Change, RuleWords
-from feedback.rules import create_rule, edit_rule, ensure_rules, find_rule, history
+from feedback.rules.store import create_rule, edit_rule, ensure_rules, find_rule, history
+from feedback.rules.words import Change, RuleWords
 from tests.browser import ARTIFACTS
 from tests.factories import PASSWORD
 from tests.hostile import HOSTILE

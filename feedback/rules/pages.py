@@ -18,12 +18,12 @@ from access.views import current_person, require_role
 from core.errors import Conflict, InvalidInput
 from core.messages import plain_text
 from core.web import runtime
-from feedback import rules
 from feedback.models import RuleVersion
-from feedback.quotes import mark_quotes
-from feedback.rule_counts import NONE, VerdictCounts, counts_by_rule, counts_by_version
-from feedback.rule_form import ExampleFields, RuleForm
-from feedback.rule_words import (
+from feedback.rules import store as rules
+from feedback.rules.counts import NONE, VerdictCounts, counts_by_rule, counts_by_version
+from feedback.rules.form import ExampleFields, RuleForm
+from feedback.rules.quotes import mark_quotes
+from feedback.rules.words import (
     CATEGORIES,
     MAX_EXAMPLE,
     MAX_EXAMPLES,
@@ -43,7 +43,7 @@ STATES = ("active", "retired", "all")
 SORTS = ("oldest", "title", "severity", "changed", "broken")
 MAX_TRIED, MAX_QUOTES = 20_000, 20  # characters of each field; quotes that are looked for
 
-blueprint = Blueprint("rules", __name__, url_prefix="/rules", template_folder="pages")
+blueprint = Blueprint("rules", __name__, url_prefix="/rules")
 
 
 @blueprint.context_processor

@@ -4,7 +4,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from core.settings import GoldSettings
-from feedback.annotators import annotator_of, set_standing
+from feedback.assignment.annotators import annotator_of, set_standing
 from feedback.kinds.frame import JudgmentForm, Said, Shown
 from feedback.models import Annotator, Gold, GoldResult
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feedback.quotes import mark_quotes
+from feedback.rules.quotes import mark_quotes
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 
 from core.openapi import document
 
-blueprint = Blueprint("api_docs", __name__, url_prefix="/api", template_folder="pages")
+blueprint = Blueprint("api_docs", __name__, url_prefix="/api")
 
 MEMO = "dunnock.openapi"
 

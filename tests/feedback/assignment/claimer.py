@@ -1,6 +1,6 @@
 """A process of annotators who claim and judge until nothing is left, to be killed at any moment; run by test_claimers.py.
 
-    python -m tests.feedback.claimer URL LOG PERSON_ID …
+    python -m tests.feedback.assignment.claimer URL LOG PERSON_ID …
 
 Each person is a thread. What was acknowledged is written to LOG, one line a judgment, after its commit. A lost connection is
 met as a client would: the same act again, under the same name.
@@ -19,9 +19,9 @@ from sqlalchemy.exc import DBAPIError
 
 import reward.models  # noqa: F401  # tables that no other import brings
 from core.db import Database
+from feedback.assignment.leases import find_assignment, next_assignment, skip
 from feedback.judgments import submit_judgment
 from feedback.kinds.pairwise import PairwiseForm
-from feedback.leases import find_assignment, next_assignment, skip
 
 T = TypeVar("T")
 LEASE_S = 1.0

@@ -12,9 +12,9 @@ from access.models import AuditLog
 from core.db import Database, utcnow
 from core.errors import Conflict, NotFound
 from core.settings import AssignmentSettings
+from feedback.assignment.leases import claim_task, find_assignment, flag, next_assignment, release_expired, renew, skip
 from feedback.judgments import submit_judgment
 from feedback.kinds.pairwise import PairwiseForm
-from feedback.leases import claim_task, find_assignment, flag, next_assignment, release_expired, renew, skip
 from feedback.models import Assignment, Judgment, Task
 from tests.factories import make_pairwise_task, make_person
 
@@ -80,7 +80,7 @@ def test_what_is_begun_is_finished_first(session: Session) -> None:
 
 def test_one_person_alone_gets_all_tasks_that_want_three(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also when more than a window of tasks are begun, all by the one who asks, and when only others' begun ones are left."""
-    monkeypatch.setattr("feedback.claim.WINDOW", 2)
+    monkeypatch.setattr("feedback.assignment.claim.WINDOW", 2)
     tasks = {make_pairwise_task(session, required_n=3).id for _ in range(7)}
     ana, ben = make_person(session), make_person(session)
     for person in (ana, ben):
@@ -92,7 +92,7 @@ def test_one_person_alone_gets_all_tasks_that_want_three(session: Session, monke
 
 
 def test_a_window_full_of_own_work_hides_nothing(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("feedback.claim.WINDOW", 2)
+    monkeypatch.setattr("feedback.assignment.claim.WINDOW", 2)
     ana, ben = make_person(session), make_person(session)
     own = [make_pairwise_task(session, required_n=3, rank=0.5) for _ in range(4)]
     for _ in own:

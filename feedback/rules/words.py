@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from core.messages import plain_text
 from feedback.models import RuleVersion
-from feedback.worddiff import Run, word_diff
+from feedback.rules.worddiff import Run, word_diff
 
 CATEGORIES = ("harm", "crime", "privacy", "fairness", "misinformation", "advice", "identity", "format", "other")
 MAX_TITLE, MAX_TEXT, MAX_REASON, MAX_NOTE = 80, 4_000, 300, 500  # characters

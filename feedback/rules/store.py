@@ -21,9 +21,9 @@ from sqlalchemy.orm import Session, contains_eager, defer, joinedload
 from access.audit import record
 from core.errors import Conflict, InvalidInput, NotFound
 from feedback.models import Rule, RuleVersion
-from feedback.rule_words import Change, RuleWords, diff, words_of
+from feedback.rules.words import Change, RuleWords, diff, words_of
 
-STARTER_RULES = Path(__file__).with_name("starter_rules.json")
+STARTER_RULES = Path(__file__).with_name("starter.json")
 MAX_RULES = 300
 """How many rules an installation holds, retired ones included: lists of rules are not paged."""
 

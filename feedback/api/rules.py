@@ -16,7 +16,7 @@ from core.body import parse_query
 from core.errors import NotFound
 from core.openapi import operation
 from core.web import runtime
-from feedback.api_schemas import Page, PersonPage, RuleAnswer, RuleList, RuleQuery
+from feedback.api.schemas import Page, PersonPage, RuleAnswer, RuleList, RuleQuery
 from feedback.models import Annotator, Rule, RuleVersion
 
 blueprint = Blueprint("api_rules", __name__, url_prefix="/api/v1")

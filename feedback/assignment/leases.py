@@ -23,13 +23,13 @@ from access.people import LockedPerson, lock_person
 from core.db import expire_known, table_of, utcnow
 from core.errors import Conflict, Forbidden, NotFound
 from core.settings import AssignmentSettings
-from feedback.annotators import annotator_of
-from feedback.claim import FACTS, take_gold, take_next
+from feedback.assignment.annotators import annotator_of
+from feedback.assignment.claim import FACTS, take_gold, take_next
+from feedback.assignment.repeats import make_repeat
+from feedback.assignment.shown import find_shown, make_shown
 from feedback.kinds import form_of
 from feedback.kinds.frame import Shown
 from feedback.models import Annotator, Assignment, Task, TaskItem
-from feedback.repeats import make_repeat
-from feedback.shown import find_shown, make_shown
 
 SWEEP = 100
 """Leases given back at a time."""

@@ -16,8 +16,7 @@ from app import create_app
 from core.db import Database
 from core.settings import Settings
 from feedback.models import Judgment, RuleJudgment, RuleVersion
-from feedback.rule_words import CATEGORIES, MAX_EXAMPLE, MAX_EXAMPLES, MAX_TEXT, Change, RuleWords, words_of
-from feedback.rules import (
+from feedback.rules.store import (
     MAX_RULES,
     create_rule,
     edit_rule,
@@ -27,6 +26,7 @@ from feedback.rules import (
     history,
     retire_rule,
 )
+from feedback.rules.words import CATEGORIES, MAX_EXAMPLE, MAX_EXAMPLES, MAX_TEXT, Change, RuleWords, words_of
 from tests.conftest import SignedIn
 from tests.factories import PASSWORD, make_completion, make_person
 from tests.hostile import HOSTILE

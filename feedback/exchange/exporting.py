@@ -14,9 +14,9 @@ from core.artifacts import writing
 from core.db import Database
 from core.errors import InvalidInput
 from feedback.exchange import label_studio
+from feedback.exchange.importing import ASSISTANT, HUMAN
 from feedback.exchange.unpaired import unpaired_rows
 from feedback.exchange.writing import as_json, stored_rows
-from feedback.importing import ASSISTANT, HUMAN
 from feedback.preferences import Preference, gather
 
 Form = Literal["preference", "hh-rlhf", "unpaired", "tasks", "label-studio"]

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
-from feedback.rule_words import MAX_EXAMPLES, RuleWords
+from feedback.rules.words import MAX_EXAMPLES, RuleWords
 
 Fields = Mapping[str, Sequence[str]]
 SIDES = ("kept", "broken")

@@ -12,13 +12,13 @@ from access.models import AuditLog
 from core.db import utcnow
 from core.errors import Forbidden, InvalidInput
 from core.settings import AssignmentSettings, GoldSettings
-from feedback.annotators import opt_out, pause, resume
+from feedback.assignment.annotators import opt_out, pause, resume
+from feedback.assignment.leases import claim_task, next_assignment, skip
+from feedback.assignment.shown import load_shown
 from feedback.judgments import read_said, record_feedback, submit_judgment
 from feedback.kinds.pairwise import PairwiseForm
-from feedback.leases import claim_task, next_assignment, skip
 from feedback.models import Annotator, Assignment, GoldResult, Judgment, Task
 from feedback.preferences import gather
-from feedback.shown import load_shown
 from feedback.tasks import create_gold
 from tests.factories import make_completion, make_pairwise_task, make_person, make_prompt, make_task
 

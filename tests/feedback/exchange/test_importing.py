@@ -10,8 +10,8 @@ from sqlalchemy import func, select
 
 from core.db import Database
 from core.errors import ImportRowError, InvalidInput
-from feedback.exporting import export_file
-from feedback.importing import import_file, parse_hh, read_pair
+from feedback.exchange.exporting import export_file
+from feedback.exchange.importing import import_file, parse_hh, read_pair
 from feedback.models import Completion, ImportedPair, Prompt
 from feedback.preferences import Preference, gather
 from tests.factories import make_prompt

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from feedback.rule_words import MAX_EXAMPLES, Example, RuleWords, compare, merge
-from feedback.worddiff import word_diff
+from feedback.rules.worddiff import word_diff
+from feedback.rules.words import MAX_EXAMPLES, Example, RuleWords, compare, merge
 
 
 def words(**more: object) -> RuleWords:

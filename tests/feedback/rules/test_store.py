@@ -13,10 +13,9 @@ from sqlalchemy.orm import Session
 from access.models import AuditLog, Person
 from core.db import Database
 from core.errors import Conflict, InvalidInput, NotFound
-from feedback import rules as rules_module
 from feedback.models import Rule, RuleVersion
-from feedback.rule_words import CATEGORIES, Change, RuleWords, diff, words_of
-from feedback.rules import (
+from feedback.rules import store as rules_module
+from feedback.rules.store import (
     EditConflict,
     active_rules,
     create_rule,
@@ -31,6 +30,7 @@ from feedback.rules import (
     slug_of,
     starter_rules,
 )
+from feedback.rules.words import CATEGORIES, Change, RuleWords, diff, words_of
 from tests.factories import make_person
 
 HARMS = {

@@ -1,0 +1,1 @@
+"""Rules: their versions, pages, counts. What others need is in `store`."""
