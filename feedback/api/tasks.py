@@ -29,22 +29,21 @@ COLUMNS = tuple(TaskAnswer.model_fields)
 @operation("Tasks", {201: TaskDetail, 200: TaskDetail}, body=TaskBody, scope=SCOPE, errors=(409,))
 def create() -> tuple[Response, int]:
     """Make a task. Equal contents under one `source` are one task: a second call answers 200 with the first."""
-    body = parse_body(TaskBody)
+    login, body = _manager(), parse_body(TaskBody)
     for _ in range(TRIES):
         with contextlib.suppress(
             IntegrityError
         ):  # somebody made the same task or prompt at the same moment: it is there now
-            return _create(body)
+            return _create(login, body)
     raise Conflict("others make the same task at the same moment; send it again")
 
 
-def _create(body: TaskBody) -> tuple[Response, int]:
+def _create(login: str, body: TaskBody) -> tuple[Response, int]:
     with runtime().db.session() as session:
-        manager = calling_manager(session)
         task, new = load_task(session, body)
         if new:
             after = {"kind": task.kind, "pool": task.pool, "required_n": task.required_n, "priority": task.priority}
-            record(session, manager.login, "task.create", f"task:{task.id}", after=after)
+            record(session, login, "task.create", f"task:{task.id}", after=after)
         return jsonify(_detail(session, task)), 201 if new else 200
 
 
@@ -77,15 +76,14 @@ def show(task_id: int) -> Response:
 @operation("Tasks", TaskDetail, body=PriorityBody, scope=SCOPE, errors=(404,))
 def set_priority(task_id: int) -> Response:
     """Set a task's priority. Who works on it goes on; the order of the others follows."""
-    body = parse_body(PriorityBody)
+    login, body = _manager(), parse_body(PriorityBody)
     with runtime().db.session() as session:
-        manager = calling_manager(session)
         task = _find(session, task_id)
         before, task.priority = task.priority, body.priority
         session.flush()
         if before != body.priority:
             changed = ({"priority": before}, {"priority": body.priority})
-            record(session, manager.login, "task.priority", f"task:{task_id}", *changed)
+            record(session, login, "task.priority", f"task:{task_id}", *changed)
         return jsonify(_detail(session, task))
 
 
@@ -106,6 +104,12 @@ def cancel(task_id: int) -> Response:
         elif task.state != "cancelled":
             raise Conflict(f"task {task_id} is done; there is nothing to cancel")
         return jsonify(_detail(session, task))
+
+
+def _manager() -> str:
+    """The login of the lead who asks, who is looked at before what they sent is."""
+    with runtime().db.read() as session:
+        return calling_manager(session).login
 
 
 def _find(session: Session, task_id: int) -> Task:
