@@ -95,7 +95,7 @@ def create_app(settings: Settings | None = None, db: Database | None = None) -> 
     app.register_blueprint(serving.api.blueprint)
     app.register_blueprint(feedback.api.docs.blueprint)
     app.register_blueprint(feedback.webhooks.views.blueprint)
-    apis = (feedback.api, feedback.api.tasks, feedback.api.judgments, feedback.api.rules)
+    apis = (feedback.api.annotation, feedback.api.tasks, feedback.api.judgments, feedback.api.rules)
     for api in apis:
         app.register_blueprint(api.blueprint)
     for api in (*apis, serving.api):

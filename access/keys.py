@@ -98,7 +98,7 @@ def authenticate(session: Session, bearer: str, scope: str, *, lock: bool = Fals
 def scopes_of(role: str) -> tuple[str, ...]:
     """The scopes that somebody with this role may give to their own keys. A new scope is for admins until it says here
     who else may have it."""
-    return SCOPES if role == "admin" else tuple(s for s in SCOPES if s in ("chat", "feedback", "annotate"))
+    return SCOPES if role in ("lead", "admin") else tuple(s for s in SCOPES if s in ("chat", "feedback", "annotate"))
 
 
 def keys_of(session: Session, person_id: int) -> list[ApiKey]:

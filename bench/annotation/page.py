@@ -1,6 +1,5 @@
 """The page of a task in Chromium: how soon after a submit the next one can be acted on, and what it weighs."""
 
-import os
 import shutil
 from statistics import median
 from typing import Any
@@ -32,7 +31,7 @@ def measure_page(url: str, login: str, password: str) -> dict[str, Any]:
         with all it loads, uncompressed; seconds a page needs from the first request until its keys work.
     """
     with sync_playwright() as playwright:
-        path = os.environ.get("DUNNOCK_CHROMIUM") or shutil.which("chromium") or playwright.chromium.executable_path
+        path = shutil.which("chromium") or shutil.which("google-chrome") or playwright.chromium.executable_path
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
         context = browser.new_context(base_url=url)
         page = context.new_page()

@@ -99,7 +99,8 @@ def _as_json(session: Session, shown: Shown) -> dict[str, Any]:
         "completions": [item.text for item in shown.items],
     }
     if shown.rule is not None:
-        answer["rule"] = {"version_id": shown.rule.version_id, "slug": shown.rule.slug, "text": shown.rule.text}
+        rule = shown.rule
+        answer["rule"] = {"version_id": rule.version_id, "slug": rule.slug, "title": rule.title, "text": rule.text}
     if shown.pool == "adjudication":
         form = form_of(shown.kind)
         others = [form.from_fields(other.fields, shown) for other in others_of(session, shown)]

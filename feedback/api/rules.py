@@ -65,7 +65,10 @@ def list_people() -> Response:
 
 
 def _version(row: RuleVersion) -> dict[str, Any]:
-    names = ("id", "version", "text", "refusal_text", "severity", "active")
+    names = (
+        "id", "version", "title", "category", "text", "refusal_text", "severity", "active", "kept_examples",
+        "broken_examples",
+    )  # fmt: skip
     told = {name: getattr(row, name) for name in names}
     return told | {"slug": row.rule.slug, "created_at": row.created_at.isoformat()}
 

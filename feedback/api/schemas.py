@@ -39,6 +39,7 @@ class RuleShown(Answer):
 
     version_id: int
     slug: str
+    title: str
     text: str
 
 
@@ -225,14 +226,25 @@ class ExportRow(BaseModel):
 # Rules and people -----------------------------------------------------------------------------------------------------
 
 
+class RuleExample(Answer):
+    """A conversation in which a rule is kept, or broken."""
+
+    text: str
+    reason: str = ""
+
+
 class RuleVersionAnswer(Answer):
     """What a rule says, from one edit to the next."""
 
     id: int = Field(description="What judgments name it by.")
     slug: str
     version: int
+    title: str
+    category: str
     text: str
     refusal_text: str
+    kept_examples: list[RuleExample]
+    broken_examples: list[RuleExample]
     severity: int = Field(description="1 low … 3 high.")
     active: bool
     created_at: dt.datetime

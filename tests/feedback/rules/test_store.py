@@ -37,7 +37,7 @@ HARMS = {
     "violence", "weapons", "illegal_drugs", "self_harm", "hate_harassment", "sexual_minors_safety", "fraud_scams",
     "cybercrime", "privacy_stalking", "theft_property", "disinformation", "dangerous_advice",
 }  # fmt: skip
-SUITE = Path(__file__).parents[2] / "evals" / "suites" / "harmful.jsonl"
+SUITE = Path(__file__).parents[3] / "evals" / "suites" / "harmful.jsonl"
 
 
 @pytest.fixture
