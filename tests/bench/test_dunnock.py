@@ -1,6 +1,5 @@
 """Dunnock as the bench drives it: the filled database fits the tables, the calls fit the API, the check sees what is wrong."""
 
-import asyncio
 from collections.abc import Iterator
 
 import pytest
@@ -8,6 +7,7 @@ from sqlalchemy import create_engine, text
 
 from bench.annotation.dunnock import Dunnock
 from commands.throwaway_postgres import PostgresServer
+from tests.bench.loops import run as run_loop
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def test_tasks_are_taken_and_judged(target: Dunnock, postgres_server: PostgresSe
             caller.close()
         return [first[0], second[0], other[0]]
 
-    assert len(set(asyncio.run(judge()))) == 3
+    assert len(set(run_loop(judge()))) == 3
     right = {"tasks_judged_too_often": 0, "tasks_judged_twice_by_one": 0, "tasks_with_a_wrong_count": 0}
     assert target.check() == {"judgments": 2, **right}
 

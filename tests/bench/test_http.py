@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from bench.annotation.http import Answer, Connection, Refused
+from tests.bench.loops import run as run_loop
 
 
 def asked(
@@ -38,7 +39,7 @@ def asked(
             finally:
                 connection.close()
 
-    return asyncio.run(run()), heads
+    return run_loop(run()), heads
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 from bench.annotation import load
 from bench.annotation.http import Refused
 from bench.annotation.load import NotDone, Target, closed_loop, open_loop, summary
+from tests.bench.loops import run as run_loop
 
 
 class InMemory(Target):
@@ -67,7 +68,7 @@ def test_a_percentile_of_few_is_no_guess_beyond_them() -> None:
 @pytest.mark.parametrize("one_call", [False, True])
 def test_the_closed_loop_counts_what_was_judged(one_call: bool) -> None:
     target = InMemory(100_000, one_call=one_call)
-    found = asyncio.run(closed_loop(target, 0.2, annotators=3))
+    found = run_loop(closed_loop(target, 0.2, annotators=3))
     timed = "submit_and_next" if one_call else "submit"
     assert 0 < found["tasks"] == found[timed]["n"] <= target.acknowledged == len(target.judged)
     assert len(target.judged) == len(set(target.judged))
@@ -77,29 +78,29 @@ def test_the_closed_loop_counts_what_was_judged(one_call: bool) -> None:
 
 def test_a_refused_call_is_counted_and_the_annotator_goes_on() -> None:
     target = InMemory(100_000, refuse_every=5)
-    found = asyncio.run(closed_loop(target, 0.2, annotators=2))
+    found = run_loop(closed_loop(target, 0.2, annotators=2))
     assert found["tasks"] > 0
     assert found["failed_calls"] == {"next: 500": target.calls["next"] // 5}
 
 
 def test_a_refused_call_ends_the_run_of_a_strict_target() -> None:
     with pytest.raises(Refused, match="next: 500"):
-        asyncio.run(closed_loop(InMemory(100, refuse_every=5, strict=True), 5, annotators=2))
+        run_loop(closed_loop(InMemory(100, refuse_every=5, strict=True), 5, annotators=2))
 
 
 def test_a_target_that_only_refuses_is_given_up() -> None:
     with pytest.raises(NotDone, match="nobody was given a first task.*500"):
-        asyncio.run(closed_loop(InMemory(100, refuse_every=1), 5, annotators=2))
+        run_loop(closed_loop(InMemory(100, refuse_every=1), 5, annotators=2))
 
 
 def test_running_dry_is_no_result() -> None:
     with pytest.raises(NotDone, match="ran out of tasks in the closed loop"):
-        asyncio.run(closed_loop(InMemory(10), 5, annotators=2))
+        run_loop(closed_loop(InMemory(10), 5, annotators=2))
     with pytest.raises(NotDone, match="ran out of tasks in the open loop"):
-        asyncio.run(open_loop(InMemory(0), 1, annotators=2))
+        run_loop(open_loop(InMemory(0), 1, annotators=2))
 
 
 def test_the_open_loop_judges_one_task_a_second_each() -> None:
     target = InMemory(100)
-    found = asyncio.run(open_loop(target, 1, annotators=4))
+    found = run_loop(open_loop(target, 1, annotators=4))
     assert found["next"]["n"] == found["submit"]["n"] == len(target.judged) == 4
