@@ -59,9 +59,9 @@ person: setup    ## add somebody who signs in (LOGIN=name, ROLE=annotator)
 	@test -n "$(LOGIN)" || { echo "Say who: make person LOGIN=name" >&2; exit 2; }
 	@$(FLASK) person-add "$(LOGIN)" --role "$(or $(ROLE),annotator)"
 
-key: setup       ## make an API key (LOGIN=name)
+key: setup       ## make an API key (LOGIN=name, SCOPES="chat feedback")
 	@test -n "$(LOGIN)" || { echo "Say whose: make key LOGIN=admin" >&2; exit 2; }
-	@$(FLASK) key-add "$(LOGIN)"
+	@$(FLASK) key-add "$(LOGIN)" $(if $(SCOPES),--scopes "$(SCOPES)")
 
 test: setup-dev  ## everything the tests need, then checks and tests
 	@$(MAKE) --no-print-directory check

@@ -48,7 +48,7 @@ CONTENT_SECURITY_POLICY = (
 PERMISSIONS_POLICY = ", ".join(
     f"{feature}=()"
     for feature in (
-        "accelerometer", "ambient-light-sensor", "autoplay", "bluetooth", "browsing-topics", "camera", "display-capture",
+        "accelerometer", "autoplay", "browsing-topics", "camera", "display-capture",
         "geolocation", "gyroscope", "hid", "magnetometer", "microphone", "midi", "payment", "serial", "usb",
     )
 )  # fmt: skip
@@ -156,7 +156,11 @@ def _answer(status: int, code: str, message: str, param: str | None) -> tuple[Re
         body = jsonify(type=f"urn:dunnock:{code}", title=code.replace("_", " "), status=status, detail=message)
         body.mimetype = "application/problem+json"
         return body, status
-    return render_template("error.html", status=status, message=message), status
+    try:
+        return render_template("error.html", status=status, message=message), status
+    except Exception:
+        log.exception("the error page failed too")
+        return Response(f"{status}: {message}", status, mimetype="text/plain"), status
 
 
 def _security_headers(response: Response) -> Response:

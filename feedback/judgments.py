@@ -5,7 +5,7 @@ mind is a new judgment that names the one it supersedes. A scripted person's jud
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import insert, select
@@ -14,15 +14,16 @@ from sqlalchemy.orm import Session, aliased
 
 from access.people import LockedPerson, lock_person
 from core.db import table_of
-from core.errors import Conflict, InvalidInput, NotFound
+from core.errors import Conflict, Forbidden, InvalidInput, NotFound
 from core.messages import plain_text
 from core.settings import GoldSettings
 from feedback.assignment.gold import measure
-from feedback.assignment.leases import finish
-from feedback.assignment.shown import find_shown, load_shown
+from feedback.assignment.leases import finish, may_see
+from feedback.assignment.shown import asked_in, find_shown, load_shown
+from feedback.blind import Blind
 from feedback.drafts import drop_draft
 from feedback.kinds import form_of
-from feedback.kinds.frame import Finding, JudgmentForm, Said, Shown
+from feedback.kinds.frame import Finding, JudgmentForm, Said, Shown, quoted
 from feedback.models import Assignment, Completion, Correction, Judgment, RuleJudgment, RuleVersion, Task
 from feedback.tasks import create_task
 from feedback.webhooks.events import judgment_added
@@ -79,6 +80,8 @@ def store_judgment(
         return _first_judgment(session, shown, once)
     if shown.state == "skipped":
         raise Conflict(f"this task is {shown.state}; open /annotate for your next one")
+    if not may_see(who.role, shown.pool):
+        raise Forbidden("disagreements are settled by reviewers, and you are none any more")
     said = _said(session, form, shown)
     finished = finish(session, shown)
     values = {
@@ -106,7 +109,7 @@ def last_judgment(session: Session, annotator_id: int) -> Judgment | None:
     return session.scalar(
         select(Judgment)
         .where(Judgment.annotator_id == annotator_id, Judgment.assignment_id.is_not(None))
-        .order_by(Judgment.created_at.desc(), Judgment.id.desc())  # as in the index
+        .order_by(Judgment.id.desc())  # clocks go back, ids do not
         .limit(1)
     )
 
@@ -119,11 +122,15 @@ def undo_last(
     supersedes_id: int | None = None,
     latency_s: float | None = None,
     once: str | None = None,
+    adjudicate: bool = False,
 ) -> Judgment:
     """Judge the last task again: a new judgment supersedes the newest one, which stays as it is.
 
+    Of a task with a known answer the first judgment is what counts for the annotator.
+
     Args:
         supersedes_id: the judgment that the annotator saw and means; none means whichever is newest.
+        adjudicate: as in `store_judgment`.
 
     Raises:
         NotFound: the annotator has judged nothing.
@@ -146,6 +153,8 @@ def undo_last(
     )  # fmt: skip
     _add(session, judgment)
     _add_details(session, judgment.id, said)
+    if adjudicate and shown.required_n > 1 and session.get_one(Task, shown.task_id).state == "done":
+        _ask_reviewer(session, session.get_one(Task, shown.task_id))
     return judgment
 
 
@@ -239,9 +248,7 @@ def _said(session: Session, form: JudgmentForm, shown: Shown) -> Said:
         raise InvalidInput(f"this task is of the kind {shown.kind}, the judgment is {form.KIND}", param="kind")
     said = form.said(shown)
     _check_rule_versions(session, (finding.rule_version_id for finding in said.findings))
-    if shown.kind == "probe":
-        _check_turns(session, shown, said)
-    return said
+    return _checked_turns(session, shown, said) if shown.kind == "probe" else said
 
 
 def _add(session: Session, judgment: Judgment) -> None:
@@ -263,14 +270,15 @@ def _add_details(session: Session, judgment_id: int, said: Said) -> None:
     session.flush()
 
 
-def _check_turns(session: Session, shown: Shown, said: Said) -> None:
-    """A probe's replies are those that the policy gave after the task was handed out."""
+def _checked_turns(session: Session, shown: Shown, said: Said) -> Said:
+    """A probe's replies are those that the policy gave this annotator after the task was handed out; quotes stand in them."""
     ids = [finding.completion_id for finding in said.findings]
-    known = select(Completion.id).where(
-        Completion.id.in_(ids), Completion.source == "served", Completion.created_at >= shown.created_at
-    )
-    if missing := set(ids) - set(session.scalars(known)):
+    known = select(Completion.id, Completion.text).where(Completion.id.in_(ids), *asked_in(shown))
+    texts = {row.id: Blind.of(row.text) for row in session.execute(known)}
+    if missing := set(ids) - set(texts):
         raise NotFound(f"no reply of this probe is {sorted(missing)[0]!r}; the chat API names them", param="turns")
+    findings = (replace(each, span=quoted(each.span, texts[each.completion_id])) for each in said.findings)
+    return replace(said, findings=tuple(findings))
 
 
 def _ask_reviewer(session: Session, task: Task) -> None:

@@ -50,6 +50,7 @@ class Completion(Base):
     prompt: Mapped[Prompt] = relationship()
     source: Mapped[str] = mapped_column(String(20))  # served | rollout | import | correction
     policy_version_id: Mapped[int | None] = mapped_column(ForeignKey("policy_version.id"), index=True)
+    person_id: Mapped[int | None] = mapped_column(ForeignKey("person.id"))  # who asked for it in a chat, where known
     text: Mapped[str] = mapped_column(Text)
     finish_reason: Mapped[str | None] = mapped_column(String(20))
     sampling: Mapped[dict[str, Any] | None]
@@ -210,6 +211,7 @@ class Judgment(Base):
         CheckConstraint("rating IS NULL OR rating BETWEEN 1 AND 5", name="rating"),
         CheckConstraint("thumbs IS NULL OR thumbs IN (-1, 1)", name="thumbs"),
         Index("ix_judgment_annotator_id_created_at", "annotator_id", "created_at"),
+        Index("ix_judgment_annotator_id_id", "annotator_id", "id"),
     )
 
     id: Mapped[int] = mapped_column(primary_key=True)

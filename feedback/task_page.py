@@ -13,13 +13,15 @@ from markupsafe import Markup
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from access.models import Person
 from core.errors import NotFound
-from feedback.assignment.shown import load_shown
+from feedback.assignment.leases import may_see
+from feedback.assignment.shown import asked_in, load_shown
 from feedback.blind import Blind
 from feedback.formatting import formatted
 from feedback.judgments import read_said, standing_judgments
 from feedback.kinds import form_of
-from feedback.kinds.frame import Fields, JudgmentForm, Shown, every, first
+from feedback.kinds.frame import Fields, JudgmentForm, Said, Shown, every, first
 from feedback.kinds.probe import MAX_TURNS
 from feedback.models import Assignment, Completion, Judgment, Prompt, RuleVersion
 from feedback.rules.store import active_rules
@@ -55,8 +57,9 @@ class ProbeTurn:
 class Other:
     """What somebody else judged, in terms of what is shown here; for who settles a disagreement."""
 
-    who: str
+    said: Said
     fields: Fields
+    marks: list[tuple[str, str, str]]  # letter of the completion, title of the rule, verdict
 
     def first(self, name: str) -> str:
         """The first value of a field."""
@@ -123,11 +126,23 @@ def others_of(session: Session, shown: Shown) -> list[Other]:
     """The judgments that a reviewer is asked to settle; nobody else sees any."""
     if shown.pool != "adjudication" or shown.about_id is None:
         return []
+    if not may_see(session.get_one(Person, shown.annotator_id).role, shown.pool):
+        return []
     acts = standing_judgments(session, shown.about_id)
     form = form_of(shown.kind)
+    titles = {row.id: row.title for row in session.execute(select(RuleVersion.id, RuleVersion.title))}
     return [
-        Other(f"Person {n}", form.to_fields(said, shown)) for n, said in enumerate(read_said(session, acts), 1)
+        Other(said, form.to_fields(said, shown), _marks(said, shown, titles)) for said in read_said(session, acts)
     ]  # no names: it is the judgment that is settled
+
+
+def _marks(said: Said, shown: Shown, titles: dict[int, str]) -> list[tuple[str, str, str]]:
+    found = []
+    for finding in said.findings:
+        number = shown.number_of_completion(finding.completion_id)
+        if number is not None:
+            found.append((chr(ord("A") + number), titles[finding.rule_version_id], finding.verdict))
+    return found
 
 
 def fields_of(session: Session, judgment: Judgment, assignment: Assignment) -> dict[str, list[str]]:
@@ -159,7 +174,7 @@ def _turns(session: Session, shown: Shown, fields: Fields) -> list[ProbeTurn]:
     rows = session.execute(
         select(Completion.id, Completion.text, Prompt.messages)
         .join(Prompt, Prompt.id == Completion.prompt_id)
-        .where(Completion.id.in_(ids), Completion.source == "served", Completion.created_at >= shown.created_at)
+        .where(Completion.id.in_(ids), *asked_in(shown))
     )
     found = {row.id: row for row in rows}
     return [

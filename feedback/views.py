@@ -31,7 +31,7 @@ blueprint = Blueprint(
     "feedback", __name__, template_folder="pages", static_folder="static", static_url_path="/static/feedback"
 )
 
-SURPLUS = "Kept as an extra judgment: the time for this task had run out and others had finished it."
+SURPLUS = "Kept as an extra judgment: the time for this task had run out and its place went to others."
 MAX_BESIDE = 5
 
 
@@ -112,7 +112,7 @@ def judge(token: str) -> Response | tuple[Response | str, int]:
     except Conflict as error:
         if _wants_json():
             raise
-        flash(f"{error.message[0].upper()}{error.message[1:]}. The first judgment stays as it is.", "error")
+        flash(f"{error.message[0].upper()}{error.message[1:]}. Nothing was changed.", "error")
         return redirect(url_for("feedback.next_task"), 303)
     if _wants_json():
         message = gettext(SURPLUS) if judgment.surplus else ""
@@ -177,9 +177,17 @@ def _store(session: Session, token: str, annotator_id: int, fields: dict[str, li
             session, token=token, annotator_id=annotator_id, form=form, latency_s=_latency_s(), once=once,
             gold=settings.gold, adjudicate=settings.assignment.adjudicate,
         )  # fmt: skip
-    if not supersedes.isdecimal():
+    if not (supersedes.isdecimal() and len(supersedes) < 12):
         raise InvalidInput(f"supersedes is {supersedes!r}; it is the number of a judgment", param="supersedes")
-    return undo_last(session, annotator_id, form, supersedes_id=int(supersedes), latency_s=_latency_s(), once=once)
+    return undo_last(
+        session,
+        annotator_id,
+        form,
+        supersedes_id=int(supersedes),
+        latency_s=_latency_s(),
+        once=once,
+        adjudicate=settings.assignment.adjudicate,
+    )
 
 
 def _show_again(token: str, fields: dict[str, list[str]], error: InvalidInput) -> str:

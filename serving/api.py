@@ -29,7 +29,7 @@ TEMPLATE_TOKENS_PER_MESSAGE = 8
 @operation("Chat", ChatAnswer, body=ChatBody, scope="chat", errors=(404, 409, 503), media=CHAT_MEDIA)
 def chat_completions() -> Response:
     """Answer a conversation, whole or streamed; the reply is stored before its last byte goes out."""
-    caller_id("chat")
+    person_id = caller_id("chat")
     body = parse_body(ChatBody)
     settings = runtime().settings
     with runtime().db.read() as session:
@@ -37,7 +37,7 @@ def chat_completions() -> Response:
     client = engine_client(settings)
     asked = body.engine_request(version.name, settings)
     _check_length(client, asked, settings.max_prompt_tokens)
-    reply = Reply(runtime().db, version, asked)
+    reply = Reply(runtime().db, version, asked, person_id)
     headers = {VERSION_HEADER: version.name}
     if body.stream:
         events = with_version(client, version, settings, lambda: client.stream(asked))

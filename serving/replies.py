@@ -30,6 +30,7 @@ class Reply:
     db: Database
     version: PolicyVersion
     request: ChatRequest
+    person_id: int | None = None
     id: str = field(default_factory=completion_id)
     created: int = field(default_factory=lambda: int(time.time()))
     started_s: float = field(default_factory=time.monotonic)
@@ -60,6 +61,7 @@ class Reply:
             "prompt_tokens": usage[0],
             "completion_tokens": usage[1],
             "latency_s": time.monotonic() - self.started_s,
+            "person_id": self.person_id,
         }
         messages = [m.model_dump() for m in self.request.messages]
         for attempt in range(1, STORE_ATTEMPTS + 1):

@@ -5,27 +5,32 @@ tells which policy wrote a completion, what others judged (but to who settles it
 """
 
 import hashlib
+import logging
 from typing import Any
 
 from flask import Blueprint, Response, jsonify
 from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from access.callers import lock_caller
 from access.people import LockedPerson
 from core.body import parse_body
+from core.errors import DunnockError
 from core.openapi import operation
 from core.web import runtime
 from feedback.api.schemas import JudgedAnswer, NextAnswer
 from feedback.assignment import leases
+from feedback.blind import Blind
 from feedback.judgments import store_judgment
-from feedback.kinds import AnyForm, form_of
-from feedback.kinds.frame import Shown
+from feedback.kinds import AnyForm
+from feedback.kinds.frame import Said, Shown
 from feedback.task_page import others_of
 
 blueprint = Blueprint("annotation", __name__, url_prefix="/api/v1")
 
 SCOPE = "annotate"
+log = logging.getLogger("dunnock.annotation")
 
 
 class NextBody(BaseModel):
@@ -64,6 +69,22 @@ def next_assignment() -> Response:
 def judge(token: str) -> tuple[Response, int]:
     """Store a judgment; the same `idempotency_key` again returns the first one."""
     body = parse_body(JudgmentBody)
+    try:
+        return jsonify(_judge(token, body)), 201
+    except _NothingNext as error:  # what was judged is stored, come what may of the rest
+        told = _judge(token, body.model_copy(update={"next": None}))
+        return jsonify(told | {"assignment": None, "why_none": error.reason}), 201
+
+
+class _NothingNext(Exception):
+    """The next task could not be given; what was done in its transaction is taken back."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def _judge(token: str, body: JudgmentBody) -> dict[str, Any]:
     settings = runtime().settings
     with runtime().db.session() as session:
         who = lock_caller(SCOPE, session)
@@ -73,8 +94,14 @@ def judge(token: str) -> tuple[Response, int]:
         )  # fmt: skip
         answer: dict[str, Any] = {"judgment_id": stored.id, "surplus": stored.surplus}
         if body.next is not None:
-            answer["assignment"] = _next(session, who, body.next)
-    return jsonify(answer), 201
+            try:
+                answer["assignment"] = _next(session, who, body.next)
+            except DunnockError as error:
+                raise _NothingNext(error.message) from error
+            except SQLAlchemyError as error:
+                log.exception("no next task could be given to person %s", who.id)
+                raise _NothingNext("the next task could not be fetched; ask for it again") from error
+    return answer
 
 
 def _once(token: str, key: str | None) -> str | None:
@@ -102,7 +129,28 @@ def _as_json(session: Session, shown: Shown) -> dict[str, Any]:
         rule = shown.rule
         answer["rule"] = {"version_id": rule.version_id, "slug": rule.slug, "title": rule.title, "text": rule.text}
     if shown.pool == "adjudication":
-        form = form_of(shown.kind)
-        others = [form.from_fields(other.fields, shown) for other in others_of(session, shown)]
-        answer["judgments"] = [other.model_dump(mode="json", exclude_none=True) for other in others]
+        answer["judgments"] = [_told(other.said, shown) for other in others_of(session, shown)]
     return answer
+
+
+def _told(said: Said, shown: Shown) -> dict[str, Any]:
+    """What somebody judged, in terms of what is shown here."""
+    sides = {"a": 0, "b": 1}
+    choice = ("left", "right")[shown.number_of(sides[said.choice])] if said.choice in sides else said.choice
+    ranks = (said.answer or {}).get("ranks")
+    told = {
+        "choice": choice, "strength": said.strength, "rating": said.rating, "note": said.note,
+        "aspects": (said.answer or {}).get("aspects"),
+        "ranks": [ranks[position] for position in shown.order] if ranks else None,
+        "rule_verdicts": [
+            {
+                "rule_version_id": each.rule_version_id, "verdict": each.verdict, "confidence": each.confidence,
+                "item": shown.number_of_completion(each.completion_id), "span": Blind.of(each.span or "").text or None,
+            }
+            for each in said.findings
+        ],
+        "corrections": {
+            str(shown.number_of_completion(completion_id)): Blind.of(text).text for completion_id, text in said.edits
+        },
+    }  # fmt: skip
+    return {name: value for name, value in told.items() if value is not None}

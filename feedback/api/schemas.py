@@ -7,7 +7,6 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from core.db import MAX_ID
 from feedback.exchange.rows import Kind, MessageRow, Pool, TaskSpec
-from feedback.kinds import AnyForm
 
 MAX_PAGE = 200
 
@@ -43,6 +42,29 @@ class RuleShown(Answer):
     text: str
 
 
+class VerdictShown(Answer):
+    """A verdict on a rule, of a judgment that is to be settled."""
+
+    rule_version_id: int
+    item: int | None
+    verdict: str
+    confidence: float | None
+    span: str | None
+
+
+class JudgmentShown(Answer):
+    """A judgment that is to be settled, in terms of what is shown; what it says nothing of is left out."""
+
+    choice: str | None = None
+    strength: int | None = None
+    rating: int | None = None
+    aspects: dict[str, int] | None = None
+    ranks: list[int] | None = None
+    note: str | None = None
+    rule_verdicts: list[VerdictShown]
+    corrections: dict[str, str] = Field(description="Edited texts by item.")
+
+
 class AssignmentShown(Answer):
     """A task as its annotator sees it."""
 
@@ -53,7 +75,7 @@ class AssignmentShown(Answer):
     messages: list[dict[str, str]]
     completions: list[str] = Field(description="In the order to show them; a judgment speaks of them by it.")
     rule: RuleShown | None = None
-    judgments: list[AnyForm] | None = Field(None, description="What is to be settled, for reviewers.")
+    judgments: list[JudgmentShown] | None = Field(None, description="What is to be settled, for reviewers.")
 
 
 class NextAnswer(Answer):
@@ -68,6 +90,7 @@ class JudgedAnswer(Answer):
     judgment_id: int
     surplus: bool = Field(description="It came when all places were taken; it is kept and not counted.")
     assignment: AssignmentShown | None = None
+    why_none: str | None = Field(None, description="Why no next task could be given, where that was asked for.")
 
 
 # Tasks ----------------------------------------------------------------------------------------------------------------

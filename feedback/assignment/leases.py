@@ -22,6 +22,7 @@ from access.models import Person
 from access.people import LockedPerson, lock_person
 from core.db import expire_known, table_of, utcnow
 from core.errors import Conflict, Forbidden, NotFound
+from core.messages import plain_text
 from core.settings import AssignmentSettings
 from feedback.assignment.annotators import annotator_of
 from feedback.assignment.claim import FACTS, take_gold, take_next
@@ -38,6 +39,7 @@ SWEEP_CHANCE = 1 / 16
 """How often a claim that needs no place gives back those that ran out; one that finds nothing always does."""
 
 REVIEWERS = ("reviewer", "lead", "admin")
+MAX_REASON = 200
 
 TASK, ASSIGNMENT = table_of(Task), table_of(Assignment)
 LIVE = TASK.c.state == literal_column("'live'")  # literal, as in the partial indexes, or no planner would use them
@@ -47,7 +49,7 @@ HELD = ASSIGNMENT.c.state == literal_column("'live'")
 HAS = (
     select(
         Annotator.standing, Annotator.standing_why, Annotator.opted_out, Annotator.risky_on, Annotator.risky_n,
-        Assignment.id, Assignment.lease_token, Assignment.state, Assignment.expires_at,
+        Assignment.id, Assignment.lease_token, Assignment.state, Assignment.expires_at, Task.pool,
     )
     .select_from(Person)
     .outerjoin(Annotator, Annotator.person_id == Person.id)
@@ -132,7 +134,7 @@ def next_shown(
     has = session.connection().execute(HAS, {"who": person.id}).all()
     worker = _worker(person, has[0], now)
     for row in has:
-        if row.id is None or row.lease_token in beside:
+        if row.id is None or row.lease_token in beside or not may_see(worker.role, row.pool):
             continue
         if (row.expires_at > now and row.state == "live") or _hold(session, row.id, now, lease_s):
             return find_shown(session, row.lease_token, worker.id)
@@ -146,6 +148,11 @@ def next_shown(
     if taken.risky:
         _count_risky(session, worker, now)
     return _assign(session, taken, worker.id, now, lease_s, order)
+
+
+def may_see(role: str, pool: str) -> bool:
+    """Whether somebody of this role may be shown a task of this pool, also one that they were given in another role."""
+    return pool != "adjudication" or role in REVIEWERS
 
 
 def claim_task(session: Session, task_id: int, annotator_id: int, lease_s: float) -> Assignment | None:
@@ -211,7 +218,9 @@ def skip(session: Session, token: str, annotator_id: int, reason: str) -> Assign
     if assignment.state == "live":
         _give_back(session, assignment.task_id)
     assignment.state = "skipped"
-    assignment.skip_reason = reason.strip()[:200] or "no reason given"
+    assignment.skip_reason = plain_text(reason).strip()[:MAX_REASON] or "no reason given"
+    if assignment.task.pool == "repeat":  # it was this annotator's alone
+        assignment.task.state = "cancelled"
     session.flush()
     return assignment
 
@@ -222,7 +231,13 @@ def flag(session: Session, token: str, annotator_id: int, reason: str) -> Assign
     before = find_assignment(session, token, annotator_id).state
     assignment = skip(session, token, annotator_id, f"flagged: {reason.strip()}")
     if before != "skipped":
-        record(session, person.login, "task.flag", f"task:{assignment.task_id}", after={"reason": reason.strip()})
+        record(
+            session,
+            person.login,
+            "task.flag",
+            f"task:{assignment.task_id}",
+            after={"reason": plain_text(reason).strip()[:MAX_REASON]},
+        )
     return assignment
 
 

@@ -23,14 +23,20 @@ def make_repeat(session: Session, annotator_id: int, after: int) -> tuple[Task, 
         The task and the order to show it in, the reverse of the first time; None where nothing can be repeated.
     """
     done = session.execute(
-        select(Assignment.task_id, Assignment.shown_order, Task.pool, Task.about_id)
+        select(Assignment.task_id, Assignment.shown_order, Task.pool)
         .join(Task, Task.id == Assignment.task_id)
         .where(Assignment.annotator_id == annotator_id, Assignment.state.in_(("done", "surplus")))
         .where(Task.kind.in_(REPEATED), Task.pool != "gold")
         .order_by(Assignment.id.desc())
         .limit(after + LOOK_BACK)
     ).all()
-    asked = {row.about_id for row in done if row.pool == "repeat"}
+    asked = set(
+        session.scalars(  # in whatever state: one that was skipped, or is still at hand, was asked too
+            select(Task.about_id)
+            .join(Assignment, Assignment.task_id == Task.id)
+            .where(Assignment.annotator_id == annotator_id, Task.pool == "repeat")
+        )
+    )
     old = [row for row in done[after:] if row.pool != "repeat" and row.task_id not in asked]
     if not old:
         return None

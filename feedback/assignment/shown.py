@@ -4,7 +4,7 @@ import datetime as dt
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from sqlalchemy import bindparam, exists, select
+from sqlalchemy import ColumnElement, bindparam, exists, select
 from sqlalchemy.orm import Session
 
 from core.db import table_of
@@ -40,6 +40,15 @@ _FIND = (
     .where(Assignment.lease_token == bindparam("token"), Assignment.annotator_id == bindparam("who"))
 )  # fmt: skip
 _FIND_LOCKED = _FIND.with_for_update(of=table_of(Assignment))
+
+
+def asked_in(shown: Shown) -> list[ColumnElement[bool]]:
+    """Which completions are part of a probe: what the policy answered to this annotator since they were given it."""
+    return [
+        Completion.source == "served",
+        Completion.person_id == shown.annotator_id,
+        Completion.created_at >= shown.created_at,
+    ]
 
 
 class TaskFacts(Protocol):

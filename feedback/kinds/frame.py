@@ -308,7 +308,8 @@ def validated(form: type[F], values: Mapping[str, Any]) -> F:
     except ValidationError as error:
         wrong = error.errors()[0]
         where = ".".join(str(part) for part in wrong["loc"])
-        raise InvalidInput(f"{where}: {wrong['msg']}" if where else str(wrong["msg"]), param=where or None) from error
+        said = str(wrong["msg"]).removeprefix("Value error, ")
+        raise InvalidInput(f"{where}: {said}" if where else said, param=where or None) from error
 
 
 def plain_note(note: str | None) -> str | None:
@@ -333,7 +334,8 @@ def quoted(span: str | None, blind: Blind) -> str | None:
     words = plain_text(span).strip() if span else ""
     if not words:
         return None
-    if _bare(words) not in _bare(blind.text):  # what is selected in formatted text lacks its signs
+    # What is selected in formatted text lacks its signs; what has nothing but signs must stand there as it is.
+    if (_bare(words) or words) not in (_bare(blind.text) if _bare(words) else blind.text):
         raise InvalidInput(f"the quoted words are not in the completion: {words[:80]!r}", param="span")
     return blind.restore(words)
 

@@ -50,7 +50,7 @@ class RankingForm(ItemsForm):
         if not all_wrong and not all(given):
             missing = ", ".join(chr(ord("A") + n) for n, rank in enumerate(given) if not rank)
             raise InvalidInput(
-                f"give every reply a place; {missing} has none yet (or mark all wrong: x)", param="ranks"
+                f"give every reply a place; still without one: {missing} (or mark all wrong: x)", param="ranks"
             )
         ranks = given if all(given) else None
         return validated(cls, {"ranks": ranks, "all_wrong": all_wrong, **read_details(fields, shown)})

@@ -93,6 +93,10 @@ def upgrade() -> None:
             op.f("ck_judgment_choice"), "choice IS NULL OR choice IN ('a','b','tie','both_bad','all_wrong','fine')"
         )
         batch_op.create_index("ix_judgment_annotator_id_created_at", ["annotator_id", "created_at"])
+        batch_op.create_index("ix_judgment_annotator_id_id", ["annotator_id", "id"])
+    with op.batch_alter_table("completion") as batch_op:
+        batch_op.add_column(sa.Column("person_id", sa.Integer(), nullable=True))
+        batch_op.create_foreign_key(op.f("fk_completion_person_id_person"), "person", ["person_id"], ["id"])
 
     op.create_table(
         "gold",
@@ -138,6 +142,7 @@ def downgrade() -> None:
     _drop_what_is_no_pair()
 
     with op.batch_alter_table("judgment") as batch_op:
+        batch_op.drop_index("ix_judgment_annotator_id_id")
         batch_op.drop_index("ix_judgment_annotator_id_created_at")
         batch_op.drop_constraint(op.f("ck_judgment_choice"), type_="check")
         batch_op.drop_constraint(op.f("ck_judgment_kind"), type_="check")
@@ -149,6 +154,9 @@ def downgrade() -> None:
             op.f("ck_judgment_kind"), "kind IN ('pairwise','thumbs','rating','correction')"
         )
     op.create_index(op.f("ix_judgment_annotator_id"), "judgment", ["annotator_id"])
+    with op.batch_alter_table("completion") as batch_op:
+        batch_op.drop_constraint(op.f("fk_completion_person_id_person"), type_="foreignkey")
+        batch_op.drop_column("person_id")
 
     with op.batch_alter_table("assignment") as batch_op:
         batch_op.add_column(sa.Column("left_is_a", sa.Boolean(), nullable=False, server_default=sa.true()))

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import select
 
@@ -10,8 +11,16 @@ from access.keys import create_key
 from access.models import Person
 from core.db import Database
 from core.messages import user
+from core.settings import AssignmentSettings, GoldSettings
+from core.web import Runtime
+from feedback.assignment.leases import claim_task
+from feedback.judgments import submit_judgment
+from feedback.kinds.correction import CorrectionForm
+from feedback.kinds.frame import RuleVerdict
 from feedback.models import Assignment, Judgment, Task
-from tests.factories import make_pairwise_task, make_prompt
+from feedback.rules.store import active_rules, ensure_rules
+from feedback.tasks import create_gold
+from tests.factories import make_completion, make_pairwise_task, make_person, make_prompt, make_task
 
 
 @pytest.fixture
@@ -142,3 +151,55 @@ def test_who_may_not(
     for given, status in ((chat, 403), ({}, 401), ({"Authorization": "Bearer dk-nonsense"}, 401)):
         answer = client.post("/api/v1/assignments", json={}, headers=given)
         assert (answer.status_code, answer.mimetype) == (status, "application/problem+json")
+
+
+def test_what_was_judged_is_stored_also_when_no_next_task_can_be_given(
+    app: Flask, client: FlaskClient, database: Database, people: dict[str, Person], bearer: dict[str, str]
+) -> None:
+    """A wrong answer to a known task pauses the annotator: their judgment stays, and they are told why there is no more."""
+    strict = app.extensions["dunnock"].settings.model_copy(
+        update={
+            "gold": GoldSettings(window=1, least=1, warn_below=1, pause_below=1),
+            "assignment": AssignmentSettings(gold=1, informative=0, uniform=0, flagged=0, repeat=0),
+        }
+    )
+    app.extensions["dunnock"] = Runtime(strict, database)
+    with database.session() as session:
+        prompt = make_prompt(session)
+        ids = [make_completion(session, prompt).id for _ in range(2)]
+        create_gold(session, "pairwise", prompt.id, ids, {"choice": ["both_bad"]}, source="gold:1")
+    token = client.post("/api/v1/assignments", json={}, headers=bearer).json["assignment"]["token"]
+    answer = judge(client, bearer, token, judgment={"kind": "pairwise", "choice": "tie"}, next={})
+    assert answer.status_code == 201
+    assert answer.json["assignment"] is None
+    assert "paused" in answer.json["why_none"]
+    assert [j.id for j in stored(database, Judgment)] == [answer.json["judgment_id"]]
+    assert client.post("/api/v1/assignments", json={}, headers=bearer).status_code == 403
+
+
+def test_a_reviewer_is_shown_what_contradicts_itself(
+    client: FlaskClient, database: Database, people: dict[str, Person]
+) -> None:
+    """Also where a hidden name is all that was changed."""
+    with database.session() as session:
+        ensure_rules(session)
+        rule = active_rules(session)[0].id
+        task = make_task(session, "correction", None, ["I am ChatGPT."], required_n=2)
+        for form in (
+            CorrectionForm(fine=True, note="fine"),
+            CorrectionForm(
+                corrections={0: "I am Claude."},
+                rule_verdicts=[RuleVerdict(rule_version_id=rule, item=0, verdict="kept")],
+            ),
+        ):
+            who = make_person(session)
+            mine = claim_task(session, task.id, who.id, 60)
+            submit_judgment(
+                session, token=mine.lease_token, annotator_id=who.id, form=form, latency_s=1, adjudicate=True
+            )
+    given = headers(database, people["reviewer"])
+    found = client.post("/api/v1/assignments", json={}, headers=given).json["assignment"]
+    first, second = found["judgments"]
+    assert (first["choice"], first["note"]) == ("fine", "fine")
+    assert second["corrections"] == {"0": "I am [name hidden]."}
+    assert [(v["item"], v["verdict"]) for v in second["rule_verdicts"]] == [(0, "kept")]

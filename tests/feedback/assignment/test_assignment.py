@@ -15,10 +15,11 @@ from core.settings import AssignmentSettings, GoldSettings
 from feedback.assignment.annotators import opt_out, pause, resume
 from feedback.assignment.leases import claim_task, next_assignment, skip
 from feedback.assignment.shown import load_shown
-from feedback.judgments import read_said, record_feedback, submit_judgment
+from feedback.judgments import last_judgment, read_said, record_feedback, submit_judgment, undo_last
 from feedback.kinds.pairwise import PairwiseForm
 from feedback.models import Annotator, Assignment, GoldResult, Judgment, Task
 from feedback.preferences import gather
+from feedback.task_page import others_of
 from feedback.tasks import create_gold
 from tests.factories import make_completion, make_pairwise_task, make_person, make_prompt, make_task
 
@@ -266,3 +267,57 @@ def test_gold_results_are_kept_with_their_judgments(session: Session) -> None:
     make_gold(session, "b")
     judgment = judge(session, next_assignment(session, make_person(session).id, 60, shares=ONLY_GOLD), "b")
     assert session.get_one(GoldResult, judgment.id).passed
+
+
+def test_a_repeat_that_was_skipped_or_is_at_hand_is_not_asked_again(session: Session) -> None:
+    ana = make_person(session).id
+    make_pairwise_task(session)
+    judge(session, next_assignment(session, ana, 60), "a")
+    shares = ONLY_REPEATS.model_copy(update={"repeat_after": 0})
+    held = next_assignment(session, ana, 60, shares=shares)
+    assert held.task.pool == "repeat"
+    assert next_assignment(session, ana, 60, shares=shares, beside=[held.lease_token]) is None
+    skip(session, held.lease_token, ana, "")
+    assert held.task.state == "cancelled"
+    assert next_assignment(session, ana, 60, shares=shares) is None
+
+
+def test_who_is_no_reviewer_any_more_neither_sees_nor_settles(session: Session) -> None:
+    task = make_pairwise_task(session, required_n=2)
+    for choice in "ab":
+        judge_as(session, task.id, make_person(session).id, choice)
+    reviewer = make_person(session, role="reviewer")
+    held = next_assignment(session, reviewer.id, 60)
+    assert len(others_of(session, load_shown(session, held))) == 2
+    reviewer.role = "annotator"
+    session.flush()
+    assert others_of(session, load_shown(session, held)) == []
+    assert next_assignment(session, reviewer.id, 60) is None
+    with pytest.raises(Forbidden, match="settled by reviewers"):
+        judge(session, held, "a")
+
+
+def test_a_changed_mind_may_need_a_reviewer_too(session: Session) -> None:
+    task = make_pairwise_task(session, required_n=2)
+    first, second = make_person(session).id, make_person(session).id
+    judge_as(session, task.id, first, "tie")
+    judge_as(session, task.id, second, "a")
+    assert undone(session, first, "b").supersedes_id is not None
+    assert [t.about_id for t in session.scalars(select(Task).where(Task.pool == "adjudication"))] == [task.id]
+
+
+def undone(session: Session, person_id: int, choice: str) -> Judgment:
+    order = session.scalars(select(Assignment).where(Assignment.annotator_id == person_id)).one().shown_order
+    shown = ("left", "right")[order.index("ab".index(choice))]
+    return undo_last(session, person_id, PairwiseForm.model_validate({"choice": shown}), adjudicate=True)
+
+
+def test_undo_takes_the_last_act_also_when_the_clock_went_back(session: Session) -> None:
+    ana = make_person(session).id
+    first, second = (make_pairwise_task(session).id for _ in range(2))
+    judge_as(session, first, ana, "a").created_at = utcnow() + dt.timedelta(days=400)
+    judge_as(session, second, ana, "a")
+    session.flush()
+    last = last_judgment(session, ana)
+    assert last is not None
+    assert last.task_id == second

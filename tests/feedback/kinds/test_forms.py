@@ -108,7 +108,7 @@ def test_what_is_stored_does_not_hang_on_the_order(kind: str) -> None:
     [
         ("pairwise", {}, "choose which reply"),
         ("pairwise", {"scale": ["9"]}, "choose which reply"),
-        ("ranking", {"rank-0": ["1"], "rank-2": ["2"]}, "B has none"),
+        ("ranking", {"rank-0": ["1"], "rank-2": ["2"]}, "without one: B"),
         ("ranking", {"rank-0": ["1"], "rank-1": ["9"], "rank-2": ["2"]}, "from 1 to the number"),
         ("ranking", {"rank-0": ["x"], "rank-1": ["1"], "rank-2": ["2"]}, "ranks.0"),
         ("rating", {}, "how good"),
