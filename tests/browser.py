@@ -126,10 +126,15 @@ def _is_error(message: ConsoleMessage) -> bool:
     return message.type == "error" and not message.text.startswith("Failed to load resource")
 
 
-def check_accessible(page: Page) -> None:
-    """What axe finds to be serious or critical fails the test."""
+def axe_findings(page: Page) -> list[str]:
+    """What axe finds to be serious or critical, a line each."""
     found = Axe().run(page).response["violations"]
-    serious = [
+    return [
         f"{v['id']}: {v['help']} at {v['nodes'][0]['target']}" for v in found if v["impact"] in ("serious", "critical")
     ]
+
+
+def check_accessible(page: Page) -> None:
+    """What axe finds to be serious or critical fails the test."""
+    serious = axe_findings(page)
     assert not serious, "\n".join(serious)
