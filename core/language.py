@@ -9,6 +9,8 @@ from pathlib import Path
 from flask import Flask, request
 from flask_babel import Babel
 
+from core.messages import strip_bidi
+
 LANGUAGES = {"en": "English", "de": "Deutsch"}
 """Languages with a complete catalogue, by the name that their speakers use."""
 
@@ -20,6 +22,7 @@ def install(app: Flask) -> None:
     """Put translation into an app: `_()` in its templates, and the choice of the language."""
     app.config.setdefault("BABEL_TRANSLATION_DIRECTORIES", str(CATALOGUES))
     Babel(app, locale_selector=language)
+    app.add_template_filter(strip_bidi)
     app.context_processor(lambda: {"language": language(), "languages": LANGUAGES})
 
 

@@ -70,9 +70,9 @@ export class Marks {
     for (const rule of this.form.querySelectorAll(".rule")) {
       const quotes = this.numbers.flatMap((number) => {
         const quote = rule.querySelector(`input[name^="span-${number}-"]`)?.value;
-        return quote ? [`${this.letter(number)}: “${quote}”`] : [];
+        return quote ? [`${this.letter(number)}: `, quoted(quote), " "] : [];
       });
-      rule.querySelector(".quotes").textContent = quotes.join(" ");
+      rule.querySelector(".quotes").replaceChildren(...quotes);
     }
   }
 
@@ -90,6 +90,14 @@ export class Marks {
     const before = editor.querySelector(".original").textContent;
     showDiff(editor.querySelector(".word-diff"), before, editor.querySelector("textarea").value);
   }
+}
+
+function quoted(words) {
+  const quote = document.createElement("q");
+  quote.className = "user-text";
+  quote.dir = "auto";
+  quote.textContent = words;
+  return quote;
 }
 
 // Marks words in a text where the browser can; they stand in a field in any case.

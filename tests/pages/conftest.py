@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Dialog, Page
 
 from app import create_app
 from core.db import Database
@@ -49,6 +49,7 @@ class Site:
         self.app = create_app(self.settings, self.database)
         self.server = LiveServer(self.app)
         self.troubles: list[str] = []
+        self.sizes: dict[str, int] = {}
         self._pages: dict[tuple[str, bool], Page] = {}
 
     def open(self, place: Place, *, script: bool = True) -> Page:
@@ -84,7 +85,7 @@ class Site:
         page = context.new_page()
         page.on("pageerror", lambda error: self.troubles.append(f"an error of a script: {error}"))
         page.on("console", self._read)
-        page.on("dialog", lambda dialog: (self.troubles.append(f"a dialog: {dialog.message}"), dialog.dismiss()))
+        page.on("dialog", self._close)
         page.on("response", lambda answer: self._check(answer.url, answer.status))
         page.on("download", lambda download: self.troubles.append(f"a download: {download.url}"))
         if who != NOBODY:
@@ -94,6 +95,11 @@ class Site:
             page.locator("main button[type=submit]").click()
             page.wait_for_url("**/annotate/care")
         return page
+
+    def _close(self, dialog: Dialog) -> None:
+        if dialog.type != "beforeunload":  # a form that was typed in asks before it is left
+            self.troubles.append(f"a dialog: {dialog.message}")
+        dialog.accept()
 
     def _read(self, message: ConsoleMessage) -> None:
         if message.type == "error" and not message.text.startswith("Failed to load resource"):

@@ -44,6 +44,7 @@ _REORDERING = """(quoting) => {
     if (!around.checkVisibility()) continue;
     if (around.closest(quoting)) continue;
     while (!block(around)) around = around.parentElement;
+    if (around.matches(".user-text, bdi") && !around.textContent.includes("«")) continue; // made of such a text: a slug
     const inside = [around];
     for (let e = around; e !== document.body; e = e.parentElement) inside.push(e);
     if (inside.some((e) => whole(e.textContent))) continue;
@@ -54,6 +55,10 @@ _REORDERING = """(quoting) => {
 
 _WEIGHT = """() => performance.getEntriesByType("resource").concat(performance.getEntriesByType("navigation"))
   .map((entry) => [entry.name, entry.decodedBodySize])"""
+
+_LINKED = (
+    """() => [...document.querySelectorAll("link[rel=stylesheet], script[src], img")].map((e) => e.href ?? e.src)"""
+)
 
 _WIDER = """() => {
   const width = document.documentElement.clientWidth;
@@ -75,7 +80,7 @@ _FOCUS = """() => {
 }"""
 
 _SEEN = """() => [...new Set([...document.querySelectorAll("body, textarea, input, option")]
-  .flatMap((e) => [...(`${e.textContent} ${e.value ?? ""}`).matchAll(/«([\\w.]+): /g)].map((m) => m[1])))]"""
+  .flatMap((e) => [...(`${e.textContent} ${e.value ?? ""}`).matchAll(/«([\\w.]+):/g)].map((m) => m[1])))]"""
 
 
 def structure(page: Page) -> list[str]:
@@ -105,10 +110,21 @@ def reordering(page: Page) -> list[str]:
     return [str(place) for place in page.evaluate(_REORDERING, QUOTING)]
 
 
-def weight(page: Page) -> tuple[int, list[str]]:
-    """Bytes of the page and of all that it loaded, not compressed, cached or not; and what of it has no size."""
+def weight(page: Page, known: dict[str, int]) -> int:
+    """Bytes of the page and of all that it loaded, not compressed, whether it came out of a cache or not.
+
+    Args:
+        known: sizes of what the browser had in its memory, by address; they are fetched once.
+    """
     sizes = {str(name): int(size) for name, size in page.evaluate(_WEIGHT) if not str(name).startswith("data:")}
-    return sum(sizes.values()), [name for name, size in sizes.items() if size == 0]
+    for address, size in sizes.items():
+        if size == 0:
+            if address not in known:
+                known[address] = len(page.request.get(address).body())
+            sizes[address] = known[address]
+    linked = page.evaluate(_LINKED)
+    assert set(linked) <= set(sizes), f"not counted: {set(linked) - set(sizes)}"
+    return sum(sizes.values())
 
 
 def wider(page: Page) -> list[str]:
@@ -138,7 +154,7 @@ def fields_seen(page: Page) -> set[str]:
 _DEAD = """() => [...document.querySelectorAll("button, input[type=submit], form")].filter((e) => {
   if (!e.checkVisibility()) return false;
   if (e.localName === "form") return !e.hasAttribute("action") && !e.closest("dialog");
-  return e.type === "button" || !e.form;
+  return (e.type === "button" && !e.popoverTargetElement) || (e.type !== "button" && !e.form);
 }).map((e) => `${e.localName}#${e.id} ${e.textContent.trim().slice(0, 30)}`)"""
 
 

@@ -5,7 +5,6 @@ and the like come from there too. `OTHERS` says of every other endpoint with GET
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -21,7 +20,9 @@ class Place:
 
     def name(self) -> str:
         """What the test is called."""
-        return f"{self.path}{' posted' if self.form is not None else ''}{f' as {self.who}' if self.who != 'admin' else ''}"
+        return (
+            f"{self.path}{' posted' if self.form is not None else ''}{f' as {self.who}' if self.who != 'admin' else ''}"
+        )
 
 
 def posted(path: str, who: str = "admin", status: int = 200, **fields: str) -> Place:
@@ -59,9 +60,9 @@ PAGES: dict[str, list[Place]] = {
         Place("/annotate", "paused", status=403),
         Place("/annotate", empty=True),
     ],
-    "oidc.callback": [Place("/sign-in/oidc/callback", NOBODY, status=404)],
-    "oidc.start": [Place("/sign-in/oidc", NOBODY, status=404)],
-    "oidc.start_from_invitation": [Place("/invitation/{invitation}/oidc", NOBODY, status=404)],
+    "oidc.callback": [Place("/sign-in/oidc/callback", NOBODY, status=400)],
+    "oidc.start": [Place("/sign-in/oidc", NOBODY, status=503)],
+    "oidc.start_from_invitation": [Place("/invitation/{invitation}/oidc", NOBODY, status=503)],
     "people.index": [Place("/people", empty=True), Place("/people?q=nobody")],
     "people.list_invitations": [Place("/invitations", empty=True)],
     "people.open_invitation": [Place("/invitation/{invitation}", NOBODY), Place("/invitation/{reset}", NOBODY)],
@@ -79,7 +80,7 @@ PAGES: dict[str, list[Place]] = {
 AFTER_FORMS = [
     posted("/account/keys", name=HOSTILE_WORDS, scopes="chat", days="30"),
     posted("/invitations", role="annotator", note=HOSTILE_WORDS),
-    posted("/people/{person}/reset"),
+    posted("/people/{other}/reset"),
     posted("/people/{person}/role", role="reviewer"),
     posted("/sign-in", NOBODY, 401, login=HOSTILE_WORDS, password="wrong"),
     posted("/rules/{rule}/try", turn=HOSTILE_WORDS, reply=HOSTILE_WORDS, quotes=HOSTILE_WORDS),
@@ -107,5 +108,3 @@ OTHERS: dict[str, str] = {
 }
 
 PLACES = [place for places in PAGES.values() for place in places]
-
-

@@ -12,7 +12,6 @@ from access.audit import record
 from access.invitations import invite, make_reset
 from access.keys import create_key
 from access.models import OidcIdentity, Person, SessionRecord
-from core.db import utcnow
 from core.settings import Settings
 from feedback.annotators import annotator_of, pause, set_standing
 from feedback.drafts import save_draft
@@ -81,7 +80,7 @@ def _people(session: Session, texts: Texts, found: Filled) -> dict[str, Person]:
     for name in HOSTILE:
         make_person(session, texts.one("login", name, 110), "reviewer", active=name != "script")
     make_person(session, texts("login", 110, "a script"), scripted=True)
-    found.address["person"] = make_person(session, texts("login", 110, "somebody")).id
+    found.address |= {name: make_person(session, texts("login", 110, name)).id for name in ("person", "other")}
     return people
 
 
@@ -190,7 +189,9 @@ class Work:
         assignment = self._claim(flagged, self.people["judged"])
         flag(self.session, assignment.lease_token, assignment.annotator_id, self.texts("flag.reason", 180))
         prompt = self._prompt("gold")
-        chosen, rejected = (add_completion(self.session, prompt, self.texts("completion", tail=n), "import") for n in (1, 2))
+        chosen, rejected = (
+            add_completion(self.session, prompt, self.texts("completion", tail=n), "import") for n in (1, 2)
+        )
         gold = create_gold(
             self.session, "pairwise", prompt.id, [chosen.id, rejected.id], {"choice": ["a"]},
             source="gold", explanation=self.texts("gold.explanation"),
@@ -220,7 +221,9 @@ def _access(session: Session, settings: Settings, texts: Texts, found: Filled, a
         )  # fmt: skip
         identity = {name: texts(f"identity.{name}", 250, n) for name in ("issuer", "subject", "email")}
         session.add(OidcIdentity(person_id=person.id, **identity))
-    session.add(OidcIdentity(person_id=admin.id, issuer=texts("identity.issuer", 250), subject=texts("identity.subject", 250)))
+    session.add(
+        OidcIdentity(person_id=admin.id, issuer=texts("identity.issuer", 250), subject=texts("identity.subject", 250))
+    )
     session.flush()
 
 
@@ -239,8 +242,12 @@ def _rounds(session: Session, settings: Settings, texts: Texts, found: Filled) -
     make_stages(session, failed, ("snapshot",))
     session.add(StageRun(cycle_id=failed.id, name="reward", state="failed", error=texts("stage.error")))
     running = make_cycle(session, settings, "running")
-    session.add(StageRun(cycle_id=running.id, name="collect", progress=0.3, note=texts("stage.note")))
-    named = {"name": texts("version.name", 60), "base_model": texts("base_model"), "reference": texts("version.name", 60)}
+    session.add(StageRun(cycle_id=running.id, name="collect", progress=0.3, note="40 of 200"))
+    named = {
+        "name": texts("version.name", 60),
+        "base_model": texts("base_model"),
+        "reference": texts("version.name", 60),
+    }
     session.add(PolicyVersion(state="refused", base_sha256="1" * 64, **named))
     found.address |= {
         "active": first.name, "candidate": second.name, "cycle": first.cycle_id, "failed": failed.id,
@@ -271,5 +278,3 @@ def _report(settings: Settings, texts: Texts) -> None:
         "stages": [{"name": texts("report.stage", 60), "seconds": 3, "peak_mb": 100}],
     }  # fmt: skip
     path.write_text(json.dumps(found))
-
-
