@@ -52,11 +52,19 @@ export class Marks {
   onInput(target) {
     if (target.name?.startsWith("broken-")) {
       const number = target.name.slice("broken-".length);
-      this.form.elements[`span-${number}-${target.value}`].value = target.checked ? this.take(number) : "";
+      this.span(number, target).value = target.checked ? this.take(number) : "";
       this.show();
     }
     const editor = target.closest(".correction");
     if (editor) this.refreshDiff(editor);
+  }
+
+  // The field of a mark's quote; most marks have none, so that a page of many rules stays light.
+  span(number, mark) {
+    const name = `span-${number}-${mark.value}`;
+    if (this.form.elements[name]) return this.form.elements[name];
+    mark.after(Object.assign(document.createElement("input"), { type: "hidden", name }));
+    return this.form.elements[name];
   }
 
   show() {
@@ -70,7 +78,7 @@ export class Marks {
     for (const rule of this.form.querySelectorAll(".rule")) {
       const quotes = this.numbers.flatMap((number) => {
         const quote = rule.querySelector(`input[name^="span-${number}-"]`)?.value;
-        return quote ? [`${this.letter(number)}: `, quoted(quote), " "] : [];
+        return quote ? [` ${this.letter(number)}: “`, boxed(quote), "”"] : [];
       });
       rule.querySelector(".quotes").replaceChildren(...quotes);
     }
@@ -92,8 +100,9 @@ export class Marks {
   }
 }
 
-function quoted(words) {
-  const quote = document.createElement("q");
+// In a box of its own, so that signs of writing direction turn nothing around it.
+function boxed(words) {
+  const quote = document.createElement("span");
   quote.className = "user-text";
   quote.dir = "auto";
   quote.textContent = words;

@@ -32,6 +32,19 @@ POST = """([path, fields]) => {
 }"""
 
 
+def settings_in(folder: Path) -> Settings:
+    """Settings of a test, with a provider of sign-in that does not answer."""
+    return Settings(
+        _env_file=None, var_dir=folder / "var", cache_dir=folder / "cache", secret_key="tests-only-" + "k" * 32,
+        oidc=OidcSettings(issuer="http://127.0.0.1:9", client_id="dunnock", client_secret="s" * 32),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return settings_in(tmp_path)
+
+
 class Site:
     """A live app on a filled database, with a browser page for each person, signed in once."""
 

@@ -1,7 +1,8 @@
 """Where every page is. A page that is not listed here fails `test_every_get_route_is_listed`.
 
 `PAGES` has the addresses of each endpoint that shows a page, in the browser of somebody that `rows.fill` made; `{rule}`
-and the like come from there too. `OTHERS` says of every other endpoint with GET what it sends instead.
+and the like come from there too. `OTHERS` says of every other endpoint with GET what it sends instead. Lines are in the
+order of the endpoints' names.
 """
 
 from dataclasses import dataclass
@@ -91,20 +92,30 @@ AFTER_FORMS = [
 
 NOT_FOUND = Place("/no/such/%3Csvg%20onload=window.hit=9%3E", status=404)
 
-OTHERS: dict[str, str] = {
-    "api.models": "application/json",
-    "audit.as_csv": "text/csv",
-    "audit.as_json": "application/json",
-    "console.cycle_json": "application/json",
-    "console.static": "a file",
-    "feedback.home": "to another page",
-    "feedback.probe_turn": "a fragment",
-    "feedback.static": "a file",
-    "health.healthz": "application/json",
-    "health.readyz": "application/json",
-    "people.static": "a file",
-    "serving.static": "a file",
-    "static": "a file",
+
+@dataclass(frozen=True)
+class Download:
+    """What an endpoint sends that is no page: its address, its content type ("" where it leads on), whose browser asks."""
+
+    path: str
+    kind: str
+    who: str = "admin"
+
+
+OTHERS: dict[str, Download] = {
+    "api.models": Download("/v1/models", "application/json"),
+    "audit.as_csv": Download("/audit.csv", "text/csv"),
+    "audit.as_json": Download("/audit.json", "application/json"),
+    "console.cycle_json": Download("/cycles/{running}.json", "application/json"),
+    "console.static": Download("/console/static/console.css", "text/css"),
+    "feedback.home": Download("/", ""),
+    "feedback.probe_turn": Download("/annotate/{probe_token}/turns/{turn}", "text/html", "probe"),
+    "feedback.static": Download("/static/feedback/annotate.js", "text/javascript"),
+    "health.healthz": Download("/healthz", "application/json"),
+    "health.readyz": Download("/readyz", "application/json"),
+    "people.static": Download("/static/access/access.css", "text/css"),
+    "serving.static": Download("/static/serving/chat.js", "text/javascript"),
+    "static": Download("/static/style.css", "text/css"),
 }
 
 PLACES = [place for places in PAGES.values() for place in places]

@@ -5,13 +5,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
 
 from access.audit import record
 from access.invitations import invite, make_reset
 from access.keys import create_key
-from access.models import OidcIdentity, Person, SessionRecord
+from access.models import ApiKey, AuditLog, Invitation, OidcIdentity, Person, SessionRecord
+from core.db import Base, utcnow
 from core.settings import Settings
 from feedback.annotators import annotator_of, pause, set_standing
 from feedback.drafts import save_draft
@@ -21,11 +22,11 @@ from feedback.leases import claim_task, flag
 from feedback.models import Assignment, ImportedPair, Prompt, RuleVersion, Task
 from feedback.prompts import add_completion, add_prompt
 from feedback.rule_words import Change, Example, RuleWords
-from feedback.rules import create_rule, edit_rule, retire_rule
+from feedback.rules import MAX_RULES, create_rule, edit_rule, find_rule, list_rules, retire_rule
 from feedback.shown import load_shown
 from feedback.tasks import create_gold, create_task
-from finetune.models import StageRun
-from policy.models import PolicyVersion
+from finetune.models import Cycle, StageRun
+from policy.models import PolicyVersion, Promotion
 from policy.versions import promote
 from tests.console.rows import gate_checks, make_candidate, make_cycle, make_gate_report, make_stages
 from tests.factories import make_person
@@ -70,6 +71,53 @@ def fill(session: Session, settings: Settings, texts: Texts) -> Filled:
 def fill_empty(session: Session) -> Filled:
     """Nobody but an admin, for pages without a row."""
     return Filled({"admin": make_person(session, "admin", "admin").login})
+
+
+def fill_up(session: Session, found: Filled, n: int) -> None:
+    """`n` rows more in every list, of the length that such texts have; as many rules as there may be."""
+    admin, now = 1, utcnow()
+    change = Change(author_id=admin, login="lead", note="A few words on what was changed, and why that was good.")
+    words = RuleWords(
+        title="A rule of some length", text="It says what a reply must not do. " * 6, refusal_text="No. " * 20
+    )
+    for number in range(MAX_RULES - len(list_rules(session).versions)):
+        create_rule(session, words.model_copy(update={"title": f"{words.title} {number}"}), change)
+    rule_id = find_rule(session, found.address["rule"]).rule_id
+    version = words.model_dump(mode="json") | {"rule_id": rule_id, "author_id": admin, "note": change.note}
+    base = session.scalars(select(PolicyVersion.id).where(PolicyVersion.name == "base")).one()
+    numbers = range(10, 10 + n)
+    rows: dict[type[Base], list[dict[str, Any]]] = {
+        RuleVersion: [{**version, "version": i, "active": True, "created_at": now} for i in numbers],
+        Person: [{"login": f"somebody.of.the.team.{i}@example.org"} for i in numbers],
+        AuditLog: [
+            {"actor": "lead", "action": "rule.edit", "subject": f"rule:{i}", "before": {"text": words.text}, "after": {"text": "A"}}
+            for i in numbers
+        ],
+        ApiKey: [
+            {"name": f"The key of a laptop {i}", "person_id": admin, "prefix": "dk-12345", "key_sha256": f"{i:064}"}
+            for i in numbers
+        ],
+        SessionRecord: [
+            {"person_id": admin, "token_sha256": f"{i:064}", "method": "password", "address": "127.0.0.1", "user_agent": "Chrome/1 " * 30}
+            for i in numbers
+        ],
+        Invitation: [
+            {"token_sha256": f"{i:064}", "role": "annotator", "made_by_id": admin, "expires_at": now, "note": "For Ana"}
+            for i in numbers
+        ],
+        Cycle: [{"state": "done", "reason": "cron", "settings": {}, "outcome": "nothing new was judged"} for _ in numbers],
+        PolicyVersion: [
+            {"name": f"v{i}", "state": "retired", "base_model": "tiny", "base_sha256": "0" * 64} for i in numbers
+        ],
+        Promotion: [
+            {"kind": "rollback", "policy_version_id": base, "actor": "lead", "reason": "It was better before."} for _ in numbers
+        ],
+        Prompt: [
+            {"messages_sha256": f"{i:064}", "messages": [], "source": "seed", "category": f"topic_{i % 100}"} for i in numbers
+        ],
+    }  # fmt: skip
+    for table, values in rows.items():
+        session.execute(insert(table), values)
 
 
 def _people(session: Session, texts: Texts, found: Filled) -> dict[str, Person]:
@@ -159,6 +207,7 @@ class Work:
         typed = {"note": [self.texts("note")], **CHOSEN.get(kind, {})}
         if kind == "probe":
             turn = add_completion(self.session, self._prompt("turn"), self.texts("probe.reply"), "served").id
+            self.found.address["turn"] = turn
             typed |= {"turn": [turn], f"verdict-{turn}": ["broken"], f"span-{turn}": [self.texts("quote", 4_000)]}
         elif kind == "rule_check":
             typed["span"] = [self.texts("quote", 4_000)]

@@ -3,6 +3,8 @@
 A page is safe when it has the same elements with both, and when whatever stands between « and » reorders nothing else.
 """
 
+import itertools
+
 from core.messages import plain_text
 from tests.hostile import HOSTILE
 
@@ -57,3 +59,17 @@ class Texts:
         """A text in Markdown."""
         self.fields.add(field)
         return f"«{field}: {tail} {EVERYTHING if self.hostile else 'Quiet words'}{FORMATTED}»"
+
+
+class Formulas(Texts):
+    """The same for spreadsheets: every text begins as a formula does."""
+
+    def __init__(self) -> None:
+        super().__init__(hostile=False)
+        self._starts = itertools.cycle(["=", "+", "-", "@", "\t=", "\r="])
+
+    def __call__(self, field: str, limit: int = 100_000, tail: object = "") -> str:
+        return f"{next(self._starts)}{super().__call__(field, limit - 2, tail)}"
+
+    def one(self, field: str, name: str, limit: int) -> str:
+        return f"={super().one(field, name, limit - 1)}"
