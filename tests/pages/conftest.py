@@ -33,10 +33,10 @@ POST = """([path, fields]) => {
 
 
 def settings_in(folder: Path) -> Settings:
-    """Settings of a test, with a provider of sign-in that does not answer."""
+    """Settings of a test, with a provider of sign-in and an engine that do not answer."""
     return Settings(
         _env_file=None, var_dir=folder / "var", cache_dir=folder / "cache", secret_key="tests-only-" + "k" * 32,
-        oidc=OidcSettings(issuer="http://127.0.0.1:9", client_id="dunnock", client_secret="s" * 32),
+        engine_port=9, oidc=OidcSettings(issuer="http://127.0.0.1:9", client_id="dunnock", client_secret="s" * 32),
     )  # fmt: skip
 
 
@@ -52,7 +52,7 @@ class Site:
         self.browser = browser
         self.settings = Settings(
             _env_file=None, var_dir=folder / "var", cache_dir=folder / "cache", secret_key="tests-only-" + "k" * 32,
-            oidc=OidcSettings(issuer="http://127.0.0.1:9", client_id="dunnock", client_secret="s" * 32),
+            engine_port=9, oidc=OidcSettings(issuer="http://127.0.0.1:9", client_id="dunnock", client_secret="s" * 32),
         )  # fmt: skip
         self.settings.var_dir.mkdir(parents=True)
         shutil.copy(template, self.settings.var_dir / "dunnock.db")
