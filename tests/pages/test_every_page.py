@@ -21,7 +21,8 @@ NOT_SHOWN = {"gold.explanation", "import.source", "task.source"}
 MAY_DIFFER = ("color-contrast", "scrollable-region-focusable", "target-size", "button-name", "link-name", "label")
 """Rules of axe that the width or the scheme may change; the whole set runs once for each page."""
 
-seen: set[str] = set()
+seen: dict[str, set[str]] = {}
+"""Fields that were seen, by page."""
 
 
 def test_every_get_route_is_listed(app: Flask) -> None:
@@ -38,7 +39,7 @@ def test_a_page_full_of_hostile_texts(hostile: Site, harmless: Site, place: Plac
     expected = look.structure(harmless.open(place))
     harmless.troubles.clear()
     page = hostile.open(place)
-    seen.update(look.fields_seen(page))
+    seen[place.name()] = look.fields_seen(page)
     wrong = [f"unexpected element: {line}" for line in _differing(expected, look.structure(page))]
     wrong += [f"unexpected element in a quote: {line}" for line in look.unexpected_in_quotes(page)]
     wrong += [f"leads elsewhere: {address}" for address in look.leading_elsewhere(page)]
@@ -62,9 +63,9 @@ def test_a_page_full_of_hostile_texts(hostile: Site, harmless: Site, place: Plac
 
 def test_every_field_was_seen(texts: Texts) -> None:
     """After all pages of the run above: the corpus really stood on them."""
-    if not seen:
-        pytest.skip("runs after the pages")
-    assert texts.fields - seen == NOT_SHOWN
+    if len(seen) < len(EVERY):
+        pytest.skip("not all pages were opened in this run")
+    assert texts.fields - set().union(*seen.values()) == NOT_SHOWN
 
 
 @pytest.mark.parametrize("place", [pytest.param(p, id=p.name()) for p in PLACES if p.empty])
