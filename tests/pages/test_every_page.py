@@ -93,6 +93,24 @@ def test_a_page_without_script(hostile: Site, place: Place) -> None:
     _fail_for(wrong)
 
 
+@pytest.mark.parametrize("script", [True, False])
+def test_the_menu_of_a_narrow_page(harmless: Site, script: bool) -> None:
+    """Links are in sight on a wide page, and behind one button on a narrow one; the browser opens and closes it."""
+    page = harmless.open(Place("/people"), script=script)
+    people, menu = page.get_by_role("link", name="People", exact=True), page.get_by_role("button", name="Menu")
+    assert people.is_visible()
+    assert people.get_attribute("aria-current") == "page"
+    assert not menu.is_visible()
+    page.set_viewport_size({"width": 375, "height": 740})
+    assert not people.is_visible()
+    menu.press("Enter")
+    assert people.is_visible()
+    assert look.wider(page) == []
+    assert not script or axe_findings(page) == []
+    page.keyboard.press("Escape")
+    assert not people.is_visible()
+
+
 def _fail_for(wrong: list[str]) -> None:
     """Fail with all that is wrong, a line each."""
     if wrong:
