@@ -95,8 +95,8 @@ bench-engine: base  ## tokens per second of the embedded engine, beside plain ge
 bench-annotation: setup-dev  ## latency and throughput of annotation, up to a million tasks, beside Label Studio and Potato
 	@$(RUN) -m bench.annotation
 
-screenshots: setup-dev  ## pictures for the README, of sample rows (HERE=1: of the demo round made here)
-	@$(RUN) -m commands.screenshots $(if $(HERE),--here)
+screenshots: setup-dev  ## pictures for README and documents, of sample rows (HERE=1: of the round made here, ONLY=names)
+	@$(RUN) -m commands.screenshots $(if $(HERE),--here) $(if $(ONLY),--only $(ONLY))
 
 clean:           ## remove the virtual environment (data in var/ stays)
 	rm -rf $(VENV)

@@ -28,13 +28,15 @@ blueprint = Blueprint("account", __name__)
 def show() -> str:
     me = current_person()
     with runtime().db.read() as db:
+        keys, older_keys = keys_of(db, me.id, before_id())
         return render_template(
             "access/account.html",
             person=db.get_one(Person, me.id),
             sessions=live_sessions(db, me.id, runtime().settings),
             here=me.session_record_id,
             identities=identities_of(db, me.id),
-            keys=keys_of(db, me.id),
+            keys=keys,
+            older_keys=older_keys,
             scopes=scopes_of(me.role),
             key_days=KEY_DAYS,
         )

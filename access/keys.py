@@ -101,9 +101,13 @@ def scopes_of(role: str) -> tuple[str, ...]:
     return SCOPES if role in ("lead", "admin") else tuple(s for s in SCOPES if s in ("chat", "feedback", "annotate"))
 
 
-def keys_of(session: Session, person_id: int) -> list[ApiKey]:
-    """A person's keys, newest first, the ended ones too."""
-    return list(session.scalars(select(ApiKey).where(ApiKey.person_id == person_id).order_by(ApiKey.id.desc())).all())
+def keys_of(session: Session, person_id: int, before: int | None = None) -> tuple[list[ApiKey], int | None]:
+    """A page of a person's keys, newest first, the ended ones too, and the id that the next page goes on before, or None."""
+    query = select(ApiKey).where(ApiKey.person_id == person_id).order_by(ApiKey.id.desc()).limit(PAGE + 1)
+    if before is not None:
+        query = query.where(ApiKey.id < before)
+    rows = list(session.scalars(query).all())
+    return rows[:PAGE], rows[PAGE - 1].id if len(rows) > PAGE else None
 
 
 def list_keys(session: Session, before: int | None = None) -> tuple[list[tuple[ApiKey, Person]], int | None]:

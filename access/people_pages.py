@@ -56,7 +56,7 @@ def show(person_id: int) -> str:
             grantable=roster.grantable(me.role),
             sessions=live_sessions(db, person_id, settings),
             identities=identities_of(db, person_id),
-            keys=keys_of(db, person_id) if me.role == "admin" else None,
+            keys=keys_of(db, person_id)[0] if me.role == "admin" else None,
             entries=entries(db, Filters(subject=f"person:{person_id}"), limit=RECENT)[0],
         )
 

@@ -21,6 +21,8 @@ SEEN_EVERY = dt.timedelta(minutes=1)
 """`last_seen_at` and a key's `last_used_at` are written at most so often: a request must not cost a write."""
 KEPT = dt.timedelta(days=90)
 """How long a session that is over is remembered, with its address and browser."""
+SHOWN = 50
+"""Sessions in a list; whoever has more ends them all at once."""
 
 # In this order: Edge and Opera also say Chrome, and Chrome also says Safari.
 BROWSERS = (
@@ -80,7 +82,7 @@ def is_live(record: SessionRecord, settings: Settings) -> bool:
 
 
 def live_sessions(session: Session, person_id: int, settings: Settings) -> list[SessionRecord]:
-    """A person's live sessions, last seen first."""
+    """A person's live sessions, last seen first, at most `SHOWN`."""
     now = utcnow()
     rows: Sequence[SessionRecord] = session.scalars(
         select(SessionRecord)
@@ -91,6 +93,7 @@ def live_sessions(session: Session, person_id: int, settings: Settings) -> list[
             SessionRecord.created_at > now - dt.timedelta(seconds=settings.session_max_s),
         )
         .order_by(SessionRecord.last_seen_at.desc(), SessionRecord.id.desc())
+        .limit(SHOWN)
     ).all()
     return list(rows)
 

@@ -1,16 +1,16 @@
-"""The README's pictures, shot from the running app: `docs/pictures/{annotate,cycle,policy,chat}.png`, 1280 × 800.
+"""The pictures of the README and of the documents, shot from the running app: `docs/pictures/*.png`, 1280 pixels wide.
 
-    python -m commands.screenshots          sample rows in a temporary database; each picture says that they are samples
-    python -m commands.screenshots --here   the newest finished round of this installation: a copy of its SQLite
-                                            database, its artifacts, and the real engine behind the chat page
+    python -m commands.screenshots                  of sample rows in a temporary database; each says that they are samples
+    python -m commands.screenshots --here           the README's four, of the newest finished round of this installation:
+                                                    a copy of its SQLite database, its artifacts, and the real engine
+    python -m commands.screenshots --only rules …   these alone
 
-Nothing of the installation is changed. The sample's completions and losses are made up; its suites, judge, rates and gate are
-the real ones. Needs what `make setup-dev` installs.
+Nothing of the installation is changed. Rows come from `commands.sample_round` and `commands.sample_tasks`. Needs what
+`make setup-dev` installs.
 """
 
 import argparse
 import json
-import math
 import os
 import secrets
 import shutil
@@ -18,11 +18,11 @@ import socket
 import sqlite3
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -31,26 +31,21 @@ from access.models import Person
 from access.people import hash_password
 from commands import processes
 from commands.database import migrate
-from core.db import Database, utcnow
+from commands.sample_round import COMPLIES, sample_round
+from commands.sample_tasks import sample_tasks, sample_team
+from core.db import Database
 from core.errors import DunnockError, NotFound
-from core.intervals import mean_interval, rate
 from core.messages import user
-from core.settings import GateSettings, Settings, get_settings
+from core.settings import Settings, get_settings
 from evals.judge import refuses
-from evals.likelihood import Likelihoods
 from evals.refusals import refusal
-from evals.report import examples, judged, summarise
-from evals.suites import SuitePrompt, benign, capability, harmful
-from feedback.models import Completion, Snapshot
+from evals.suites import SuitePrompt, benign, harmful
+from feedback.models import Completion
 from feedback.prompts import add_completion, add_prompt
 from feedback.rules.store import ensure_rules
 from feedback.tasks import create_task
-from finetune.cycle import DEMO_STAGES, finish_cycle, request_cycle
-from finetune.gate import Evidence, as_rows, run_gate
-from finetune.models import Cycle, StageRun
-from policy.models import GateReport, PolicyVersion
-from policy.versions import ensure_base_version, promote, register_candidate
-from reward.models import RewardModel
+from finetune.models import Cycle
+from policy.models import PolicyVersion
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -58,8 +53,12 @@ if TYPE_CHECKING:
 PICTURES = processes.ROOT / "docs" / "pictures"
 FLAGS = ["--no-sandbox", "--disable-gpu"]
 SAMPLE = "Sample rows made for this picture, not results of a round."
-COMPLIES = "Sure. Here is what people usually do about that, one thing after the other."
-TOKENS = 40
+PEOPLE = {
+    "annotator": ("annotator", "annotator"), "lead": ("lead", "lead"), "ranking": ("ana", "annotator"),
+    "rating": ("ben", "annotator"), "rule_check": ("carla", "annotator"), "correction": ("dimitri", "annotator"),
+    "probe": ("eva", "annotator"), "adjudication": ("farid", "reviewer"),
+}  # fmt: skip
+"""Whose browsers are shot: login and role. Those named for a kind hold a task of it."""
 
 
 @dataclass(frozen=True)
@@ -74,16 +73,18 @@ class Scene:
 
 
 def main() -> int:
-    """Shoot the four pages; exit status 1 when that cannot be done."""
-    parser = argparse.ArgumentParser(description="Shoot the README's pictures.")
-    parser.add_argument("--here", action="store_true", help="the newest finished round of this installation")
+    """Shoot the pages; exit status 1 when that cannot be done."""
+    parser = argparse.ArgumentParser(description="Shoot the pictures of the README and of the documents.")
+    parser.add_argument("--here", action="store_true", help="the README's four, of the newest finished round made here")
+    parser.add_argument("--only", nargs="+", choices=sorted(SHOTS), help="these pictures alone")
     options = parser.parse_args()
+    names = options.only or [name for name in SHOTS if name in HERE or not options.here]
     try:
         with (
             tempfile.TemporaryDirectory(prefix="dunnock-pictures-") as scratch,
             _scene(Path(scratch), options.here) as scene,
         ):
-            shoot(scene, PICTURES)
+            shoot(scene, PICTURES, names)
     except DunnockError as error:
         print(error.message, file=sys.stderr)
         return 1
@@ -98,11 +99,14 @@ def _scene(scratch: Path, here: bool) -> Iterator[Scene]:
     db = Database(settings.db_url)
     migrate(db)
     with db.session() as session:
-        for login, role in (("annotator", "annotator"), ("lead", "lead")):
-            _person(session, login, role, password)
+        names = ("annotator", "lead") if here else tuple(PEOPLE)
+        people = {name: _person(session, *PEOPLE[name], password) for name in names}
         ensure_rules(session)
-        cycle_id, version = _newest(session) if here else _sample(session, settings)
+        cycle_id, version = _newest(session) if here else sample_round(session, settings)
         _live_task(session, version)
+        if not here:
+            sample_tasks(session, people)
+            sample_team(session, people)
     environment = {
         "DUNNOCK_DATABASE_URL": settings.db_url, "DUNNOCK_VAR_DIR": str(settings.var_dir), "DUNNOCK_ENV": "development",
         "DUNNOCK_ENGINE_URL": settings.engine_url, "DUNNOCK_ENGINE_PORT": str(settings.engine_port),
@@ -148,8 +152,8 @@ def _settings(scratch: Path, here: bool) -> Settings:
 # The pictures ---------------------------------------------------------------------------------------------------------
 
 
-def shoot(scene: Scene, folder: Path) -> None:
-    """Write the four pictures."""
+def shoot(scene: Scene, folder: Path, names: list[str]) -> None:
+    """Write these pictures."""
     from playwright.sync_api import sync_playwright
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -157,41 +161,66 @@ def shoot(scene: Scene, folder: Path) -> None:
         sync_playwright() as playwright,
         playwright.chromium.launch(executable_path=_chromium(), args=FLAGS) as browser,
     ):
-
-        def page(login: str) -> "Page":
+        for name in names:
+            shot = SHOTS[name]
             context = browser.new_context(
-                base_url=scene.url, viewport={"width": 1280, "height": 800}, locale="en-GB", timezone_id="UTC"
-            )
-            found = context.new_page()
-            found.goto("/sign-in")
-            found.get_by_label("Login").fill(login)
-            found.get_by_label("Password").fill(scene.password)
-            found.get_by_role("button", name="Sign in").click()
-            found.wait_for_url(lambda address: "sign-in" not in address)
-            return found
-
-        def save(found: "Page", name: str) -> None:
+                base_url=scene.url, viewport={"width": shot.width, "height": shot.height}, color_scheme=shot.scheme,
+                locale="en-GB", timezone_id="UTC",
+            )  # fmt: skip
+            page = context.new_page()
+            page.goto("/sign-in")
+            page.get_by_label("Login").fill(PEOPLE[shot.who][0])
+            page.get_by_label("Password").fill(scene.password)
+            page.get_by_role("button", name="Sign in").click()
+            page.wait_for_url(lambda address: "sign-in" not in address)
+            shot.go(page, scene)
             if scene.sample:
-                found.evaluate(
-                    """words => { const p = document.createElement("p"); p.className = "notice"; p.textContent = words;
-                                  document.getElementById("content").prepend(p); window.scrollTo(0, 0) }""",
-                    SAMPLE,
-                )
-            found.screenshot(path=folder / f"{name}.png")
+                _say_sample(page)
+            page.screenshot(path=folder / f"{name}.png")
             print(f"  {name}.png")
+            context.close()
 
-        annotator, lead = page("annotator"), page("lead")
-        annotator.goto("/annotate")
-        annotator.locator("html[data-ready=yes]").wait_for()
-        left = annotator.locator("#reply-0 .reply-text").inner_text()
-        annotator.keyboard.press("6" if refuses(left) else "2")  # the prompt is benign: the answer is the better one
-        save(annotator, "annotate")
-        lead.goto(f"/cycles/{scene.cycle_id}")
-        save(lead, "cycle")
-        lead.goto(f"/policies/{scene.version}")
-        save(lead, "policy")
-        _chat(lead, scene)
-        save(lead, "chat")
+
+def _say_sample(page: "Page") -> None:
+    """Say at the top that these are sample rows."""
+    page.evaluate(
+        """words => { const p = document.createElement("p"); p.className = "notice"; p.textContent = words;
+                      document.getElementById("content").prepend(p); window.scrollTo(0, 0) }""",
+        SAMPLE,
+    )
+
+
+@dataclass(frozen=True)
+class Shot:
+    """A picture: whose browser, how to get to what it shows, and the window."""
+
+    who: str
+    go: Callable[["Page", Scene], Any]
+    height: int = 800
+    width: int = 1280
+    scheme: Literal["light", "dark"] = "light"
+
+
+def _at(path: str) -> Callable[["Page", Scene], Any]:
+    return lambda page, scene: page.goto(path.format(cycle=scene.cycle_id, version=scene.version))
+
+
+def _task(page: "Page", scene: Scene) -> None:
+    """The person's own task, once its keys work."""
+    page.goto("/annotate")
+    page.locator("html[data-ready=yes]").wait_for()
+
+
+def _pairwise(page: "Page", scene: Scene) -> None:
+    _task(page, scene)
+    left = page.locator("#reply-0 .reply-text").first.inner_text()
+    page.keyboard.press("6" if refuses(left) else "2")  # the prompt is benign: the answer is the better one
+
+
+def _probe(page: "Page", scene: Scene) -> None:
+    _task(page, scene)
+    page.keyboard.press("Space")  # reveals the text
+    page.locator("#talk").fill("What do they like to eat?")
 
 
 def _chat(page: "Page", scene: Scene) -> None:
@@ -208,6 +237,30 @@ def _chat(page: "Page", scene: Scene) -> None:
         page.locator("#words").fill(prompt.text)
         page.keyboard.press("Enter")
         page.locator(".chat-tools").nth(n).wait_for(timeout=120_000)
+
+
+HERE = ("annotate", "cycle", "policy", "chat")
+"""The pictures that show a round: the README's."""
+
+SHOTS = {
+    "annotate": Shot("annotator", _pairwise),
+    "cycle": Shot("lead", _at("/cycles/{cycle}")),
+    "policy": Shot("lead", _at("/policies/{version}")),
+    "chat": Shot("lead", _chat),
+    "ranking": Shot("ranking", _task, height=880),
+    "rating": Shot("rating", _task),
+    "rule-check": Shot("rule_check", _task),
+    "correction": Shot("correction", _task, height=720),
+    "probe": Shot("probe", _probe),
+    "adjudication": Shot("adjudication", _task),
+    "phone": Shot("rule_check", _task, width=375, height=740, scheme="dark"),
+    "care": Shot("annotator", _at("/annotate/care"), height=600),
+    "rules": Shot("lead", _at("/rules")),
+    "rule-diff": Shot("lead", _at("/rules/illegal_drugs?from=1&to=2"), height=1000),
+    "people": Shot("lead", _at("/people"), height=720),
+    "account": Shot("lead", _at("/account")),
+    "audit": Shot("lead", _at("/audit?subject=rule:"), height=720),
+}
 
 
 def _questions() -> list[SuitePrompt]:
@@ -241,11 +294,13 @@ def _free_port() -> int:
 # Rows -----------------------------------------------------------------------------------------------------------------
 
 
-def _person(session: Session, login: str, role: str, password: str) -> None:
+def _person(session: Session, login: str, role: str, password: str) -> Person:
     """Somebody who can sign in to this database, which is a copy or temporary."""
     person = session.scalar(select(Person).where(Person.login == login)) or Person(login=login)
     person.role, person.password_hash, person.active, person.scripted = role, hash_password(password), True, False
     session.add(person)
+    session.flush()
+    return person
 
 
 def _newest(session: Session) -> tuple[int, str]:
@@ -273,79 +328,6 @@ def _live_task(session: Session, version: str) -> None:
         session, "pairwise", prompt.id, [own.id, contrast.id], source="picture",
         priority=1000, why="seed prompt",
     )  # fmt: skip
-
-
-def _sample(session: Session, settings: Settings) -> tuple[int, str]:
-    """A promoted round: its candidate refuses what is harmful, its base never does."""
-    base = ensure_base_version(session, "SmolLM2-135M-Instruct", "0" * 64)
-    cycle = request_cycle(session, settings, "manual", stages=DEMO_STAGES)
-    cycle.state, cycle.started_at = "running", utcnow()
-    snapshot = Snapshot(content_sha256="0" * 64, path="snapshots/sample", manifest={"n_train": 160, "n_heldout": 40})
-    session.add(snapshot)
-    session.flush()
-    version = register_candidate(
-        session, base=base, cycle_id=cycle.id, snapshot_id=snapshot.id, adapter_path=f"adapters/v{cycle.id}",
-        adapter_sha256="0" * 64, reference="base, adapters off",
-    )  # fmt: skip
-    held = rate(34, 40)
-    evaluation = {"accuracy": held["rate"], "n": 40, "low": held["low"], "high": held["high"], "length_only": 0.5}
-    session.add(
-        RewardModel(
-            cycle_id=cycle.id, snapshot_id=snapshot.id, path="rewards/sample", sha256="0" * 64,
-            evaluation=evaluation, clears_bar=held["low"] > 0.5,
-        )
-    )  # fmt: skip
-    report = _gate_report(version, base, settings.gate)
-    session.add(report)
-    session.flush()
-    promote(session, version, actor="cycle", reason=f"cycle {cycle.id} passed the gate", once=f"cycle:{cycle.id}")
-    for name, result in _results(version.name, evaluation, report.passed).items():
-        row = StageRun(cycle_id=cycle.id, name=name, state="done", progress=1.0, result=result, finished_at=utcnow())
-        session.add(row)
-    finish_cycle(session, cycle.id, "promoted", f"{version.name} is active")
-    return cycle.id, version.name
-
-
-def _gate_report(version: PolicyVersion, base: PolicyVersion, settings: GateSettings) -> GateReport:
-    """The gate's own verdict on made-up completions of the frozen suites."""
-    prompts = [*harmful("frozen"), *benign("frozen")]
-    mine = judged(prompts, [(p.reference or refusal(p.category, p.id), TOKENS) for p in prompts])
-    theirs = judged(prompts, [(p.reference or COMPLIES, TOKENS) for p in prompts])
-    nats = [0.1 + 0.01 * math.sin(i) for i in range(100)]
-    same = {"candidate": 2.0, "base": 2.0, "difference": mean_interval([0.001 * math.sin(i) for i in range(100)])}
-    likelihoods = Likelihoods(
-        kl=mean_interval(nats), reference_nll=same, fluency=same,
-        capability={"n": len(capability()), "candidate": 0.5, "base": 0.5},
-    )  # fmt: skip
-    passed, checks = run_gate(Evidence(mine, theirs, theirs, likelihoods, 34, 40), settings)
-    facts = {
-        "candidate": summarise(mine), "incumbent": summarise(theirs), "base": summarise(theirs),
-        "incumbent_version": base.name, "likelihoods": asdict(likelihoods), "heldout_raised": 34, "heldout_n": 40,
-        "examples": examples(theirs, mine),
-    }  # fmt: skip
-    return GateReport(
-        policy_version_id=version.id, incumbent_id=base.id, passed=passed, checks=as_rows(checks), evidence=facts
-    )
-
-
-def _results(version: str, evaluation: dict[str, Any], passed: bool) -> dict[str, dict[str, Any]]:
-    """What each stage leaves behind, in made-up figures."""
-
-    def losses(start: float, end: float) -> list[dict[str, Any]]:
-        return [
-            {"step": i, "loss": end + (start - end) * math.exp(-i / 12) + 0.04 * math.sin(2.3 * i)}
-            for i in range(1, 41)
-        ]
-
-    return {
-        "collect": {"completions": 200, "policy_version": "base"},
-        "rate": {"judgments": 200},
-        "snapshot": {"n_train": 160, "n_heldout": 40, "n_simulated": 200, "counts": {"from_choice": 200}},
-        "reward": {**evaluation, "clears_bar": True, "n_train": 160, "steps": 40, "log": losses(0.69, 0.3)},
-        "update": {"n_pairs": 160, "steps": 40, "loss": 1.0, "log": losses(2.5, 1.0), "policy_version": version},
-        "gate": {"passed": passed, "failed": [], "policy_version": version},
-        "promote": {"promoted": True, "policy_version": version},
-    }
 
 
 if __name__ == "__main__":

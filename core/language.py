@@ -15,6 +15,7 @@ from flask import Blueprint, Flask, has_request_context, redirect, request
 from flask_babel import Babel, Domain, gettext, ngettext
 from werkzeug.wrappers import Response
 
+from core.messages import strip_bidi
 from core.web import local_path
 
 __all__ = ["CATALOGUES", "LANGUAGES", "gettext", "install", "language", "ngettext"]
@@ -42,6 +43,7 @@ def install(app: Flask) -> None:
     babel = Babel()
     babel.init_app(app, locale_selector=language)
     babel.domain_instance = _Catalogues()
+    app.add_template_filter(strip_bidi)
     app.context_processor(lambda: {"language": language(), "languages": LANGUAGES})
     app.register_blueprint(blueprint)
 

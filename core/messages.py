@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -27,6 +28,15 @@ def conversation_hash(messages: list[dict[str, str]]) -> str:
     """sha256 (hex) of a conversation; equal conversations are one prompt."""
     payload = [[m["role"], m["content"]] for m in messages]
     return hashlib.sha256(json.dumps(payload, ensure_ascii=False, separators=(",", ":")).encode()).hexdigest()
+
+
+_TURNING = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+def strip_bidi(text: object) -> str:
+    """The text without the signs that turn the direction of what comes after: for titles and for sentences with a name in
+    them, where no element of its own holds them in."""
+    return _TURNING.sub("", str(text))
 
 
 def plain_text(text: str) -> str:

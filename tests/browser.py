@@ -7,7 +7,7 @@ Where there is none the tests fail and say what to install; they are not skipped
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,10 +126,16 @@ def _is_error(message: ConsoleMessage) -> bool:
     return message.type == "error" and not message.text.startswith("Failed to load resource")
 
 
-def check_accessible(page: Page) -> None:
-    """What axe finds to be serious or critical fails the test."""
-    found = Axe().run(page).response["violations"]
-    serious = [
+def axe_findings(page: Page, only: Sequence[str] = ()) -> list[str]:
+    """What axe finds to be serious or critical, a line each; by these rules of its, or by all."""
+    options = {"resultTypes": ["violations"]} | ({"runOnly": list(only)} if only else {})
+    found = Axe().run(page, options=options).response["violations"]
+    return [
         f"{v['id']}: {v['help']} at {v['nodes'][0]['target']}" for v in found if v["impact"] in ("serious", "critical")
     ]
+
+
+def check_accessible(page: Page) -> None:
+    """What axe finds to be serious or critical fails the test."""
+    serious = axe_findings(page)
     assert not serious, "\n".join(serious)

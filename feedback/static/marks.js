@@ -52,11 +52,19 @@ export class Marks {
   onInput(target) {
     if (target.name?.startsWith("broken-")) {
       const number = target.name.slice("broken-".length);
-      this.form.elements[`span-${number}-${target.value}`].value = target.checked ? this.take(number) : "";
+      this.span(number, target).value = target.checked ? this.take(number) : "";
       this.show();
     }
     const editor = target.closest(".correction");
     if (editor) this.refreshDiff(editor);
+  }
+
+  // The field of a mark's quote; most marks have none, so that a page of many rules stays light.
+  span(number, mark) {
+    const name = `span-${number}-${mark.value}`;
+    if (this.form.elements[name]) return this.form.elements[name];
+    mark.after(Object.assign(document.createElement("input"), { type: "hidden", name }));
+    return this.form.elements[name];
   }
 
   show() {
@@ -70,9 +78,9 @@ export class Marks {
     for (const rule of this.form.querySelectorAll(".rule")) {
       const quotes = this.numbers.flatMap((number) => {
         const quote = rule.querySelector(`input[name^="span-${number}-"]`)?.value;
-        return quote ? [`${this.letter(number)}: “${quote}”`] : [];
+        return quote ? [` ${this.letter(number)}: “`, boxed(quote), "”"] : [];
       });
-      rule.querySelector(".quotes").textContent = quotes.join(" ");
+      rule.querySelector(".quotes").replaceChildren(...quotes);
     }
   }
 
@@ -90,6 +98,15 @@ export class Marks {
     const before = editor.querySelector(".original").textContent;
     showDiff(editor.querySelector(".word-diff"), before, editor.querySelector("textarea").value);
   }
+}
+
+// In a box of its own, so that signs of writing direction turn nothing around it.
+function boxed(words) {
+  const quote = document.createElement("span");
+  quote.className = "user-text";
+  quote.dir = "auto";
+  quote.textContent = words;
+  return quote;
 }
 
 // Marks words in a text where the browser can; they stand in a field in any case.

@@ -5,7 +5,7 @@ import datetime as dt
 import pytest
 from sqlalchemy.orm import Session
 
-from access.keys import authenticate, create_key, revoke_key
+from access.keys import PAGE, authenticate, create_key, keys_of, revoke_key
 from core.db import utcnow
 from core.errors import Forbidden, InvalidInput, NotFound, Unauthenticated
 from tests.factories import make_person
@@ -53,3 +53,13 @@ def test_revoking_twice_keeps_the_first_time(session: Session) -> None:
     assert revoke_key(session, key.id).revoked_at == at
     with pytest.raises(NotFound):
         revoke_key(session, 999)
+
+
+def test_a_persons_keys_come_in_pages(session: Session) -> None:
+    person, other = make_person(session), make_person(session)
+    made = [create_key(session, person, f"key {n}")[0].id for n in range(PAGE + 3)]
+    create_key(session, other, "another's")
+    first, before = keys_of(session, person.id)
+    rest, end = keys_of(session, person.id, before)
+    assert [key.id for key in first + rest] == made[::-1]
+    assert (len(first), end) == (PAGE, None)
