@@ -15,6 +15,7 @@ from access.audit import record
 from access.models import ROLES, Person, SessionRecord
 from access.sessions import end_sessions
 from core.errors import Conflict, Forbidden, InvalidInput, NotFound
+from core.language import gettext
 
 GRANTS: dict[str, tuple[str, ...]] = {"lead": ("annotator", "reviewer"), "admin": ROLES}
 """Which roles somebody with a role may give and take; roles that are not named, none."""
@@ -72,16 +73,16 @@ def find_person(session: Session, person_id: int) -> Person:
     """
     person = session.get(Person, person_id)
     if person is None:
-        raise NotFound(f"there is no person {person_id}")
+        raise NotFound(gettext("there is no person %(person_id)s", person_id=person_id))
     return person
 
 
 def why_not(actor: Actor, person: Person) -> str | None:
     """Why somebody may not change a person; None if they may."""
     if person.id == actor.id:
-        return "nobody changes their own role or access; ask another lead or admin"
+        return gettext("nobody changes their own role or access; ask another lead or admin")
     if person.role not in grantable(actor.role):
-        return f"a person with the role {person.role} is looked after by admins"
+        return gettext("a person with the role %(role)s is looked after by admins", role=person.role)
     return None
 
 
@@ -96,7 +97,7 @@ def changeable(session: Session, actor: Actor, person_id: int) -> Person:
     session.scalars(select(Person.id).where(Person.role == "admin").order_by(Person.id).with_for_update()).all()
     person = session.scalar(select(Person).where(Person.id == person_id).with_for_update())
     if person is None:
-        raise NotFound(f"there is no person {person_id}")
+        raise NotFound(gettext("there is no person %(person_id)s", person_id=person_id))
     if reason := why_not(actor, person):
         raise Forbidden(reason)
     return person
@@ -111,10 +112,13 @@ def change_role(session: Session, actor: Actor, person_id: int, role: str) -> Pe
         Conflict: it would take the last admin away.
     """
     if role not in ROLES:
-        raise InvalidInput(f"role {role!r} is unknown; it is one of {', '.join(ROLES)}", param="role")
+        raise InvalidInput(
+            gettext("role %(role)r is unknown; it is one of %(choices)s", role=role, choices=", ".join(ROLES)),
+            param="role",
+        )
     person = changeable(session, actor, person_id)
     if role not in grantable(actor.role):
-        raise Forbidden(f"the role {role} is given by admins")
+        raise Forbidden(gettext("the role %(role)s is given by admins", role=role))
     set_role(session, actor.login, person, role)
     return person
 
@@ -174,4 +178,4 @@ def refuse_last_admin(session: Session, person: Person) -> None:
         return
     query = select(Person.id).where(Person.role == "admin", Person.active.is_(True), Person.scripted.is_(False))
     if session.scalars(query.order_by(Person.id).with_for_update()).all() == [person.id]:
-        raise Conflict(f"{person.login} is the last admin; make another one first")
+        raise Conflict(gettext("%(login)s is the last admin; make another one first", login=person.login))

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from flask_babel import gettext as _
-from flask_babel import lazy_gettext as _l
-from flask_babel import ngettext
 from sqlalchemy.orm import Session
 
 from console.figures import Column, Kind, Table
 from core.db import utcnow
+from core.language import gettext as _
+from core.language import lazy_gettext as _l
+from core.language import ngettext
 from core.settings import QualitySettings
 from feedback.quality.acts import Window, left_out
 from feedback.quality.kept import Kept, kept

@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 from access.audit import record
 from core.db import utcnow
 from core.errors import InvalidInput, NotFound
+from core.language import gettext
 from feedback.models import Annotator, GoldResult, Prompt
 
 
@@ -45,7 +46,7 @@ def resume(session: Session, person_id: int, actor: str, reason: str) -> Annotat
     """
     annotator = session.get(Annotator, person_id)
     if annotator is None:
-        raise NotFound(f"person {person_id} was never warned or paused")
+        raise NotFound(gettext("person %(person_id)s was never warned or paused", person_id=person_id))
     newest = session.scalar(select(func.max(GoldResult.judgment_id)).where(GoldResult.annotator_id == person_id))
     annotator.judged_from = (newest or 0) + 1
     set_standing(session, annotator, "good", reason.strip() or "a lead let them go on", actor)
@@ -66,7 +67,7 @@ def opt_out(session: Session, person_id: int, categories: Iterable[str]) -> Anno
     """
     wanted = sorted(set(categories))
     if unknown := set(wanted) - set(topics(session)):
-        raise InvalidInput(f"there is no topic {sorted(unknown)[0]!r}", param="topics")
+        raise InvalidInput(gettext("there is no topic %(unknown)r", unknown=sorted(unknown)[0]), param="topics")
     annotator = annotator_of(session, person_id)
     annotator.opted_out = wanted
     session.flush()

@@ -14,6 +14,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from core.errors import NotFound
+from core.language import gettext
 from feedback.blind import Blind
 from feedback.formatting import formatted
 from feedback.judgments import read_said, standing_judgments
@@ -149,7 +150,7 @@ def probe_turn(session: Session, shown: Shown, completion_id: str) -> ProbeTurn:
     """
     found = _turns(session, shown, {"turn": [completion_id]})
     if not found:
-        raise NotFound(f"no reply of this probe is {completion_id!r}")
+        raise NotFound(gettext("no reply of this probe is %(completion_id)r", completion_id=completion_id))
     return found[0]
 
 

@@ -9,12 +9,12 @@ from dataclasses import asdict
 from typing import Any
 
 from flask import Blueprint, flash, jsonify, redirect, render_template, request, url_for
-from flask_babel import gettext
 from sqlalchemy.orm import Session
 from werkzeug.wrappers import Response
 
 from access.views import current_person, require_role
 from core.errors import Conflict, Forbidden, InvalidInput
+from core.language import N_, gettext
 from core.web import runtime
 from feedback import leases, task_page
 from feedback.annotators import opt_out, topics
@@ -30,7 +30,7 @@ blueprint = Blueprint(
     "feedback", __name__, template_folder="pages", static_folder="static", static_url_path="/static/feedback"
 )
 
-SURPLUS = "Kept as an extra judgment: the time for this task had run out and others had finished it."
+SURPLUS = N_("Kept as an extra judgment: the time for this task had run out and others had finished it.")
 MAX_BESIDE = 5
 
 
@@ -111,7 +111,12 @@ def judge(token: str) -> Response | tuple[Response | str, int]:
     except Conflict as error:
         if _wants_json():
             raise
-        flash(f"{error.message[0].upper()}{error.message[1:]}. The first judgment stays as it is.", "error")
+        flash(
+            gettext(
+                "%(why)s. The first judgment stays as it is.", why=f"{error.message[0].upper()}{error.message[1:]}"
+            ),
+            "error",
+        )
         return redirect(url_for("feedback.next_task"), 303)
     if _wants_json():
         message = gettext(SURPLUS) if judgment.surplus else ""
@@ -177,14 +182,17 @@ def _store(session: Session, token: str, annotator_id: int, fields: dict[str, li
             gold=settings.gold, adjudicate=settings.assignment.adjudicate,
         )  # fmt: skip
     if not supersedes.isdecimal():
-        raise InvalidInput(f"supersedes is {supersedes!r}; it is the number of a judgment", param="supersedes")
+        raise InvalidInput(
+            gettext("supersedes is %(supersedes)r; it is the number of a judgment", supersedes=supersedes),
+            param="supersedes",
+        )
     return undo_last(session, annotator_id, form, supersedes_id=int(supersedes), latency_s=_latency_s(), once=once)
 
 
 def _show_again(token: str, fields: dict[str, list[str]], error: InvalidInput) -> str:
     """The same page with what was typed and what is missing; the draft is kept too."""
     annotator_id = current_person().id
-    flash(f"Not stored yet: {error.message}. What you typed is kept.", "error")
+    flash(gettext("Not stored yet: %(why)s. What you typed is kept.", why=error.message), "error")
     with runtime().db.session() as session:
         assignment = leases.find_assignment(session, token, annotator_id)
         kept = kept_fields(fields)
@@ -207,7 +215,7 @@ def _render(session: Session, assignment: Assignment, fields: dict[str, Any], la
 
 
 def _progress_words(progress: Progress) -> str:
-    return str(gettext("%(done)s of %(total)s done · %(today)s by you today", **asdict(progress)))
+    return gettext("%(done)s of %(total)s done · %(today)s by you today", **asdict(progress))
 
 
 def _to_next() -> Response:
@@ -227,7 +235,7 @@ def _reason() -> str:
 def _json() -> dict[str, Any]:
     body = request.get_json()
     if not isinstance(body, dict):
-        raise InvalidInput("send a JSON object")
+        raise InvalidInput(gettext("send a JSON object"))
     return body
 
 

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from core.errors import InvalidInput
+from core.language import gettext
 from core.messages import plain_text
 from feedback.blind import Blind
 
@@ -111,7 +112,10 @@ class Shown:
             InvalidInput: there are fewer.
         """
         if not 0 <= number < self.n:
-            raise InvalidInput(f"item {number} was not shown; there are {self.n}, the first is 0", param=param)
+            raise InvalidInput(
+                gettext("item %(number)s was not shown; there are %(n)s, the first is 0", number=number, n=self.n),
+                param=param,
+            )
         return self.items[number]
 
     def number_of(self, position: int) -> int:
@@ -334,7 +338,9 @@ def quoted(span: str | None, blind: Blind) -> str | None:
     if not words:
         return None
     if _bare(words) not in _bare(blind.text):  # what is selected in formatted text lacks its signs
-        raise InvalidInput(f"the quoted words are not in the completion: {words[:80]!r}", param="span")
+        raise InvalidInput(
+            gettext("the quoted words are not in the completion: %(words)r", words=words[:80]), param="span"
+        )
     return blind.restore(words)
 
 
@@ -359,7 +365,7 @@ def every(fields: Mapping[str, Any], name: str) -> list[str]:
 def expect(condition: bool, message: str) -> None:
     """Raise InvalidInput with `message` about a known answer unless the condition holds."""
     if not condition:
-        raise InvalidInput(f"this cannot be the known answer: {message}", param="expected")
+        raise InvalidInput(gettext("this cannot be the known answer: %(message)s", message=message), param="expected")
 
 
 def spread(values: Iterable[int]) -> int:

@@ -1,13 +1,13 @@
 """The pages of webhooks, for leads: which there are and how they do; adding, testing, switching, removing."""
 
 from flask import Blueprint, flash, redirect, render_template, request, url_for
-from flask_babel import gettext as _
 from werkzeug.wrappers import Response
 
 from access.models import Person
 from access.views import current_person, require_role
 from core.db import MAX_ID
 from core.errors import InvalidInput
+from core.language import gettext as _
 from core.web import runtime
 from feedback.webhooks import subscriptions
 from feedback.webhooks.events import EVENTS
