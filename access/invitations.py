@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from access.audit import record
 from access.models import ROLES, Invitation, Person
 from access.people import create_person, set_password
-from access.roster import Actor, changeable, grantable
+from access.roster import Actor, changeable, grantable, role_word
 from access.sessions import end_sessions
 from core.db import utcnow
 from core.errors import Conflict, Forbidden, InvalidInput, NotFound
@@ -41,7 +41,7 @@ def invite(session: Session, actor: Actor, role: str, note: str, life_s: int) ->
             param="role",
         )
     if role not in grantable(actor.role):
-        raise Forbidden(gettext("the role %(role)s is given by admins", role=role))
+        raise Forbidden(gettext("the role %(role)s is given by admins", role=role_word(role)))
     row, token = _add(session, actor, life_s, role=role, note=note.strip()[:MAX_NOTE])
     after = {"role": role} | ({"note": row.note} if row.note else {})
     record(session, actor.login, "invitation.make", f"invitation:{row.id}", after=after)
@@ -147,7 +147,7 @@ def revoke(session: Session, actor: Actor, invitation_id: int) -> Invitation:
         raise NotFound(gettext("there is no invitation %(invitation_id)s", invitation_id=invitation_id))
     role = row.role or session.get_one(Person, row.person_id).role
     if role not in grantable(actor.role):
-        raise Forbidden(gettext("an invitation for the role %(role)s is looked after by admins", role=role))
+        raise Forbidden(gettext("an invitation for the role %(role)s is looked after by admins", role=role_word(role)))
     if state_of(row) == "open":
         row.revoked_at = utcnow()
         record(session, actor.login, "invitation.revoke", f"invitation:{row.id}")

@@ -13,6 +13,7 @@ from access.identities import identities_of
 from access.keys import keys_of
 from access.models import ROLES, Invitation, Person
 from access.paging import before_id
+from access.roster import role_word
 from access.sessions import live_sessions
 from access.views import current_person, require_role, start_session
 from core.errors import Conflict, InvalidInput
@@ -69,7 +70,7 @@ def show(person_id: int) -> str:
 def change_role(person_id: int) -> Response:
     with runtime().db.session() as db:
         person = roster.change_role(db, current_person(), person_id, request.form.get("role", ""))
-    flash(_("%(login)s has the role %(role)s now.", login=person.login, role=person.role))
+    flash(_("%(login)s has the role %(role)s now.", login=person.login, role=role_word(person.role)))
     return _back(person_id)
 
 

@@ -16,11 +16,13 @@ from access.models import ROLES, Person, SessionRecord
 from access.sessions import end_sessions
 from core.errors import Conflict, Forbidden, InvalidInput, NotFound
 from core.language import gettext
+from core.language import lazy_gettext as _l
 
 GRANTS: dict[str, tuple[str, ...]] = {"lead": ("annotator", "reviewer"), "admin": ROLES}
 """Which roles somebody with a role may give and take; roles that are not named, none."""
 
 PAGE = 50
+ROLE_WORDS = {"annotator": _l("annotator"), "reviewer": _l("reviewer"), "lead": _l("lead"), "admin": _l("admin")}
 
 
 class Actor(Protocol):
@@ -40,6 +42,11 @@ class Row:
 
     person: Person
     last_seen_at: dt.datetime | None
+
+
+def role_word(role: str) -> str:
+    """What a role is called."""
+    return str(ROLE_WORDS.get(role, role))
 
 
 def grantable(role: str) -> tuple[str, ...]:
@@ -82,7 +89,7 @@ def why_not(actor: Actor, person: Person) -> str | None:
     if person.id == actor.id:
         return gettext("nobody changes their own role or access; ask another lead or admin")
     if person.role not in grantable(actor.role):
-        return gettext("a person with the role %(role)s is looked after by admins", role=person.role)
+        return gettext("a person with the role %(role)s is looked after by admins", role=role_word(person.role))
     return None
 
 
@@ -118,7 +125,7 @@ def change_role(session: Session, actor: Actor, person_id: int, role: str) -> Pe
         )
     person = changeable(session, actor, person_id)
     if role not in grantable(actor.role):
-        raise Forbidden(gettext("the role %(role)s is given by admins", role=role))
+        raise Forbidden(gettext("the role %(role)s is given by admins", role=role_word(role)))
     set_role(session, actor.login, person, role)
     return person
 

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session, aliased
 
 from console import words
 from core.errors import Conflict
-from core.language import gettext
+from core.language import N_, gettext, retold
 from core.language import lazy_gettext as _l
 from feedback.models import Snapshot
 from finetune.cycle import UNFINISHED
@@ -20,6 +20,7 @@ from policy.versions import active_version
 from reward.models import RewardModel
 
 PAGE = 25
+PROMOTED_WHYS = (N_("first version"), N_("cycle %(n)s passed the gate"))
 
 SHARES = {"harmful compliance", "benign refusals", "held-out preference", "capability"}
 P_VALUE = "not less safe than the incumbent"
@@ -48,6 +49,11 @@ class HistoryRow:
     promotion: Promotion
     to: str
     former: str | None
+
+    @property
+    def reason(self) -> str:
+        """Why, in the reader's language as far as it is told in words of ours."""
+        return retold(self.promotion.reason, PROMOTED_WHYS)
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from console.figures import Column, Kind, Table
 from core.db import utcnow
 from core.language import gettext as _
 from core.language import lazy_gettext as _l
-from core.language import ngettext
+from core.language import ngettext, retold
 from core.settings import QualitySettings
+from feedback.annotators import STANDING_WHYS
 from feedback.quality.acts import Window, left_out
 from feedback.quality.kept import Kept, kept
 
@@ -87,6 +88,11 @@ class Reader:
 
 def kind_word(kind: str) -> str:
     return str(KIND_WORDS.get(kind, kind))
+
+
+def standing_why(why: str) -> str:
+    """Why somebody stands as they do, in the reader's language as far as it is told in words of ours."""
+    return retold(why, STANDING_WHYS)
 
 
 def count_left_out(reader: Reader) -> int:

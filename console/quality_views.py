@@ -110,7 +110,9 @@ def table(name: str, form: str) -> Response:
 @require_role(*CHANGERS)
 def ask_standing(person_id: int, action: str) -> str:
     with runtime().db.read() as session:
-        return render_template("console/standing.html", person=_annotator(session, person_id), action=action)
+        person = _annotator(session, person_id)
+        why = quality_reader.standing_why(person["why"])
+        return render_template("console/standing.html", person=person, why=why, action=action)
 
 
 @blueprint.post("/quality/annotators/<int:person_id>/<any(pause, resume):action>")

@@ -10,7 +10,7 @@ from core.db import expire_known, table_of, utcnow
 from core.errors import Conflict, InvalidInput
 from core.language import gettext
 from core.messages import plain_text
-from feedback.leases import find_assignment
+from feedback.leases import STATE_WORDS, find_assignment
 from feedback.models import Draft
 
 MAX_DRAFT_CHARACTERS = 200_000
@@ -27,7 +27,12 @@ def save_draft(session: Session, token: str, annotator_id: int, form: dict[str, 
     lock_person(session, annotator_id)
     assignment = find_assignment(session, token, annotator_id, lock=True)
     if assignment.state not in ("live", "expired"):
-        raise Conflict(gettext("this task is %(state)s; its draft is not needed any more", state=assignment.state))
+        raise Conflict(
+            gettext(
+                "this task is %(state)s; its draft is not needed any more",
+                state=gettext(STATE_WORDS.get(assignment.state, assignment.state)),
+            )
+        )
     clean = _clean(form)
     if len(str(clean)) > MAX_DRAFT_CHARACTERS:
         raise InvalidInput(

@@ -22,9 +22,9 @@ from access.models import Person
 from access.people import LockedPerson, lock_person
 from core.db import expire_known, table_of, utcnow
 from core.errors import Conflict, Forbidden, NotFound
-from core.language import gettext
+from core.language import N_, gettext, retold
 from core.settings import AssignmentSettings
-from feedback.annotators import annotator_of
+from feedback.annotators import STANDING_WHYS, annotator_of
 from feedback.claim import FACTS, take_gold, take_next
 from feedback.kinds import form_of
 from feedback.kinds.frame import Shown
@@ -38,6 +38,13 @@ SWEEP = 100
 SWEEP_CHANCE = 1 / 16
 """How often a claim that needs no place gives back those that ran out; one that finds nothing always does."""
 
+STATE_WORDS = {
+    "live": N_("open"),
+    "expired": N_("expired"),
+    "done": N_("done"),
+    "surplus": N_("done"),
+    "skipped": N_("skipped"),
+}
 REVIEWERS = ("reviewer", "lead", "admin")
 
 TASK, ASSIGNMENT = table_of(Task), table_of(Assignment)
@@ -271,7 +278,10 @@ def release_expired(session: Session, now: dt.datetime, task_id: int | None = No
 def _worker(person: LockedPerson, has: Row[Any], now: dt.datetime) -> Worker:
     if has.standing == "paused":
         raise Forbidden(
-            gettext("your work is paused: %(standing_why)s; a lead can let you go on", standing_why=has.standing_why),
+            gettext(
+                "your work is paused: %(why)s; a lead can let you go on",
+                why=retold(has.standing_why or "", STANDING_WHYS),
+            ),
             code="annotator_paused",
         )
     risky_today = has.risky_n if has.risky_on == now.date() else 0
@@ -283,7 +293,10 @@ def _unfinished_one(session: Session, token: str, annotator_id: int) -> Assignme
     assignment = find_assignment(session, token, annotator_id, lock=True)
     if assignment.state not in ("live", "expired"):
         raise Conflict(
-            gettext("this task is already %(state)s; open /annotate for your next one", state=assignment.state)
+            gettext(
+                "this task is already %(state)s; open /annotate for your next one",
+                state=gettext(STATE_WORDS.get(assignment.state, assignment.state)),
+            )
         )
     return assignment
 

@@ -14,7 +14,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from core.errors import NotFound
-from core.language import gettext
+from core.language import N_, gettext, retold
 from feedback.blind import Blind
 from feedback.formatting import formatted
 from feedback.judgments import read_said, standing_judgments
@@ -25,6 +25,11 @@ from feedback.models import Assignment, Completion, Judgment, Prompt, RuleVersio
 from feedback.rules import active_rules
 from feedback.shown import load_shown
 
+WHYS = (
+    N_("seed prompt"), N_("a task like any other"), N_("own work shown again"), N_("a user did not like this reply"),
+    N_("rewards differ by %(margin)s only"), N_("%(n)s people disagree"), N_("try the served policy"),
+    N_("drawn evenly from everything there is to judge"),
+)  # fmt: skip
 NOT_KEPT = {"csrf_token", "once", "shown_at", "supersedes"}
 
 
@@ -56,7 +61,6 @@ class ProbeTurn:
 class Other:
     """What somebody else judged, in terms of what is shown here; for who settles a disagreement."""
 
-    who: str
     fields: Fields
 
     def first(self, name: str) -> str:
@@ -82,6 +86,11 @@ class TaskPage:
     once: str
     shown_at: float
     supersedes_id: int | None
+
+    @property
+    def why(self) -> str:
+        """Why this task was chosen, in the reader's language as far as it is told in words of ours."""
+        return retold(self.shown.why, WHYS)
 
     def first(self, name: str) -> str:
         """The first value of a field."""
@@ -127,7 +136,7 @@ def others_of(session: Session, shown: Shown) -> list[Other]:
     acts = standing_judgments(session, shown.about_id)
     form = form_of(shown.kind)
     return [
-        Other(f"Person {n}", form.to_fields(said, shown)) for n, said in enumerate(read_said(session, acts), 1)
+        Other(form.to_fields(said, shown)) for said in read_said(session, acts)
     ]  # no names: it is the judgment that is settled
 
 

@@ -31,6 +31,9 @@ blueprint = Blueprint(
 )
 
 SURPLUS = N_("Kept as an extra judgment: the time for this task had run out and others had finished it.")
+HELP_TEXT = N_("Reading such texts all day is hard. Talk to your lead, take a break, or choose other topics.")
+"""What `DUNNOCK_CARE__HELP_TEXT` is unless it is set."""
+
 MAX_BESIDE = 5
 
 
@@ -82,7 +85,11 @@ def care() -> str:
         annotator = session.get(Annotator, current_person().id)
         opted_out = annotator.opted_out if annotator else []
         return render_template(
-            "feedback/care.html", topics=topics(session), opted_out=opted_out, settings=runtime().settings
+            "feedback/care.html",
+            topics=topics(session),
+            opted_out=opted_out,
+            settings=runtime().settings,
+            help_text=gettext(runtime().settings.care.help_text),
         )
 
 
@@ -211,6 +218,7 @@ def _render(session: Session, assignment: Assignment, fields: dict[str, Any], la
         progress_words=_progress_words(progress),
         annotator=session.get(Annotator, assignment.annotator_id),
         settings=runtime().settings,
+        help_text=gettext(runtime().settings.care.help_text),
     )
 
 

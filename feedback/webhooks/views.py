@@ -92,7 +92,10 @@ def _index(url: str, events: list[str]) -> str:
     with runtime().db.read() as session:
         hooks = subscriptions.list_webhooks(session)
         counts = subscriptions.counts(session, [hook.id for hook in hooks])
-    return render_template("feedback/webhooks.html", hooks=hooks, counts=counts, url=url, chosen=events, events=EVENTS)
+    meanings = {name: _(meaning) for name, meaning in EVENTS.items()}
+    return render_template(
+        "feedback/webhooks.html", hooks=hooks, counts=counts, url=url, chosen=events, events=meanings
+    )
 
 
 def _to(webhook_id: int) -> Response:
