@@ -81,7 +81,7 @@ def start_cycle() -> Response:
             record(session, current_person().login, "cycle.request", f"cycle:{cycle.id}", after={"reason": "manual"})
     if waiting is not None:
         flash(gettext("Cycle %(cycle)s is not finished yet, and one runs at a time; here it is.", cycle=cycle.id))
-    return redirect(url_for("console.show_cycle", cycle_cycle=cycle.id), 303)
+    return redirect(url_for("console.show_cycle", cycle_id=cycle.id), 303)
 
 
 @blueprint.get("/cycles/<int:cycle_id>")
