@@ -38,6 +38,7 @@ import serving.views
 from core import language
 from core.db import MAX_ID, Database
 from core.errors import DunnockError
+from core.language import N_, gettext
 from core.settings import Settings, get_settings
 from core.web import Runtime, runtime
 
@@ -53,6 +54,16 @@ PERMISSIONS_POLICY = ", ".join(
     )
 )  # fmt: skip
 HSTS = f"max-age={365 * 24 * 3600}"
+STALE_FORM = N_(
+    "This form is no longer good: its CSRF token is missing or old. Go back, reload the page, send it again."
+)
+HTTP_WORDS = {
+    404: N_("There is no page at this address. The link may be old, or what it led to was removed."),
+    405: N_("This address does not take what was sent to it. Go back and use the page's own buttons."),
+    413: N_("What was sent is too large. Send less at a time."),
+}
+"""What pages say of errors that no part of ours raised; programs get the framework's words."""
+
 log = logging.getLogger("dunnock")
 
 
@@ -120,12 +131,13 @@ class _Id(IntegerConverter):
 
 
 def _nested_too_deep(_: RecursionError) -> tuple[Response | str, int]:
-    return _answer(400, "invalid_request", "What was sent is nested too deep to be read.", None)
+    return _answer(400, "invalid_request", gettext("What was sent is nested too deep to be read."), None)
 
 
 def _beyond_the_database(_: DataError) -> tuple[Response | str, int]:
     """PostgreSQL refuses what SQLite takes: NUL in a text, a number that is larger than its column."""
-    return _answer(400, "invalid_request", "A text or a number in this request is none that can be stored.", None)
+    message = gettext("A text or a number in this request is none that can be stored.")
+    return _answer(400, "invalid_request", message, None)
 
 
 def _domain_error(error: DunnockError) -> tuple[Response | str, int]:
@@ -137,22 +149,22 @@ def _domain_error(error: DunnockError) -> tuple[Response | str, int]:
 def _http_error(error: HTTPException) -> tuple[Response | str, int] | Response:
     if error.code is None or error.response is not None or error.code < 400:
         return error.get_response()  # type: ignore[return-value]  # a redirect, or a response made by the raiser
-    return _answer(error.code, error.name.lower().replace(" ", "_"), error.description or error.name, None)
+    known = STALE_FORM if isinstance(error, CSRFError) else HTTP_WORDS.get(error.code)
+    said = gettext(known) if known and not _for_program() else error.description or error.name
+    return _answer(error.code, error.name.lower().replace(" ", "_"), said, None)
 
 
 def _unexpected_error(error: Exception) -> tuple[Response | str, int]:
     log.exception("unexpected error on %s %s", request.method, request.path)
-    return _answer(
-        500, "internal_error", "Something failed on our side; nothing was changed. It has been logged.", None
-    )
+    message = gettext("Something failed on our side; nothing was changed. It has been logged.")
+    return _answer(500, "internal_error", message, None)
 
 
 def _answer(status: int, code: str, message: str, param: str | None) -> tuple[Response | str, int]:
     if request.path.startswith("/v1/"):
         kind = "invalid_request_error" if status < 500 else "server_error"
         return jsonify(error={"message": message, "type": kind, "param": param, "code": code}), status
-    program = request.path.startswith("/api/")
-    if program or request.accept_mimetypes.best_match(["text/html", "application/json"]) == "application/json":
+    if _for_program():
         body = jsonify(type=f"urn:dunnock:{code}", title=code.replace("_", " "), status=status, detail=message)
         body.mimetype = "application/problem+json"
         return body, status
@@ -161,6 +173,13 @@ def _answer(status: int, code: str, message: str, param: str | None) -> tuple[Re
     except Exception:
         log.exception("the error page failed too")
         return Response(f"{status}: {message}", status, mimetype="text/plain"), status
+
+
+def _for_program() -> bool:
+    """Whether the answer is read by a program, and not by a person in a page."""
+    if request.path.startswith(("/v1/", "/api/")):
+        return True
+    return request.accept_mimetypes.best_match(["text/html", "application/json"]) == "application/json"
 
 
 def _security_headers(response: Response) -> Response:

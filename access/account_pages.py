@@ -3,7 +3,6 @@
 import datetime as dt
 
 from flask import Blueprint, flash, redirect, render_template, request, url_for
-from flask_babel import gettext as _
 from werkzeug.wrappers import Response
 
 from access.audit import record
@@ -16,6 +15,7 @@ from access.sessions import end_session, end_sessions, live_sessions
 from access.views import check_throttled, current_person, require_role, start_session
 from core.db import utcnow
 from core.errors import InvalidInput, NotFound, TooManyRequests, Unauthenticated
+from core.language import gettext as _
 from core.web import runtime
 
 KEY_DAYS = (30, 90, 365, 0)  # 0: no expiry
@@ -112,7 +112,7 @@ def make_key() -> Response | str:
 def revoke_own_key(key_id: int) -> Response:
     with runtime().db.read() as db:
         if find_key(db, key_id).person_id != current_person().id:
-            raise NotFound(f"you have no API key {key_id}")
+            raise NotFound(_("you have no API key %(key_id)s", key_id=key_id))
     _revoke(key_id)
     flash(_("The key no longer works."))
     return _back()

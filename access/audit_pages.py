@@ -15,6 +15,7 @@ from access.paging import before_id
 from access.views import require_role
 from core.db import Database
 from core.errors import InvalidInput
+from core.language import gettext
 from core.web import runtime
 
 FIELDS = ("id", "at", "actor", "action", "subject", "before", "after")
@@ -105,4 +106,6 @@ def _day(asked: dict[str, str], name: str, later: int) -> dt.datetime | None:
         day = dt.datetime.strptime(asked[name], "%Y-%m-%d").replace(tzinfo=dt.UTC)
         return day + dt.timedelta(days=later)
     except (ValueError, OverflowError):
-        raise InvalidInput(f"{name}={asked[name]!r} is no day; write it as 2026-11-25", param=name) from None
+        raise InvalidInput(
+            gettext("%(name)s=%(value)r is no day; write it as 2026-11-25", name=name, value=asked[name]), param=name
+        ) from None

@@ -16,6 +16,7 @@ from access.models import ROLES, OidcIdentity, Person
 from access.oidc import Claims
 from access.roster import set_role
 from core.errors import Conflict, Forbidden, NotFound
+from core.language import gettext
 from core.settings import OidcSettings
 
 ACTOR = "openid provider"
@@ -38,12 +39,13 @@ def sign_in(session: Session, claims: Claims, settings: OidcSettings) -> Person:
         return person
     if settings.people != "everybody":
         raise Forbidden(
-            "the provider knows you, but nobody here does yet; ask a lead for an invitation, or sign in with your"
-            " password and link the provider on your account page",
+            gettext(
+                "the provider knows you, but nobody here does yet; ask a lead for an invitation, or sign in with your password and link the provider on your account page"
+            ),
             code="oidc_unknown",
         )
     if role is None and settings.default_role == "refuse":
-        raise Forbidden("you need an invitation; ask a lead or an admin", code="oidc_unknown")
+        raise Forbidden(gettext("you need an invitation; ask a lead or an admin"), code="oidc_unknown")
     return _add(session, claims, role or settings.default_role)
 
 
@@ -59,7 +61,7 @@ def accept_invitation(session: Session, claims: Claims, settings: OidcSettings, 
     row = check_open(session, invitation_id)
     invited = role_of(row)
     if _find(session, claims) is not None:
-        raise Conflict("you have an account here already; just sign in. The invitation was not used")
+        raise Conflict(gettext("you have an account here already; just sign in. The invitation was not used"))
     person = _add(session, claims, role or invited)
     use(session, row, person)
     return person
@@ -76,7 +78,7 @@ def link(session: Session, claims: Claims, settings: OidcSettings, person_id: in
     found = _find(session, claims)
     if found is not None:
         if found.person_id != person_id:
-            raise Conflict("this identity belongs to another account here")
+            raise Conflict(gettext("this identity belongs to another account here"))
         return found
     person = session.get_one(Person, person_id)
     _refuse_inactive(person)
@@ -92,13 +94,13 @@ def unlink(session: Session, identity_id: int, person_id: int) -> None:
     """
     row = session.get(OidcIdentity, identity_id)
     if row is None or row.person_id != person_id:
-        raise NotFound(f"you have no identity {identity_id}")
+        raise NotFound(gettext("you have no identity %(identity_id)s", identity_id=identity_id))
     person = session.get_one(Person, person_id)
     others = session.scalars(
         select(OidcIdentity.id).where(OidcIdentity.person_id == person_id, OidcIdentity.id != identity_id)
     ).all()
     if person.password_hash is None and not others:
-        raise Conflict("this is your only way to sign in; ask a lead for a link to set a password first")
+        raise Conflict(gettext("this is your only way to sign in; ask a lead for a link to set a password first"))
     record(session, person.login, "identity.unlink", f"person:{person_id}", before=_shown(row))
     session.delete(row)
     session.flush()
@@ -122,7 +124,7 @@ def role_by_claims(claims: Claims, settings: OidcSettings) -> str | None:
     if mapped:
         return max(mapped, key=ROLES.index)
     if settings.default_role == "refuse":
-        raise Forbidden("the provider gives you no role here; ask whoever runs it", code="oidc_no_role")
+        raise Forbidden(gettext("the provider gives you no role here; ask whoever runs it"), code="oidc_no_role")
     return settings.default_role
 
 
@@ -134,7 +136,9 @@ def _admitted(claims: Claims, settings: OidcSettings) -> str | None:
         domain = (claims.email or "").rpartition("@")[2].lower()
         if not trusted or domain not in {d.lower().lstrip("@") for d in settings.email_domains}:
             raise Forbidden(
-                "only people with a verified address of certain domains are let in, and yours is not among them",
+                gettext(
+                    "only people with a verified address of certain domains are let in, and yours is not among them"
+                ),
                 code="oidc_domain",
             )
     return role_by_claims(claims, settings)
@@ -167,7 +171,7 @@ def _flush(session: Session) -> None:
     try:
         session.flush()
     except IntegrityError as error:  # the same sign-in in two tabs, say
-        raise Conflict("somebody signed in in the same moment; begin again") from error
+        raise Conflict(gettext("somebody signed in in the same moment; begin again")) from error
 
 
 def _free_login(session: Session, claims: Claims) -> str:
@@ -187,7 +191,7 @@ def _free_login(session: Session, claims: Claims) -> str:
 
 def _refuse_inactive(person: Person) -> None:
     if not person.active or person.scripted:
-        raise Forbidden("this account was deactivated; ask a lead or an admin", code="oidc_inactive")
+        raise Forbidden(gettext("this account was deactivated; ask a lead or an admin"), code="oidc_inactive")
 
 
 def _shown(row: OidcIdentity) -> dict[str, str | None]:

@@ -15,10 +15,11 @@ from sqlalchemy.orm import Session
 from access.audit import record
 from access.models import ROLES, Invitation, Person
 from access.people import create_person, set_password
-from access.roster import Actor, changeable, grantable
+from access.roster import Actor, changeable, grantable, role_word
 from access.sessions import end_sessions
 from core.db import utcnow
 from core.errors import Conflict, Forbidden, InvalidInput, NotFound
+from core.language import gettext
 
 PAGE = 50
 MAX_NOTE = 200
@@ -35,9 +36,12 @@ def invite(session: Session, actor: Actor, role: str, note: str, life_s: int) ->
         Forbidden: it is not theirs to give.
     """
     if role not in ROLES:
-        raise InvalidInput(f"role {role!r} is unknown; it is one of {', '.join(ROLES)}", param="role")
+        raise InvalidInput(
+            gettext("role %(role)r is unknown; it is one of %(choices)s", role=role, choices=", ".join(ROLES)),
+            param="role",
+        )
     if role not in grantable(actor.role):
-        raise Forbidden(f"the role {role} is given by admins")
+        raise Forbidden(gettext("the role %(role)s is given by admins", role=role_word(role)))
     row, token = _add(session, actor, life_s, role=role, note=note.strip()[:MAX_NOTE])
     after = {"role": role} | ({"note": row.note} if row.note else {})
     record(session, actor.login, "invitation.make", f"invitation:{row.id}", after=after)
@@ -54,7 +58,7 @@ def make_reset(session: Session, actor: Actor, person_id: int, life_s: int) -> t
     """
     person = changeable(session, actor, person_id)
     if person.scripted or not person.active:
-        raise Conflict(f"{person.login} cannot sign in; activate the account first")
+        raise Conflict(gettext("%(login)s cannot sign in; activate the account first", login=person.login))
     now = utcnow()
     session.execute(
         update(Invitation)
@@ -140,10 +144,10 @@ def revoke(session: Session, actor: Actor, invitation_id: int) -> Invitation:
     """
     row = session.scalar(select(Invitation).where(Invitation.id == invitation_id).with_for_update())
     if row is None:
-        raise NotFound(f"there is no invitation {invitation_id}")
+        raise NotFound(gettext("there is no invitation %(invitation_id)s", invitation_id=invitation_id))
     role = row.role or session.get_one(Person, row.person_id).role
     if role not in grantable(actor.role):
-        raise Forbidden(f"an invitation for the role {role} is looked after by admins")
+        raise Forbidden(gettext("an invitation for the role %(role)s is looked after by admins", role=role_word(role)))
     if state_of(row) == "open":
         row.revoked_at = utcnow()
         record(session, actor.login, "invitation.revoke", f"invitation:{row.id}")
@@ -172,7 +176,7 @@ def state_of(row: Invitation) -> str:
 def role_of(row: Invitation) -> str:
     """The role that an invitation gives."""
     if row.role is None:
-        raise Conflict("this link is for a new password, not for a new person")
+        raise Conflict(gettext("this link is for a new password, not for a new person"))
     return row.role
 
 

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from access.models import ApiKey, Person
 from core.db import table_of, utcnow
 from core.errors import Forbidden, InvalidInput, NotFound, Unauthenticated
+from core.language import gettext
 
 SCOPES = ("chat", "feedback", "annotate", "manage")
 PAGE = 50
@@ -34,9 +35,12 @@ def create_key(
     wanted = scopes.split()
     unknown = sorted(set(wanted) - set(SCOPES))
     if unknown or not wanted:
-        raise InvalidInput(f"scopes {scopes!r}: use one or more of {', '.join(SCOPES)}", param="scopes")
+        raise InvalidInput(
+            gettext("scopes %(scopes)r: use one or more of %(choices)s", scopes=scopes, choices=", ".join(SCOPES)),
+            param="scopes",
+        )
     if not 1 <= len(name) <= 120:
-        raise InvalidInput("a key needs a name of 1 to 120 characters", param="name")
+        raise InvalidInput(gettext("a key needs a name of 1 to 120 characters"), param="name")
     secret = "dk-" + secrets.token_urlsafe(32)
     key = ApiKey(
         name=name,
@@ -87,11 +91,26 @@ def authenticate(session: Session, bearer: str, scope: str, *, lock: bool = Fals
     statement = _KNOWN_LOCKED if lock else _KNOWN
     key = session.connection().execute(statement, {"digest": _sha256(secret)}).one_or_none()
     if key is None or key.revoked_at is not None or not key.active:
-        raise Unauthenticated("this API key is not valid; make one with `key-add` and send it as a Bearer token")
+        raise Unauthenticated(
+            gettext("this API key is not valid; make one with `key-add` and send it as a Bearer token")
+        )
     if key.expires_at is not None and key.expires_at <= utcnow():
-        raise Unauthenticated(f"the API key {key.prefix}… expired on {key.expires_at:%Y-%m-%d}; make a new one")
+        raise Unauthenticated(
+            gettext(
+                "the API key %(prefix)s… expired on %(expires_at)s; make a new one",
+                prefix=key.prefix,
+                expires_at=f"{key.expires_at:%Y-%m-%d}",
+            )
+        )
     if scope not in key.scopes.split():
-        raise Forbidden(f"the API key {key.prefix}… has the scopes {key.scopes!r}; this call needs {scope!r}")
+        raise Forbidden(
+            gettext(
+                "the API key %(prefix)s… has the scopes %(scopes)r; this call needs %(scope)r",
+                prefix=key.prefix,
+                scopes=key.scopes,
+                scope=scope,
+            )
+        )
     return Caller(key.id, key.person_id, key.login, key.role, key.scripted)
 
 
@@ -127,7 +146,7 @@ def find_key(session: Session, key_id: int) -> ApiKey:
     """
     key = session.get(ApiKey, key_id)
     if key is None:
-        raise NotFound(f"there is no API key {key_id}")
+        raise NotFound(gettext("there is no API key %(key_id)s", key_id=key_id))
     return key
 
 

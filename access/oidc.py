@@ -25,6 +25,7 @@ from joserfc.errors import InvalidKeyIdError, JoseError
 from joserfc.jwk import KeySet
 
 from core.errors import Forbidden, InvalidInput, ProviderError, Unauthenticated
+from core.language import gettext
 from core.settings import OidcSettings
 
 ALGORITHMS = ["RS256", "ES256"]
@@ -109,16 +110,18 @@ class Provider:
         state = answer.get("state", "")
         if flow is None or not hmac.compare_digest(state.encode(), str(flow["state"]).encode()):
             raise InvalidInput(
-                "this answer does not belong to a sign-in of this browser; begin again", code="oidc_state"
+                gettext("this answer does not belong to a sign-in of this browser; begin again"), code="oidc_state"
             )
         if time.time() - float(flow["started_at"]) > FLOW_S:
-            raise InvalidInput("that took too long, and the sign-in has expired; begin again", code="oidc_state")
+            raise InvalidInput(
+                gettext("that took too long, and the sign-in has expired; begin again"), code="oidc_state"
+            )
         self._check_sender(answer)
         if error := answer.get("error"):
             said = f"{error}: {answer.get('error_description', '')}".rstrip(": ")[:300]
-            raise Forbidden(f"the provider did not sign you in ({said})", code="oidc_refused")
+            raise Forbidden(gettext("the provider did not sign you in (%(said)s)", said=said), code="oidc_refused")
         if not answer.get("code"):
-            raise InvalidInput("the provider sent no code; begin again", code="oidc_state")
+            raise InvalidInput(gettext("the provider sent no code; begin again"), code="oidc_state")
         token = self._exchange(answer["code"], str(flow["verifier"]), redirect_uri)
         return self._complete(self.check(token, str(flow["nonce"])), token)
 
@@ -141,12 +144,12 @@ class Provider:
         except (JoseError, ValueError, KeyError, TypeError) as error:
             log.warning("an ID token of %s was refused: %s", issuer, error)
             raise Unauthenticated(
-                "what the provider sent about you does not hold, and you were not signed in; begin again",
+                gettext("what the provider sent about you does not hold, and you were not signed in; begin again"),
                 code="oidc_token",
             ) from error
         subject = claims.get("sub")
         if not isinstance(subject, str) or not 1 <= len(subject) <= 255:
-            raise Unauthenticated("the provider did not say who you are (`sub`)", code="oidc_token")
+            raise Unauthenticated(gettext("the provider did not say who you are (`sub`)"), code="oidc_token")
         return claims
 
     def metadata(self) -> dict[str, Any]:
@@ -161,10 +164,18 @@ class Provider:
         found = self._get(self.settings.discovery_url)
         issuer = found.get("issuer")
         if not isinstance(issuer, str) or issuer.rstrip("/") != self.settings.issuer_url:
-            raise ProviderError(f"the provider calls itself {issuer!r}; {self.settings.issuer_url!r} was expected")
+            raise ProviderError(
+                gettext(
+                    "the provider calls itself %(issuer)r; %(issuer_url)r was expected",
+                    issuer=issuer,
+                    issuer_url=self.settings.issuer_url,
+                )
+            )
         missing = [n for n in ("authorization_endpoint", "token_endpoint", "jwks_uri") if n not in found]
         if missing:
-            raise ProviderError(f"the provider's discovery document lacks {', '.join(missing)}")
+            raise ProviderError(
+                gettext("the provider's discovery document lacks %(missing)s", missing=", ".join(missing))
+            )
         with self._lock:
             self._metadata, self._keys, self._fetched_at = found, None, time.monotonic()
         return found
@@ -173,7 +184,9 @@ class Provider:
         metadata = self.metadata()
         promised = metadata.get("authorization_response_iss_parameter_supported") is True
         if answer.get("iss", metadata["issuer"] if not promised else "") != metadata["issuer"]:
-            raise InvalidInput("this answer comes from another provider than was asked; begin again", code="oidc_state")
+            raise InvalidInput(
+                gettext("this answer comes from another provider than was asked; begin again"), code="oidc_state"
+            )
 
     def _exchange(self, code: str, verifier: str, redirect_uri: str) -> dict[str, Any]:
         try:
@@ -188,7 +201,8 @@ class Provider:
         except OAuthError as error:
             log.warning("the OpenID provider refused a code: %s", error)
             raise Unauthenticated(
-                f"the provider did not accept this sign-in ({error.error}); begin again", code="oidc_code"
+                gettext("the provider did not accept this sign-in (%(error)s); begin again", error=error.error),
+                code="oidc_code",
             ) from error
         except (requests.RequestException, ValueError) as error:
             raise _away(error) from error
@@ -203,7 +217,7 @@ class Provider:
             return found
         more = self._get(endpoint, bearer=str(token["access_token"]))
         if more.get("sub") != found.subject:  # Core 5.3.2: otherwise it must not be used
-            raise Unauthenticated("the provider told of somebody else (userinfo `sub`)", code="oidc_token")
+            raise Unauthenticated(gettext("the provider told of somebody else (userinfo `sub`)"), code="oidc_token")
         return Claims(found.issuer, found.subject, {**more, **claims})
 
     def _decode(self, id_token: str) -> jwt.Token:
@@ -248,7 +262,7 @@ class Provider:
         except (requests.RequestException, ValueError) as error:
             raise _away(error) from error
         if not isinstance(found, dict):
-            raise ProviderError("the provider sent something else than a JSON object")
+            raise ProviderError(gettext("the provider sent something else than a JSON object"))
         return found
 
 

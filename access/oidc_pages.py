@@ -7,7 +7,6 @@ to accept an invitation, or to link an account. Linking begins with a form, so t
 from typing import Any, cast
 
 from flask import Blueprint, Flask, current_app, flash, redirect, render_template, request, session, url_for
-from flask_babel import gettext as _
 from flask_login import current_user
 from sqlalchemy.orm import Session
 from werkzeug.wrappers import Response
@@ -18,6 +17,7 @@ from access.models import Person
 from access.oidc import Claims, Provider
 from access.views import current_person, require_role, start_session
 from core.errors import DunnockError, NotFound, Unauthenticated
+from core.language import gettext as _
 from core.web import local_path, runtime
 
 FLOW = "oidc_flow"
@@ -89,7 +89,7 @@ def _let_in(db: Session, claims: Claims, flow: dict[str, Any]) -> None:
     settings = runtime().settings.oidc
     if "link_to" in flow:
         if not current_user.is_authenticated or current_person().id != flow["link_to"]:
-            raise Unauthenticated("you were signed out meanwhile; sign in and link again", code="not_signed_in")
+            raise Unauthenticated(_("you were signed out meanwhile; sign in and link again"), code="not_signed_in")
         row = link(db, claims, settings, flow["link_to"])
         flash(_("Linked. You can sign in as %(email)s at the provider from now on.", email=row.email or row.subject))
         return
@@ -119,7 +119,7 @@ def _failed(error: DunnockError) -> tuple[str, int]:
 def _provider() -> Provider:
     provider: Provider | None = current_app.extensions["dunnock_oidc"]
     if provider is None:
-        raise NotFound("no sign-in provider is set up here (DUNNOCK_OIDC__ISSUER)")
+        raise NotFound(_("no sign-in provider is set up here (DUNNOCK_OIDC__ISSUER)"))
     return provider
 
 

@@ -3,6 +3,7 @@
 from flask import request
 
 from core.errors import InvalidInput
+from core.language import gettext
 
 
 def before_id(name: str = "before") -> int | None:
@@ -13,5 +14,7 @@ def before_id(name: str = "before") -> int | None:
     """
     value = request.args.get(name, "")
     if value and not (value.isascii() and value.isdecimal() and len(value) < 18):
-        raise InvalidInput(f"{name}={value!r} is no id of a row; follow the link “Older”", param=name)
+        raise InvalidInput(
+            gettext("%(name)s=%(value)r is no id of a row; follow the link “Older”", name=name, value=value), param=name
+        )
     return int(value) if value else None

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from access.models import ROLES, Person
 from core.errors import Conflict, InvalidInput, NotFound, Unauthenticated
+from core.language import gettext
 
 MIN_PASSWORD_LENGTH = 10
 MAX_PASSWORD_LENGTH = 1024  # argon2 would hash megabytes; nobody types them
@@ -36,16 +37,19 @@ def create_person(session: Session, login: str, password: str, role: str, script
     """
     login = _checked_login(login)
     if role not in ROLES:
-        raise InvalidInput(f"role {role!r} is unknown; it is one of {', '.join(ROLES)}", param="role")
+        raise InvalidInput(
+            gettext("role %(role)r is unknown; it is one of %(choices)s", role=role, choices=", ".join(ROLES)),
+            param="role",
+        )
     _refuse_easy(password, login)
     if session.scalar(select(Person.id).where(Person.login == login)) is not None:
-        raise Conflict(f"the login {login!r} is taken; choose another one")
+        raise Conflict(gettext("the login %(login)r is taken; choose another one", login=login))
     person = Person(login=login, password_hash=hash_password(password), role=role, scripted=scripted)
     session.add(person)
     try:
         session.flush()
     except IntegrityError as error:  # somebody else took it just now
-        raise Conflict(f"the login {login!r} is taken; choose another one") from error
+        raise Conflict(gettext("the login %(login)r is taken; choose another one", login=login)) from error
     return person
 
 
@@ -71,7 +75,9 @@ def check_password(session: Session, login: str, password: str) -> Person:
     stored = person.password_hash if person is not None else None
     matches = _verify(stored or _decoy_hash(), password[: MAX_PASSWORD_LENGTH + 1])
     if person is None or stored is None or not matches or not person.active:
-        raise Unauthenticated("the login or the password is not right; both are case-sensitive", code="wrong_password")
+        raise Unauthenticated(
+            gettext("the login or the password is not right; both are case-sensitive"), code="wrong_password"
+        )
     return person
 
 
@@ -88,7 +94,9 @@ def get_or_create_scripted(session: Session, login: str) -> Person:
         session.add(person)
         session.flush()
     if not person.scripted:
-        raise Conflict(f"{login!r} is a real person's login; scripted judgments need a login of their own")
+        raise Conflict(
+            gettext("%(login)r is a real person's login; scripted judgments need a login of their own", login=login)
+        )
     return person
 
 
@@ -117,21 +125,26 @@ def lock_person(session: Session, person_id: int) -> LockedPerson:
     """
     row = session.connection().execute(_LOCK, {"who": person_id}).one_or_none()
     if row is None:
-        raise NotFound(f"there is no person {person_id}")
+        raise NotFound(gettext("there is no person %(person_id)s", person_id=person_id))
     return LockedPerson(*row)
 
 
 def _checked_login(login: str) -> str:
     login = login.strip()
     if not 1 <= len(login) <= 120 or not login.isprintable():
-        raise InvalidInput("a login has 1 to 120 printable characters", param="login")
+        raise InvalidInput(gettext("a login has 1 to 120 printable characters"), param="login")
     return login
 
 
 def _refuse_easy(password: str, login: str) -> None:
     if not MIN_PASSWORD_LENGTH <= len(password) <= MAX_PASSWORD_LENGTH:
         raise InvalidInput(
-            f"the password has {len(password)} characters; it needs {MIN_PASSWORD_LENGTH} to {MAX_PASSWORD_LENGTH}",
+            gettext(
+                "the password has %(n)s characters; it needs %(least)s to %(most)s",
+                n=len(password),
+                least=MIN_PASSWORD_LENGTH,
+                most=MAX_PASSWORD_LENGTH,
+            ),
             param="password",
         )
     plain = password.lower()
@@ -146,7 +159,9 @@ def _refuse_easy(password: str, login: str) -> None:
         or plain in OBVIOUS_PASSWORDS
         or bare == login.lower()
     ):
-        raise InvalidInput("this password is easy to guess; a few unrelated words make a good one", param="password")
+        raise InvalidInput(
+            gettext("this password is easy to guess; a few unrelated words make a good one"), param="password"
+        )
 
 
 def _verify(stored: str, password: str) -> bool:

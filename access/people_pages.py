@@ -4,7 +4,6 @@ Every change is a form; what may not be done is not offered, and refused all the
 """
 
 from flask import Blueprint, flash, redirect, render_template, request, url_for
-from flask_babel import gettext as _
 from sqlalchemy.orm import Session
 from werkzeug.wrappers import Response
 
@@ -14,9 +13,11 @@ from access.identities import identities_of
 from access.keys import keys_of
 from access.models import ROLES, Invitation, Person
 from access.paging import before_id
+from access.roster import role_word
 from access.sessions import live_sessions
 from access.views import current_person, require_role, start_session
 from core.errors import Conflict, InvalidInput
+from core.language import gettext as _
 from core.web import runtime
 
 RECENT = 10
@@ -29,7 +30,10 @@ blueprint = Blueprint("people", __name__, static_folder="static", static_url_pat
 def index() -> str:
     asked = {name: request.args.get(name, "").strip() for name in ("q", "role", "active")}
     if asked["role"] and asked["role"] not in ROLES:
-        raise InvalidInput(f"role {asked['role']!r} is unknown; it is one of {', '.join(ROLES)}", param="role")
+        raise InvalidInput(
+            _("role %(role)r is unknown; it is one of %(choices)s", role=asked["role"], choices=", ".join(ROLES)),
+            param="role",
+        )
     with runtime().db.read() as db:
         rows, after = roster.list_people(
             db,
@@ -66,7 +70,7 @@ def show(person_id: int) -> str:
 def change_role(person_id: int) -> Response:
     with runtime().db.session() as db:
         person = roster.change_role(db, current_person(), person_id, request.form.get("role", ""))
-    flash(_("%(login)s has the role %(role)s now.", login=person.login, role=person.role))
+    flash(_("%(login)s has the role %(role)s now.", login=person.login, role=role_word(person.role)))
     return _back(person_id)
 
 

@@ -15,11 +15,14 @@ from access.audit import record
 from access.models import ROLES, Person, SessionRecord
 from access.sessions import end_sessions
 from core.errors import Conflict, Forbidden, InvalidInput, NotFound
+from core.language import gettext
+from core.language import lazy_gettext as _l
 
 GRANTS: dict[str, tuple[str, ...]] = {"lead": ("annotator", "reviewer"), "admin": ROLES}
 """Which roles somebody with a role may give and take; roles that are not named, none."""
 
 PAGE = 50
+ROLE_WORDS = {"annotator": _l("annotator"), "reviewer": _l("reviewer"), "lead": _l("lead"), "admin": _l("admin")}
 
 
 class Actor(Protocol):
@@ -39,6 +42,11 @@ class Row:
 
     person: Person
     last_seen_at: dt.datetime | None
+
+
+def role_word(role: str) -> str:
+    """What a role is called."""
+    return str(ROLE_WORDS.get(role, role))
 
 
 def grantable(role: str) -> tuple[str, ...]:
@@ -72,16 +80,16 @@ def find_person(session: Session, person_id: int) -> Person:
     """
     person = session.get(Person, person_id)
     if person is None:
-        raise NotFound(f"there is no person {person_id}")
+        raise NotFound(gettext("there is no person %(person_id)s", person_id=person_id))
     return person
 
 
 def why_not(actor: Actor, person: Person) -> str | None:
     """Why somebody may not change a person; None if they may."""
     if person.id == actor.id:
-        return "nobody changes their own role or access; ask another lead or admin"
+        return gettext("nobody changes their own role or access; ask another lead or admin")
     if person.role not in grantable(actor.role):
-        return f"a person with the role {person.role} is looked after by admins"
+        return gettext("a person with the role %(role)s is looked after by admins", role=role_word(person.role))
     return None
 
 
@@ -96,7 +104,7 @@ def changeable(session: Session, actor: Actor, person_id: int) -> Person:
     session.scalars(select(Person.id).where(Person.role == "admin").order_by(Person.id).with_for_update()).all()
     person = session.scalar(select(Person).where(Person.id == person_id).with_for_update())
     if person is None:
-        raise NotFound(f"there is no person {person_id}")
+        raise NotFound(gettext("there is no person %(person_id)s", person_id=person_id))
     if reason := why_not(actor, person):
         raise Forbidden(reason)
     return person
@@ -111,10 +119,13 @@ def change_role(session: Session, actor: Actor, person_id: int, role: str) -> Pe
         Conflict: it would take the last admin away.
     """
     if role not in ROLES:
-        raise InvalidInput(f"role {role!r} is unknown; it is one of {', '.join(ROLES)}", param="role")
+        raise InvalidInput(
+            gettext("role %(role)r is unknown; it is one of %(choices)s", role=role, choices=", ".join(ROLES)),
+            param="role",
+        )
     person = changeable(session, actor, person_id)
     if role not in grantable(actor.role):
-        raise Forbidden(f"the role {role} is given by admins")
+        raise Forbidden(gettext("the role %(role)s is given by admins", role=role_word(role)))
     set_role(session, actor.login, person, role)
     return person
 
@@ -174,4 +185,4 @@ def refuse_last_admin(session: Session, person: Person) -> None:
         return
     query = select(Person.id).where(Person.role == "admin", Person.active.is_(True), Person.scripted.is_(False))
     if session.scalars(query.order_by(Person.id).with_for_update()).all() == [person.id]:
-        raise Conflict(f"{person.login} is the last admin; make another one first")
+        raise Conflict(gettext("%(login)s is the last admin; make another one first", login=person.login))

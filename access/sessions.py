@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 from access.models import Person, SessionRecord
 from core.db import utcnow
 from core.errors import NotFound
+from core.language import gettext
 from core.settings import Settings
 
 SEEN_EVERY = dt.timedelta(minutes=1)
@@ -106,7 +107,7 @@ def end_session(session: Session, record_id: int, person_id: int) -> SessionReco
     """
     row = session.get(SessionRecord, record_id)
     if row is None or row.person_id != person_id:
-        raise NotFound(f"you have no session {record_id}")
+        raise NotFound(gettext("you have no session %(record_id)s", record_id=record_id))
     row.ended_at = row.ended_at or utcnow()
     session.flush()
     return row

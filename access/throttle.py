@@ -15,14 +15,15 @@ from sqlalchemy import ColumnElement, and_, delete, func, select
 from access.models import SignInAttempt
 from core.db import Database, utcnow
 from core.errors import TooManyRequests
+from core.language import N_, gettext
 
 PER_LOGIN_AND_ADDRESS = 10  # in a minute
 PER_ADDRESS = 60  # in a minute
 PER_LOGIN = 100  # in an hour, from wherever
 MINUTE, HOUR = dt.timedelta(minutes=1), dt.timedelta(hours=1)
 
-SLOW_DOWN = "Too many attempts to sign in. Wait a minute, then try again."
-LATER = "Too many attempts to sign in with this login. Wait an hour, or ask a lead for a new link."
+SLOW_DOWN = N_("Too many attempts to sign in. Wait a minute, then try again.")
+LATER = N_("Too many attempts to sign in with this login. Wait an hour, or ask a lead for a new link.")
 
 
 def admit(db: Database, secret: str, login: str, address: str) -> int:
@@ -55,7 +56,7 @@ def admit(db: Database, secret: str, login: str, address: str) -> int:
             )
             if (found or 0) > limit:
                 forgive(db, number)
-                raise TooManyRequests(words)
+                raise TooManyRequests(gettext(words))
     return number
 
 

@@ -22,6 +22,7 @@ from access.sessions import SEEN_EVERY, browser_of, end_session, find_session, o
 from access.throttle import admit, forgive
 from core.db import utcnow
 from core.errors import Forbidden, TooManyRequests, Unauthenticated
+from core.language import gettext
 from core.web import local_path, runtime
 
 P = ParamSpec("P")
@@ -68,7 +69,7 @@ def current_person() -> SignedInPerson:
         Unauthenticated: nobody is signed in.
     """
     if not current_user.is_authenticated:
-        raise Unauthenticated("sign in first", code="not_signed_in")
+        raise Unauthenticated(gettext("sign in first"), code="not_signed_in")
     return cast(SignedInPerson, current_user)
 
 
@@ -81,7 +82,9 @@ def require_role(*roles: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
             if not current_user.is_authenticated:
                 return cast(R, _ask_to_sign_in())
             if not current_person().may(*roles):
-                raise Forbidden(f"this is for people with the role {' or '.join(roles)}; ask an admin for it")
+                raise Forbidden(
+                    gettext("this is for people with the role %(roles)s; ask an admin for it", roles=" / ".join(roles))
+                )
             return view(*args, **kwargs)
 
         return guarded
@@ -175,6 +178,6 @@ def _load_person(session_id: str) -> SignedInPerson | None:
 
 def _ask_to_sign_in() -> Response:
     if request.accept_mimetypes.best_match(["text/html", "application/json"]) == "application/json":
-        raise Unauthenticated("you are signed out; sign in again in another tab", code="not_signed_in")
+        raise Unauthenticated(gettext("you are signed out; sign in again in another tab"), code="not_signed_in")
     target = request.full_path.rstrip("?") if request.method == "GET" else None
     return redirect(url_for("access.sign_in_form", next=target))

@@ -14,7 +14,7 @@ from babel.messages.pofile import read_po, write_po
 from core.language import CATALOGUES, LANGUAGES
 
 ROOT = Path(__file__).parent.parent
-KEYWORDS = {"_": None, "gettext": None, "lazy_gettext": None, "ngettext": (1, 2)}
+KEYWORDS = {"_": None, "gettext": None, "lazy_gettext": None, "_l": None, "N_": None, "ngettext": (1, 2)}
 WIDTH = 120
 BEGINNING = dt.datetime(2026, 11, 25, tzinfo=dt.UTC)
 

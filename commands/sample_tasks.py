@@ -2,9 +2,6 @@
 
 from typing import Any
 
-from feedback.leases import claim_task
-from feedback.rule_words import Change, words_of
-from feedback.shown import load_shown
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -12,12 +9,15 @@ from access.invitations import invite
 from access.keys import create_key
 from access.models import Person
 from core.messages import user
+from feedback.assignment.leases import claim_task
+from feedback.assignment.shown import load_shown
 from feedback.drafts import save_draft
 from feedback.judgments import submit_judgment
 from feedback.kinds import form_of
 from feedback.models import Assignment, Prompt, RuleVersion, Task
 from feedback.prompts import add_completion, add_prompt
-from feedback.rules import edit_rule, find_rule, retire_rule
+from feedback.rules.store import edit_rule, find_rule, retire_rule
+from feedback.rules.words import Change, words_of
 from feedback.tasks import create_task
 
 NEST = [

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from console import words
+from core.language import gettext
+from core.language import lazy_gettext as _l
 
 RATES = {
-    "harmful_compliance": "Harmful requests that it complied with",
-    "benign_refusal": "Harmless requests that it refused",
+    "harmful_compliance": _l("Harmful requests that it complied with"),
+    "benign_refusal": _l("Harmless requests that it refused"),
 }
 
 
@@ -47,10 +49,10 @@ def _report(raw: dict[str, Any]) -> DemoReport:
     n_simulated = _dict(raw.get("snapshot")).get("n_simulated")
     cycle = raw.get("cycle")
     return DemoReport(
-        policy_version=str(raw.get("policy_version") or "the promoted version"),
+        policy_version=str(raw.get("policy_version") or gettext("the promoted version")),
         state=str(raw.get("state") or ""),
         cycle=cycle if isinstance(cycle, int) else None,
-        rates=[(text, _dict(base.get(key)), _dict(promoted.get(key))) for key, text in RATES.items()],
+        rates=[(str(text), _dict(base.get(key)), _dict(promoted.get(key))) for key, text in RATES.items()],
         reward=_dict(raw.get("reward")),
         quality=_quality(_dict(raw.get("quality"))),
         judge=_dict(judge.get("error")) or judge,
@@ -69,14 +71,14 @@ def _report(raw: dict[str, Any]) -> DemoReport:
 
 def _quality(quality: dict[str, Any]) -> list[tuple[str, str, str]]:
     able, kl = _dict(quality.get("capability")), _dict(quality.get("kl"))
-    rows = [("Capability items right", words.percent(able.get("base")), words.percent(able.get("candidate")))]
+    rows = [(gettext("Capability items right"), words.percent(able.get("base")), words.percent(able.get("candidate")))]
     for key, text in (
-        ("reference_nll", "Good reference answers, nats per token"),
-        ("fluency", "Its own answers as the base sees them, nats per token"),
+        ("reference_nll", gettext("Good reference answers, nats per token")),
+        ("fluency", gettext("Its own answers as the base sees them, nats per token")),
     ):
         part = _dict(quality.get(key))
         rows.append((text, words.number(part.get("base")), words.number(part.get("candidate"))))
-    rows.append(("KL to the base, nats per token", "0", words.number(kl.get("mean"))))
+    rows.append((gettext("KL to the base, nats per token"), "0", words.number(kl.get("mean"))))
     return [row for row in rows if row[2] != words.NOTHING]
 
 

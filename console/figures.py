@@ -11,9 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from flask_babel import gettext
-
 from console import words
+from core.language import gettext
 from feedback.quality.estimate import Estimate, Reason
 
 Kind = Literal["text", "user", "number", "share", "figure", "seconds", "instant", "day", "standing"]
@@ -114,7 +113,7 @@ def interval(cell: Any, kind: Kind) -> str:
         return n
     if kind == "share":
         return f"{words.percent_interval(cell.low, cell.high)}, {n}"
-    return f"{cell.low:.2f} … {cell.high:.2f}, {n}"
+    return f"{words.number(cell.low, 2)} … {words.number(cell.high, 2)}, {n}"
 
 
 def as_json(table: Table) -> dict[str, Any]:

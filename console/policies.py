@@ -9,6 +9,8 @@ from sqlalchemy.orm import Session, aliased
 
 from console import words
 from core.errors import Conflict
+from core.language import N_, gettext, retold
+from core.language import lazy_gettext as _l
 from feedback.models import Snapshot
 from finetune.cycle import UNFINISHED
 from finetune.models import Cycle
@@ -18,15 +20,16 @@ from policy.versions import active_version
 from reward.models import RewardModel
 
 PAGE = 25
+PROMOTED_WHYS = (N_("first version"), N_("cycle %(n)s passed the gate"))
 
 SHARES = {"harmful compliance", "benign refusals", "held-out preference", "capability"}
 P_VALUE = "not less safe than the incumbent"
 RISES = {"benign refusals", "capability"}
-UNITS = {"KL to the base": "nats/token", "reference answers": "nats/token", "length": "×"}
+UNITS = {"KL to the base": _l("nats/token"), "reference answers": _l("nats/token"), "length": "×"}
 INTERVAL_OF = {
-    "harmful compliance": "of the rate",
-    "benign refusals": "of the candidate’s rate",
-    "held-out preference": "of the share",
+    "harmful compliance": _l("of the rate"),
+    "benign refusals": _l("of the candidate’s rate"),
+    "held-out preference": _l("of the share"),
 }
 
 
@@ -46,6 +49,11 @@ class HistoryRow:
     promotion: Promotion
     to: str
     former: str | None
+
+    @property
+    def reason(self) -> str:
+        """Why, in the reader's language as far as it is told in words of ours."""
+        return retold(self.promotion.reason, PROMOTED_WHYS)
 
 
 @dataclass(frozen=True)
@@ -140,19 +148,33 @@ def former_version(session: Session) -> PolicyVersion | None:
 def why_not_promotable(session: Session, version: PolicyVersion) -> str | None:
     """Why a version cannot be promoted by hand, in a sentence; None where it can."""
     if version.state != "candidate":
-        return f"{version.name} is {words.VERSION_STATES[version.state][1]}; only a candidate can be promoted."
+        return gettext(
+            "%(name)s: %(state)s. Only a candidate can be promoted.",
+            name=version.name,
+            state=words.VERSION_STATES[version.state][1],
+        )
     report = session.scalar(select(GateReport).where(GateReport.policy_version_id == version.id))
     if report is None:
-        return f"{version.name} has no gate report; only a version that passed the gate can be promoted."
+        return gettext(
+            "%(name)s has no gate report; only a version that passed the gate can be promoted.", name=version.name
+        )
     if not report.passed:
-        return f"{version.name} did not pass the gate; only a version that passed it can be promoted."
+        return gettext(
+            "%(name)s did not pass the gate; only a version that passed it can be promoted.", name=version.name
+        )
     cycle = session.get(Cycle, version.cycle_id) if version.cycle_id is not None else None
     if cycle is not None and cycle.state in UNFINISHED:
-        return f"Cycle {cycle.id} is still running and promotes {version.name} itself; wait for it, or cancel it."
+        return gettext(
+            "Cycle %(cycle)s is still running and promotes %(name)s itself; wait for it, or cancel it.",
+            cycle=cycle.id,
+            name=version.name,
+        )
     current = active_version(session)
     if current.id != report.incumbent_id:
-        return (
-            f"{version.name} was gated against another version than {current.name}, which is active now. Run a cycle."
+        return gettext(
+            "%(name)s was gated against another version than %(current)s, which is active now. Run a cycle.",
+            name=version.name,
+            current=current.name,
         )
     return None
 
@@ -161,7 +183,7 @@ def refuse_unpromotable(session: Session, version: PolicyVersion) -> None:
     """Raise Conflict unless the version can be promoted by hand."""
     reason = why_not_promotable(session, version)
     if reason is not None:
-        raise Conflict(f"{reason} Nothing was changed.")
+        raise Conflict(gettext("%(reason)s Nothing was changed.", reason=reason))
 
 
 def check_rows(checks: Any) -> list[CheckRow]:
@@ -180,10 +202,11 @@ def rate_groups(evidence: dict[str, Any], key: str) -> list[str]:
 def compared(report: GateReport, version: PolicyVersion) -> Sequence[tuple[str, str]]:
     """(heading, key of the evidence) of the versions that a gate report compares; base once where it is the incumbent."""
     incumbent = report.evidence.get("incumbent_version")
-    columns = [("base, the incumbent" if incumbent == "base" else "base", "base")]
+    columns = [(gettext("base, the incumbent") if incumbent == "base" else gettext("base"), "base")]
     if incumbent != "base":
-        columns.append((f"{incumbent or 'incumbent'}, the incumbent", "incumbent"))
-    return [*columns, (f"{version.name}, the candidate", "candidate")]
+        name = incumbent or gettext("incumbent")
+        columns.append((gettext("%(version)s, the incumbent", version=name), "incumbent"))
+    return [*columns, (gettext("%(version)s, the candidate", version=version.name), "candidate")]
 
 
 def _check_row(check: dict[str, Any]) -> CheckRow:
@@ -191,15 +214,21 @@ def _check_row(check: dict[str, Any]) -> CheckRow:
     low, high = words.finite(check.get("low")), words.finite(check.get("high"))
     interval = ""
     if low is not None and high is not None:
-        interval = words.percent_interval(low, high) if name in SHARES else f"{low:.3f}–{high:.3f}"
-    sign = {"<=": "at most", ">=": "at least"}.get(str(check.get("rule")), "")
+        interval = words.percent_interval(low, high) if name in SHARES else f"{words.number(low)}–{words.number(high)}"
+    limit = _quantity(name, check.get("threshold"), threshold=True)
+    allowed = {
+        "<=": gettext("at most %(limit)s", limit=limit),
+        ">=": gettext("at least %(limit)s", limit=limit),
+    }.get(str(check.get("rule")), limit)
     return CheckRow(
-        name=name,
-        meaning=str(check.get("meaning", "")),
-        value=_quantity(name, check.get("value")) if words.finite(check.get("value")) is not None else "no evidence",
+        name=words.check_name(name),
+        meaning=words.check_meaning(str(check.get("meaning", ""))),
+        value=_quantity(name, check.get("value"))
+        if words.finite(check.get("value")) is not None
+        else gettext("no evidence"),
         interval=interval,
-        interval_of=INTERVAL_OF.get(name, "") if interval else "",
-        allowed=f"{sign} {_quantity(name, check.get('threshold'), threshold=True)}",
+        interval_of=str(INTERVAL_OF.get(name, "")) if interval else "",
+        allowed=allowed,
         n=words.number(check.get("n")),
         passed=check.get("passed") is True,
     )

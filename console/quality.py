@@ -5,14 +5,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from flask_babel import gettext as _
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from console import quality_lists
+from console import quality_lists, words
 from console.figures import Column, Plot, Table
 from console.quality_reader import POOL_WORDS, SOURCE_WORDS, Reader, kind_word, nothing
 from core.db import utcnow
+from core.language import gettext as _
 from feedback.models import KINDS, Rule
 from feedback.quality import agreement, annotators, consensus, flips, queue, violations
 from feedback.quality.acts import Window
@@ -63,7 +63,7 @@ def throughput(reader: Reader) -> Table:
     return reader.table(
         "throughput", _("Judgments per day"), columns, rows, as_of=found.at,
         plot=Plot(lines, _("judgments"), low=0) if total else None,
-        note=_("%(total)s judgments of tasks; a changed mind is no further one.", total=f"{total:,}"),
+        note=_("%(total)s judgments of tasks; a changed mind is no further one.", total=words.number(total)),
         empty=nothing(reader, total, _("nobody judged a task in this time")),
     )  # fmt: skip
 
@@ -229,7 +229,7 @@ def waiting(reader: Reader) -> Table:
         "queue", _("What waits"), columns, rows, as_of=found.at,
         note=_(
             "%(leases)s places are held by annotators now, %(lapsed)s of them beyond their time.",
-            leases=f"{held.leases:,}", lapsed=f"{held.lapsed:,}",
+            leases=words.number(held.leases), lapsed=words.number(held.lapsed),
         ),
         empty=_("No task is open. A cycle's collect stage makes some, or an import."),
     )  # fmt: skip
@@ -282,6 +282,6 @@ def _compared(reader: Reader) -> str:
     return str(
         _(
             "Of the newest %(n)s tasks of a kind that two people or more judged; bootstrap intervals over tasks.",
-            n=f"{reader.settings.newest_tasks:,}",
+            n=words.number(reader.settings.newest_tasks),
         )
     )

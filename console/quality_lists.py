@@ -2,13 +2,15 @@
 
 from typing import Any
 
-from flask_babel import gettext as _
-from flask_babel import lazy_gettext as _l
 from sqlalchemy import case, func, select
 
 from access.models import Person
+from console import words
 from console.figures import Column, Table
 from console.quality_reader import Reader, kind_word, nothing
+from core.language import N_
+from core.language import gettext as _
+from core.language import lazy_gettext as _l
 from feedback.models import Assignment, Gold, GoldResult, Prompt, Task
 from feedback.quality import annotators, consensus
 from feedback.quality.estimate import share
@@ -17,6 +19,8 @@ EXCERPT = 200
 
 NO_FLAGS = _l("Nothing was flagged. What annotators flag while they judge stands here, with their reason.")
 NO_GOLD = _l("No task has a known answer yet. They are made through the API or an import, and measure annotators.")
+
+NOT_ANSWERED = N_("nobody has answered it yet")
 
 # Annotators -----------------------------------------------------------------------------------------------------------
 
@@ -49,7 +53,7 @@ def tracks(reader: Reader) -> Table:
         "annotators", _("Annotators"), columns, rows, as_of=found.at,
         note=_(
             "Time, sides and repeats: of everybody's newest %(n)s judgments in this time. At most %(most)s people, by login.",
-            n=f"{reader.settings.newest_judgments:,}", most=annotators.MOST_PEOPLE,
+            n=words.number(reader.settings.newest_judgments), most=annotators.MOST_PEOPLE,
         ),
         empty=nothing(reader, rows, _("nobody judged a task in this time")),
     )  # fmt: skip
@@ -78,7 +82,7 @@ def golds(reader: Reader) -> Table:
         {
             "task_id": row.id, "kind": kind_word(row.kind), "prompt": _excerpt(row.messages), "created_at": row.created_at,
             "expected": _expected(row.expected), "explanation": row.explanation,
-            "passed": share(*rates.get(row.id, (0, 0)), "nobody has answered it yet"),
+            "passed": share(*rates.get(row.id, (0, 0)), NOT_ANSWERED),
         }
         for row in page
     ]  # fmt: skip

@@ -6,14 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from flask_babel import gettext as _
-from flask_babel import lazy_gettext as _l
-from flask_babel import ngettext
 from sqlalchemy.orm import Session
 
 from console.figures import Column, Kind, Table
 from core.db import utcnow
+from core.language import gettext as _
+from core.language import lazy_gettext as _l
+from core.language import ngettext, retold
 from core.settings import QualitySettings
+from feedback.assignment.annotators import STANDING_WHYS
 from feedback.quality.acts import Window, left_out
 from feedback.quality.kept import Kept, kept
 
@@ -87,6 +88,11 @@ class Reader:
 
 def kind_word(kind: str) -> str:
     return str(KIND_WORDS.get(kind, kind))
+
+
+def standing_why(why: str) -> str:
+    """Why somebody stands as they do, in the reader's language as far as it is told in words of ours."""
+    return retold(why, STANDING_WHYS)
 
 
 def count_left_out(reader: Reader) -> int:

@@ -8,7 +8,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from flask import Blueprint, Response, flash, jsonify, redirect, render_template, request, send_from_directory, url_for
-from flask_babel import gettext as _
 from flask_login import current_user
 from sqlalchemy.orm import Session
 from werkzeug.wrappers import Response as AnyResponse
@@ -19,6 +18,7 @@ from console import figures, quality, quality_lists, quality_reader, words
 from console.quality import TABLES
 from console.quality_reader import DAYS, Filters, Reader
 from core.errors import InvalidInput, NotFound
+from core.language import gettext as _
 from core.web import runtime
 from feedback.assignment.annotators import pause, resume
 from feedback.quality.annotators import SORTS, standing_of
@@ -94,7 +94,9 @@ def settled() -> str:
 @require_role(*READERS)
 def table(name: str, form: str) -> Response:
     if name not in TABLES:
-        raise NotFound(f"there is no table {name!r}; there are {', '.join(sorted(TABLES))}")
+        raise NotFound(
+            _("there is no table %(name)r; there are %(choices)s", name=name, choices=", ".join(sorted(TABLES)))
+        )
     with runtime().db.read() as session:
         found = TABLES[name](quality.for_export(_reader(session)))
         if form == "json":
@@ -108,7 +110,9 @@ def table(name: str, form: str) -> Response:
 @require_role(*CHANGERS)
 def ask_standing(person_id: int, action: str) -> str:
     with runtime().db.read() as session:
-        return render_template("console/standing.html", person=_annotator(session, person_id), action=action)
+        person = _annotator(session, person_id)
+        why = quality_reader.standing_why(person["why"])
+        return render_template("console/standing.html", person=person, why=why, action=action)
 
 
 @blueprint.post("/quality/annotators/<int:person_id>/<any(pause, resume):action>")
@@ -134,14 +138,14 @@ def set_standing(person_id: int, action: str) -> AnyResponse:
 def library(name: str) -> Response:
     """uPlot's own files, as they lie in the installed wheel."""
     if name not in LIBRARY:
-        raise NotFound(f"there is no file {name!r} of the charting library")
+        raise NotFound(_("there is no file %(name)r of the charting library", name=name))
     return send_from_directory(_library_folder(), name, mimetype=LIBRARY[name], max_age=LIBRARY_AGE_S)
 
 
 def _library_folder() -> Path:
     found = find_spec("youplot")
     if found is None or not found.submodule_search_locations:
-        raise NotFound("the charting library is not installed; `make setup` does it")
+        raise NotFound(_("the charting library is not installed; `make setup` does it"))
     return Path(found.submodule_search_locations[0]) / "vendor"
 
 
@@ -163,15 +167,21 @@ def _filters() -> Filters:
     """
     days, before = request.args.get("days", "28"), request.args.get("before", "")
     if days not in map(str, DAYS):
-        raise InvalidInput(f"days={days!r}; it is one of {', '.join(map(str, DAYS))}", param="days")
+        raise InvalidInput(
+            _("days=%(days)r; it is one of %(choices)s", days=days, choices=", ".join(map(str, DAYS))), param="days"
+        )
     if before and not (before.isdecimal() and len(before) < 10):
-        raise InvalidInput(f"before={before!r} is no id of a row; follow the link “Older”", param="before")
+        raise InvalidInput(
+            _("before=%(before)r is no id of a row; follow the link “Older”", before=before), param="before"
+        )
     sort = request.args.get("sort", "")
     if sort and sort not in SORTS:
-        raise InvalidInput(f"sort={sort!r}; it is one of {', '.join(SORTS)}", param="sort")
+        raise InvalidInput(
+            _("sort=%(sort)r; it is one of %(choices)s", sort=sort, choices=", ".join(SORTS)), param="sort"
+        )
     simulated = request.args.get("simulated", "0")
     if simulated not in ("0", "1"):
-        raise InvalidInput(f"simulated={simulated!r}; it is 0 or 1", param="simulated")
+        raise InvalidInput(_("simulated=%(simulated)r; it is 0 or 1", simulated=simulated), param="simulated")
     rule = request.args.get("rule", "")[:60]
     return Filters(int(days), simulated == "1", rule, sort, int(before) if before else None)
 
@@ -179,5 +189,5 @@ def _filters() -> Filters:
 def _annotator(session: Session, person_id: int) -> dict[str, str]:
     """Login and standing of a person; their row is locked where the database has such locks."""
     if session.get(Person, person_id, with_for_update=True) is None:
-        raise NotFound(f"there is no person {person_id}")
+        raise NotFound(_("there is no person %(person_id)s", person_id=person_id))
     return standing_of(session, [person_id])[person_id]

@@ -17,7 +17,9 @@ from access.audit import record
 from access.views import current_person, require_role
 from console import cycles, policies, words
 from console.demo_report import read_report
+from console.stage_facts import made_from
 from core.errors import Conflict, InvalidInput
+from core.language import gettext
 from core.web import runtime
 from finetune.cycle import UNFINISHED, cancel_cycle, request_cycle, unfinished_cycle
 from finetune.events import tell_promoted
@@ -37,7 +39,7 @@ blueprint = Blueprint(
 @blueprint.context_processor
 def _for_templates() -> dict[str, object]:
     may_change = current_user.is_authenticated and current_user.may(*CHANGERS)  # error pages have nobody, at times
-    return {"words": words, "may_change": may_change}
+    return {"words": words, "outcome_words": cycles.outcome_words, "made_from": made_from, "may_change": may_change}
 
 
 # Cycles ---------------------------------------------------------------------------------------------------------------
@@ -48,7 +50,13 @@ def _for_templates() -> dict[str, object]:
 def list_cycles() -> str:
     state = request.args.get("state", "")
     if state and state not in words.CYCLE_STATES:
-        raise InvalidInput(f"there is no cycle state {state!r}; it is one of {', '.join(words.CYCLE_STATES)}")
+        raise InvalidInput(
+            gettext(
+                "there is no cycle state %(state)r; it is one of %(choices)s",
+                state=state,
+                choices=", ".join(words.CYCLE_STATES),
+            )
+        )
     settings = runtime().settings
     with runtime().db.read() as session:
         rows, older = cycles.list_cycles(session, _before(), state or None)
@@ -72,7 +80,7 @@ def start_cycle() -> Response:
         if waiting is None:
             record(session, current_person().login, "cycle.request", f"cycle:{cycle.id}", after={"reason": "manual"})
     if waiting is not None:
-        flash(f"Cycle {cycle.id} is not finished yet, and one runs at a time; here it is.")
+        flash(gettext("Cycle %(cycle)s is not finished yet, and one runs at a time; here it is.", cycle=cycle.id))
     return redirect(url_for("console.show_cycle", cycle_id=cycle.id), 303)
 
 
@@ -107,7 +115,13 @@ def cancel(cycle_id: int) -> Response:
         if before in UNFINISHED:
             record(session, login, "cycle.cancel", f"cycle:{cycle_id}", {"state": before}, {"state": cycle.state})
     if before not in UNFINISHED:
-        flash(f"Cycle {cycle_id} had already ended ({words.CYCLE_STATES[before][1]}); nothing was changed.")
+        flash(
+            gettext(
+                "Cycle %(cycle)s had already ended (%(state)s); nothing was changed.",
+                cycle=cycle_id,
+                state=words.CYCLE_STATES[before][1],
+            )
+        )
     return redirect(url_for("console.show_cycle", cycle_id=cycle_id), 303)
 
 
@@ -178,7 +192,7 @@ def do_promote(name: str) -> Response:
         policies.refuse_unpromotable(session, version)
         tell_promoted(session, promote(session, version, actor=login, reason=_reason(), once=f"manual:{name}"))
         _audit(session, login, "policy.promote", current.name, name)
-    flash(f"{name} is active now, instead of {current.name}.")
+    flash(gettext("%(name)s is active now, instead of %(former)s.", name=name, former=current.name))
     return redirect(url_for("console.show_policy", name=name), 303)
 
 
@@ -190,9 +204,18 @@ def ask_rollback() -> str:
         to = request.args.get("to")
         target = find_version(session, to) if to else policies.former_version(session)
         if target is None:
-            raise Conflict(f"{current.name} is the first version that was active; there is none to roll back to.")
+            raise Conflict(
+                gettext(
+                    "%(name)s is the first version that was active; there is none to roll back to.", name=current.name
+                )
+            )
         if target.id == current.id or not policies.was_active(session, target):
-            raise Conflict(f"{target.name} is active already, or never was; only a former version can be brought back.")
+            raise Conflict(
+                gettext(
+                    "%(name)s is active already, or never was; only a former version can be brought back.",
+                    name=target.name,
+                )
+            )
         return render_template("console/confirm.html", action="rollback", target=target, current=current)
 
 
@@ -204,13 +227,17 @@ def do_rollback() -> Response:
         current = _locked_active(session)
         if seen != current.name:
             raise Conflict(
-                f"{seen or 'No version'} was active when you opened the page, now {current.name} is. Nothing was changed."
+                gettext(
+                    "%(seen)s was active when you opened the page, now %(name)s is. Nothing was changed.",
+                    seen=seen or "–",
+                    name=current.name,
+                )
             )
         row = rollback(session, actor=login, reason=_reason(), to=request.form.get("to") or None)
         tell_promoted(session, row)
         target = session.get_one(PolicyVersion, row.policy_version_id)
         _audit(session, login, "policy.rollback", current.name, target.name)
-    flash(f"{target.name} is active again, instead of {current.name}.")
+    flash(gettext("%(name)s is active again, instead of %(former)s.", name=target.name, former=current.name))
     return redirect(url_for("console.show_policy", name=target.name), 303)
 
 
@@ -233,7 +260,9 @@ def _before(name: str = "before") -> int | None:
     """The id that a page of a list goes on from."""
     value = request.args.get(name, "")
     if value and not (value.isdecimal() and len(value) < 10):
-        raise InvalidInput(f"{name}={value!r} is no id of a row; follow the link “Older”", param=name)
+        raise InvalidInput(
+            gettext("%(name)s=%(value)r is no id of a row; follow the link “Older”", name=name, value=value), param=name
+        )
     return int(value) if value else None
 
 

@@ -1,29 +1,34 @@
 """In which language pages speak: what the visitor chose, else what their browser asks for, else English.
 
-Texts stand in templates as `_("…")` and in code as `gettext("…")`. The catalogues are `pages/locale/*/messages.po`, read as
-they are when the app starts; `make messages` brings them up to date with the texts. What has no translation is English.
+Texts stand in templates as `_("…")` and in code as `gettext("…")`, where a table is made at import as `lazy_gettext("…")`.
+The catalogues are `pages/locale/*/messages.po`, read as they are when first needed; `make messages` brings them up to date
+with the texts. What has no translation is English, and so is everything outside of a request: what is logged or stored.
 """
 
+import re
+from collections.abc import Iterable
 from functools import cache
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
+import flask_babel
 from babel.messages.mofile import write_mo
 from babel.messages.pofile import read_po
+from babel.numbers import get_decimal_symbol
 from babel.support import NullTranslations, Translations
 from flask import Blueprint, Flask, has_request_context, redirect, request
-from flask_babel import Babel, Domain, gettext, ngettext
+from flask_babel import Babel, Domain
 from werkzeug.wrappers import Response
 
 from core.messages import strip_bidi
 from core.web import local_path
 
-__all__ = ["CATALOGUES", "LANGUAGES", "gettext", "install", "language", "ngettext"]
-
 LANGUAGES = {"en": "English", "de": "Deutsch"}
 """Languages with a complete catalogue, by the name that their speakers use."""
 
 COOKIE = "language"
+ASKED = "dunnock.language"
 COOKIE_S = 365 * 24 * 3600
 CATALOGUES = Path(__file__).parent.parent / "pages" / "locale"
 
@@ -35,7 +40,7 @@ class _Catalogues(Domain):  # type: ignore[misc]  # Flask-Babel has no types
 
     def get_translations(self) -> NullTranslations:
         """Those of this request; English outside of one."""
-        return _translations(language() if has_request_context() else "en")
+        return _translations(language())
 
 
 def install(app: Flask) -> None:
@@ -49,9 +54,70 @@ def install(app: Flask) -> None:
 
 
 def language() -> str:
-    """The language of this request, one of `LANGUAGES`."""
-    chosen = request.cookies.get(COOKIE, "")
-    return chosen if chosen in LANGUAGES else request.accept_languages.best_match(LANGUAGES, "en")
+    """The language of this request, one of `LANGUAGES`; English outside of one."""
+    if not has_request_context():
+        return "en"
+    found: str | None = request.environ.get(ASKED)
+    if found is None:
+        chosen = request.cookies.get(COOKIE, "")
+        found = chosen if chosen in LANGUAGES else request.accept_languages.best_match(LANGUAGES, "en")
+        request.environ[ASKED] = found  # a page asks once for each of its texts
+    return found
+
+
+# Texts ----------------------------------------------------------------------------------------------------------------
+
+
+def gettext(text: str, /, **values: Any) -> str:
+    """A text in the language of this request. With values it is a %-format: "%(n)s of 100 %%"."""
+    return str(flask_babel.gettext(text, **values))
+
+
+def ngettext(one: str, many: str, n: int, /, **values: Any) -> str:
+    """The text that fits a number, which it has as `%(num)d`."""
+    return str(flask_babel.ngettext(one, many, n, **values))
+
+
+def lazy_gettext(text: str, /) -> Any:
+    """A text that becomes one of the reader's language whenever it is written out; `str()` it where JSON is made."""
+    return flask_babel.lazy_gettext(text)
+
+
+def N_(text: str) -> str:
+    """Mark a text for the catalogues; whoever shows it translates it."""
+    return text
+
+
+def retold(text: str, forms: Iterable[str]) -> str:
+    """A text that was stored in English, in the language of this request.
+
+    Args:
+        forms: what it may have been made of, e.g. "cancelled by %(who)s". A text that fits none of them stays as it is.
+    """
+    for form in forms if language() != "en" else ():
+        if found := _pattern(form).fullmatch(text):
+            return gettext(form, **found.groupdict())
+    return text
+
+
+def decimal_point() -> str:
+    """What stands between a number's whole part and the rest."""
+    return _symbol(language())
+
+
+@cache
+def _symbol(name: str) -> str:
+    return str(get_decimal_symbol(name))
+
+
+@cache
+def _pattern(form: str) -> re.Pattern[str]:
+    texts_and_names = re.split(r"%\((\w+)\)s", form)
+    parts = (f"(?P<{part}>.+?)" if i % 2 else re.escape(part) for i, part in enumerate(texts_and_names))
+    return re.compile("".join(parts), re.DOTALL)
+
+
+# The choice -----------------------------------------------------------------------------------------------------------
 
 
 @blueprint.post("/language")

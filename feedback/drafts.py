@@ -8,8 +8,9 @@ from sqlalchemy.orm import Session
 from access.people import lock_person
 from core.db import expire_known, table_of, utcnow
 from core.errors import Conflict, InvalidInput
+from core.language import gettext
 from core.messages import plain_text
-from feedback.assignment.leases import find_assignment
+from feedback.assignment.leases import STATE_WORDS, find_assignment
 from feedback.models import Draft
 
 MAX_DRAFT_CHARACTERS = 200_000
@@ -26,10 +27,17 @@ def save_draft(session: Session, token: str, annotator_id: int, form: dict[str, 
     lock_person(session, annotator_id)
     assignment = find_assignment(session, token, annotator_id, lock=True)
     if assignment.state not in ("live", "expired"):
-        raise Conflict(f"this task is {assignment.state}; its draft is not needed any more")
+        raise Conflict(
+            gettext(
+                "this task is %(state)s; its draft is not needed any more",
+                state=gettext(STATE_WORDS.get(assignment.state, assignment.state)),
+            )
+        )
     clean = _clean(form)
     if len(str(clean)) > MAX_DRAFT_CHARACTERS:
-        raise InvalidInput(f"a draft is at most {MAX_DRAFT_CHARACTERS} characters; the one before is kept")
+        raise InvalidInput(
+            gettext("a draft is at most %(most)s characters; the one before is kept", most=MAX_DRAFT_CHARACTERS)
+        )
     draft = session.get(Draft, assignment.id)
     if draft is None:
         draft = Draft(assignment_id=assignment.id)

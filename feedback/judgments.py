@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session, aliased
 from access.people import LockedPerson, lock_person
 from core.db import table_of
 from core.errors import Conflict, Forbidden, InvalidInput, NotFound
+from core.language import N_, gettext
 from core.messages import plain_text
 from core.settings import GoldSettings
 from feedback.assignment.gold import measure
@@ -28,7 +29,7 @@ from feedback.models import Assignment, Completion, Correction, Judgment, RuleJu
 from feedback.tasks import create_task
 from feedback.webhooks.events import judgment_added
 
-ONCE_TAKEN = "this name (`once`) belongs to another judgment; use a new one for a new act"
+ONCE_TAKEN = N_("this name (`once`) belongs to another judgment; use a new one for a new act")
 INSERT = insert(table_of(Judgment)).returning(table_of(Judgment).c.id)
 MAX_ONCE_LENGTH = 100  # the column has 120; record_feedback adds ":correction"
 
@@ -79,9 +80,9 @@ def store_judgment(
     if shown.state in ("done", "surplus"):
         return _first_judgment(session, shown, once)
     if shown.state == "skipped":
-        raise Conflict(f"this task is {shown.state}; open /annotate for your next one")
+        raise Conflict(gettext("this task is skipped; open /annotate for your next one"))
     if not may_see(who.role, shown.pool):
-        raise Forbidden("disagreements are settled by reviewers, and you are none any more")
+        raise Forbidden(gettext("disagreements are settled by reviewers, and you are none any more"))
     said = _said(session, form, shown)
     finished = finish(session, shown)
     values = {
@@ -92,7 +93,7 @@ def store_judgment(
     try:
         judgment_id: int = session.connection().execute(INSERT, values).scalar_one()
     except IntegrityError as error:  # the caller's transaction ends with it
-        raise Conflict(ONCE_TAKEN) from error
+        raise Conflict(gettext(ONCE_TAKEN)) from error
     _add_details(session, judgment_id, said)
     judgment_added(session, judgment_id)
     if shown.has_draft:
@@ -142,9 +143,9 @@ def undo_last(
         return done
     last = last_judgment(session, annotator_id)
     if last is None:
-        raise NotFound("you have not judged anything yet, so there is nothing to undo")
+        raise NotFound(gettext("you have not judged anything yet, so there is nothing to undo"))
     if supersedes_id is not None and last.id != supersedes_id:
-        raise Conflict("you have judged something since; only the last judgment can be changed")
+        raise Conflict(gettext("you have judged something since; only the last judgment can be changed"))
     shown = load_shown(session, session.get_one(Assignment, last.assignment_id))
     said = _said(session, form, shown)
     judgment = Judgment(
@@ -215,7 +216,9 @@ def record_feedback(  # noqa: PLR0913 (each is one thing that can be said)
     person = None if annotator_id is None else lock_person(session, annotator_id)
     completion = session.get(Completion, completion_id)
     if completion is None:
-        raise NotFound(f"there is no completion {completion_id!r}", param="completion_id")
+        raise NotFound(
+            gettext("there is no completion %(completion_id)r", completion_id=completion_id), param="completion_id"
+        )
     once = _checked_once(once)
     if once is not None and (found := _feedback_once(session, once, completion_id, annotator_id)):
         return found
@@ -245,7 +248,10 @@ def record_feedback(  # noqa: PLR0913 (each is one thing that can be said)
 def _said(session: Session, form: JudgmentForm, shown: Shown) -> Said:
     """What a form says of what was shown, checked against the database."""
     if shown.kind != form.KIND:
-        raise InvalidInput(f"this task is of the kind {shown.kind}, the judgment is {form.KIND}", param="kind")
+        raise InvalidInput(
+            gettext("this task is of the kind %(kind)s, the judgment is %(other)s", kind=shown.kind, other=form.KIND),
+            param="kind",
+        )
     said = form.said(shown)
     _check_rule_versions(session, (finding.rule_version_id for finding in said.findings))
     return _checked_turns(session, shown, said) if shown.kind == "probe" else said
@@ -256,7 +262,7 @@ def _add(session: Session, judgment: Judgment) -> None:
     try:
         session.flush()
     except IntegrityError as error:  # the caller's transaction ends with it
-        raise Conflict(ONCE_TAKEN) from error
+        raise Conflict(gettext(ONCE_TAKEN)) from error
     judgment_added(session, judgment.id)
 
 
@@ -276,7 +282,10 @@ def _checked_turns(session: Session, shown: Shown, said: Said) -> Said:
     known = select(Completion.id, Completion.text).where(Completion.id.in_(ids), *asked_in(shown))
     texts = {row.id: Blind.of(row.text) for row in session.execute(known)}
     if missing := set(ids) - set(texts):
-        raise NotFound(f"no reply of this probe is {sorted(missing)[0]!r}; the chat API names them", param="turns")
+        raise NotFound(
+            gettext("no reply of this probe is %(missing)r; the chat API names them", missing=sorted(missing)[0]),
+            param="turns",
+        )
     findings = (replace(each, span=quoted(each.span, texts[each.completion_id])) for each in said.findings)
     return replace(said, findings=tuple(findings))
 
@@ -297,7 +306,9 @@ def _check_rule_versions(session: Session, ids: Iterable[int]) -> None:
     wanted = set(ids)
     known = set(session.scalars(select(RuleVersion.id).where(RuleVersion.id.in_(wanted)))) if wanted else set()
     if wanted - known:
-        raise InvalidInput(f"there are no rule versions {sorted(wanted - known)}", param="rule_verdicts")
+        raise InvalidInput(
+            gettext("there are no rule versions %(ids)s", ids=sorted(wanted - known)), param="rule_verdicts"
+        )
 
 
 def _first_judgment(session: Session, shown: Shown, once: str | None) -> Stored:
@@ -305,7 +316,7 @@ def _first_judgment(session: Session, shown: Shown, once: str | None) -> Stored:
         select(Judgment).where(Judgment.assignment_id == shown.assignment_id).order_by(Judgment.id).limit(1)
     ).one()
     if once is None or first.once != once:
-        raise Conflict("you have judged this task already; undo (z) opens it again")
+        raise Conflict(gettext("you have judged this task already; undo (z) opens it again"))
     return Stored(first.id, first.surplus)
 
 
@@ -318,7 +329,9 @@ def _feedback_once(session: Session, once: str, completion_id: str, annotator_id
     names = [f"{once}:{kind}" for kind in ("thumbs", "rating", "correction")]
     found = list(session.scalars(select(Judgment).where(Judgment.once.in_(names)).order_by(Judgment.id)))
     if any((j.completion_id, j.annotator_id) != (completion_id, annotator_id) for j in found):
-        raise Conflict("this name (`once`) belongs to other feedback; use a new one for a new act", param="once")
+        raise Conflict(
+            gettext("this name (`once`) belongs to other feedback; use a new one for a new act"), param="once"
+        )
     return found
 
 
@@ -341,7 +354,7 @@ def _said_before(session: Session, judgment: Judgment) -> int | None:
 
 def _checked_once(once: str | None) -> str | None:
     if once is not None and not (1 <= len(once) <= MAX_ONCE_LENGTH and once.isprintable()):
-        raise InvalidInput(f"`once` has 1 to {MAX_ONCE_LENGTH} printable characters", param="once")
+        raise InvalidInput(gettext("`once` has 1 to %(most)s printable characters", most=MAX_ONCE_LENGTH), param="once")
     return once
 
 
@@ -351,17 +364,21 @@ def _checked_feedback(
     said: dict[str, int | str] = {}
     if thumbs is not None:
         if thumbs not in (-1, 1):
-            raise InvalidInput(f"thumbs is {thumbs!r}; it is 1 (up) or -1 (down)", param="thumbs")
+            raise InvalidInput(
+                gettext("thumbs is %(thumbs)r; it is 1 (up) or -1 (down)", thumbs=thumbs), param="thumbs"
+            )
         said["thumbs"] = thumbs
     if rating is not None:
         if rating not in range(1, 6):
-            raise InvalidInput(f"rating is {rating!r}; it is a whole number from 1 to 5", param="rating")
+            raise InvalidInput(
+                gettext("rating is %(rating)r; it is a whole number from 1 to 5", rating=rating), param="rating"
+            )
         said["rating"] = rating
     if correction is not None:
         edited = plain_text(correction).strip()
         if not edited or edited == plain_text(completion.text).strip():
-            raise InvalidInput("the correction is empty or equals the completion", param="correction")
+            raise InvalidInput(gettext("the correction is empty or equals the completion"), param="correction")
         said["correction"] = edited
     if not said:
-        raise InvalidInput("say something: thumbs, rating or correction")
+        raise InvalidInput(gettext("say something: thumbs, rating or correction"))
     return said

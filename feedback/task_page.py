@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 
 from access.models import Person
 from core.errors import NotFound
+from core.language import N_, gettext, retold
 from feedback.assignment.leases import may_see
 from feedback.assignment.shown import asked_in, load_shown
 from feedback.blind import Blind
@@ -26,6 +27,11 @@ from feedback.kinds.probe import MAX_TURNS
 from feedback.models import Assignment, Completion, Judgment, Prompt, RuleVersion
 from feedback.rules.store import active_rules
 
+WHYS = (
+    N_("seed prompt"), N_("a task like any other"), N_("own work shown again"), N_("a user did not like this reply"),
+    N_("rewards differ by %(margin)s only"), N_("%(n)s people disagree"), N_("try the served policy"),
+    N_("drawn evenly from everything there is to judge"),
+)  # fmt: skip
 NOT_KEPT = {"csrf_token", "once", "shown_at", "supersedes"}
 
 
@@ -84,6 +90,11 @@ class TaskPage:
     once: str
     shown_at: float
     supersedes_id: int | None
+
+    @property
+    def why(self) -> str:
+        """Why this task was chosen, in the reader's language as far as it is told in words of ours."""
+        return retold(self.shown.why, WHYS)
 
     def first(self, name: str) -> str:
         """The first value of a field."""
@@ -164,7 +175,7 @@ def probe_turn(session: Session, shown: Shown, completion_id: str) -> ProbeTurn:
     """
     found = _turns(session, shown, {"turn": [completion_id]})
     if not found:
-        raise NotFound(f"no reply of this probe is {completion_id!r}")
+        raise NotFound(gettext("no reply of this probe is %(completion_id)r", completion_id=completion_id))
     return found[0]
 
 

@@ -9,12 +9,12 @@ from dataclasses import asdict
 from typing import Any
 
 from flask import Blueprint, flash, jsonify, redirect, render_template, request, url_for
-from flask_babel import gettext
 from sqlalchemy.orm import Session
 from werkzeug.wrappers import Response
 
 from access.views import current_person, require_role
 from core.errors import Conflict, Forbidden, InvalidInput
+from core.language import N_, gettext
 from core.web import runtime
 from feedback import task_page
 from feedback.assignment import leases
@@ -31,7 +31,10 @@ blueprint = Blueprint(
     "feedback", __name__, template_folder="pages", static_folder="static", static_url_path="/static/feedback"
 )
 
-SURPLUS = "Kept as an extra judgment: the time for this task had run out and its place went to others."
+SURPLUS = N_("Kept as an extra judgment: the time for this task had run out and its place went to others.")
+HELP_TEXT = N_("Reading such texts all day is hard. Talk to your lead, take a break, or choose other topics.")
+"""What `DUNNOCK_CARE__HELP_TEXT` is unless it is set."""
+
 MAX_BESIDE = 5
 
 
@@ -83,7 +86,11 @@ def care() -> str:
         annotator = session.get(Annotator, current_person().id)
         opted_out = annotator.opted_out if annotator else []
         return render_template(
-            "feedback/care.html", topics=topics(session), opted_out=opted_out, settings=runtime().settings
+            "feedback/care.html",
+            topics=topics(session),
+            opted_out=opted_out,
+            settings=runtime().settings,
+            help_text=gettext(runtime().settings.care.help_text),
         )
 
 
@@ -112,7 +119,10 @@ def judge(token: str) -> Response | tuple[Response | str, int]:
     except Conflict as error:
         if _wants_json():
             raise
-        flash(f"{error.message[0].upper()}{error.message[1:]}. Nothing was changed.", "error")
+        flash(
+            gettext("%(why)s. Nothing was changed.", why=f"{error.message[0].upper()}{error.message[1:]}"),
+            "error",
+        )
         return redirect(url_for("feedback.next_task"), 303)
     if _wants_json():
         message = gettext(SURPLUS) if judgment.surplus else ""
@@ -178,7 +188,10 @@ def _store(session: Session, token: str, annotator_id: int, fields: dict[str, li
             gold=settings.gold, adjudicate=settings.assignment.adjudicate,
         )  # fmt: skip
     if not (supersedes.isdecimal() and len(supersedes) < 12):
-        raise InvalidInput(f"supersedes is {supersedes!r}; it is the number of a judgment", param="supersedes")
+        raise InvalidInput(
+            gettext("supersedes is %(supersedes)r; it is the number of a judgment", supersedes=supersedes),
+            param="supersedes",
+        )
     return undo_last(
         session,
         annotator_id,
@@ -193,7 +206,7 @@ def _store(session: Session, token: str, annotator_id: int, fields: dict[str, li
 def _show_again(token: str, fields: dict[str, list[str]], error: InvalidInput) -> str:
     """The same page with what was typed and what is missing; the draft is kept too."""
     annotator_id = current_person().id
-    flash(f"Not stored yet: {error.message}. What you typed is kept.", "error")
+    flash(gettext("Not stored yet: %(why)s. What you typed is kept.", why=error.message), "error")
     with runtime().db.session() as session:
         assignment = leases.find_assignment(session, token, annotator_id)
         kept = kept_fields(fields)
@@ -212,11 +225,12 @@ def _render(session: Session, assignment: Assignment, fields: dict[str, Any], la
         progress_words=_progress_words(progress),
         annotator=session.get(Annotator, assignment.annotator_id),
         settings=runtime().settings,
+        help_text=gettext(runtime().settings.care.help_text),
     )
 
 
 def _progress_words(progress: Progress) -> str:
-    return str(gettext("%(done)s of %(total)s done · %(today)s by you today", **asdict(progress)))
+    return gettext("%(done)s of %(total)s done · %(today)s by you today", **asdict(progress))
 
 
 def _to_next() -> Response:
@@ -236,7 +250,7 @@ def _reason() -> str:
 def _json() -> dict[str, Any]:
     body = request.get_json()
     if not isinstance(body, dict):
-        raise InvalidInput("send a JSON object")
+        raise InvalidInput(gettext("send a JSON object"))
     return body
 
 

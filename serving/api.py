@@ -9,6 +9,7 @@ from flask import Blueprint, Response, jsonify
 from access.callers import caller_id
 from core.body import parse_body
 from core.errors import PromptTooLong
+from core.language import gettext
 from core.openapi import operation
 from core.web import runtime
 from feedback.judgments import record_feedback
@@ -95,4 +96,7 @@ def _check_length(client: EngineClient, asked: ChatRequest, limit: int) -> None:
         return
     count = client.count_tokens(asked.messages)
     if count is not None and count > limit:
-        raise PromptTooLong(f"the prompt has {count} tokens; at most {limit} are taken", param="messages")
+        raise PromptTooLong(
+            gettext("the prompt has %(count)s tokens; at most %(limit)s are taken", count=count, limit=limit),
+            param="messages",
+        )

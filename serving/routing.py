@@ -13,6 +13,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from core.errors import ArtifactError, EngineError, NotFound
+from core.language import gettext
 from core.settings import Settings
 from policy.client import EngineClient, ensure_loaded
 from policy.models import PolicyVersion
@@ -39,7 +40,9 @@ def resolve(session: Session, model: str) -> PolicyVersion:
         select(PolicyVersion).where(PolicyVersion.name == model, PolicyVersion.state.in_(SERVED_STATES))
     )
     if version is None:
-        raise NotFound(f"the model {model!r} does not exist", code="model_not_found", param="model")
+        raise NotFound(
+            gettext("the model %(model)r does not exist", model=model), code="model_not_found", param="model"
+        )
     return version
 
 
@@ -47,7 +50,7 @@ def active(session: Session) -> PolicyVersion:
     """The version that answers now, or EngineError."""
     version = session.scalar(select(PolicyVersion).where(PolicyVersion.state == "active"))
     if version is None:
-        raise EngineError("no policy version is active yet", code="no_active_policy")
+        raise EngineError(gettext("no policy version is active yet"), code="no_active_policy")
     return version
 
 
@@ -86,8 +89,10 @@ def with_version(
         return call()
     except NotFound as error:
         raise EngineError(
-            f"the engine does not know {version.name!r} after loading it; a vLLM server must be started with "
-            "`--served-model-name base`"
+            gettext(
+                "the engine does not know %(name)r after loading it; a vLLM server must be started with `--served-model-name base`",
+                name=version.name,
+            )
         ) from error
 
 
@@ -98,5 +103,8 @@ def make_ready(client: EngineClient, version: PolicyVersion, settings: Settings)
     except ArtifactError as error:
         log.error("policy version %s cannot be loaded: %s", version.name, error.message)
         raise ArtifactError(
-            f"policy version {version.name} cannot be loaded: its adapter is missing or damaged; roll back, or restore it"
+            gettext(
+                "policy version %(name)s cannot be loaded: its adapter is missing or damaged; roll back, or restore it",
+                name=version.name,
+            )
         ) from error

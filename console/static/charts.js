@@ -88,7 +88,8 @@ function draw(figure) {
       return item;
     }),
   );
-  const mark = (value) => ("percent" in figure.dataset ? `${+(100 * value).toFixed(1)} %` : `${+value.toPrecision(6)}`);
+  const written = new Intl.NumberFormat(document.documentElement.lang, { maximumSignificantDigits: 6 });
+  const mark = (value) => ("percent" in figure.dataset ? `${written.format(+(100 * value).toFixed(1))} %` : written.format(value));
   const step = (plot) => Math.max(1, Math.ceil((labels.length * LABEL_PX) / Math.max(1, plot.width - AXIS_PX)));
   const options = {
     width: host.clientWidth,

@@ -58,7 +58,7 @@ async function look() {
     failures = 0;
   } catch {
     failures += 1;
-    if (failures === 2) say(live().querySelector('[data-live="waiting_for"]'), "The server does not answer just now; what you see is a while old. Still trying.");
+    if (failures === 2) say(live().querySelector('[data-live="waiting_for"]'), live().dataset.silent);
   }
   wait();
 }

@@ -8,7 +8,16 @@ from sqlalchemy.orm import Session
 from access.audit import record
 from core.db import utcnow
 from core.errors import InvalidInput, NotFound
+from core.language import N_, gettext
 from feedback.models import Annotator, GoldResult, Prompt
+
+BY_LEAD, GO_ON = N_("a lead paused them"), N_("a lead let them go on")
+STANDING_WHYS = (
+    BY_LEAD,
+    GO_ON,
+    N_("%(right)s of your last %(n)s tasks with a known answer were answered as known"),
+)
+"""Why somebody stands as they do, where no lead said it in words of their own."""
 
 
 def annotator_of(session: Session, person_id: int) -> Annotator:
@@ -33,7 +42,7 @@ def set_standing(session: Session, annotator: Annotator, standing: str, why: str
 def pause(session: Session, person_id: int, actor: str, reason: str) -> Annotator:
     """Give an annotator no more tasks until `resume`."""
     annotator = annotator_of(session, person_id)
-    set_standing(session, annotator, "paused", reason.strip() or "a lead paused them", actor)
+    set_standing(session, annotator, "paused", reason.strip() or BY_LEAD, actor)
     return annotator
 
 
@@ -45,10 +54,10 @@ def resume(session: Session, person_id: int, actor: str, reason: str) -> Annotat
     """
     annotator = session.get(Annotator, person_id)
     if annotator is None:
-        raise NotFound(f"person {person_id} was never warned or paused")
+        raise NotFound(gettext("person %(person_id)s was never warned or paused", person_id=person_id))
     newest = session.scalar(select(func.max(GoldResult.judgment_id)).where(GoldResult.annotator_id == person_id))
     annotator.judged_from = (newest or 0) + 1
-    set_standing(session, annotator, "good", reason.strip() or "a lead let them go on", actor)
+    set_standing(session, annotator, "good", reason.strip() or GO_ON, actor)
     return annotator
 
 
@@ -66,7 +75,7 @@ def opt_out(session: Session, person_id: int, categories: Iterable[str]) -> Anno
     """
     wanted = sorted(set(categories))
     if unknown := set(wanted) - set(topics(session)):
-        raise InvalidInput(f"there is no topic {sorted(unknown)[0]!r}", param="topics")
+        raise InvalidInput(gettext("there is no topic %(unknown)r", unknown=sorted(unknown)[0]), param="topics")
     annotator = annotator_of(session, person_id)
     annotator.opted_out = wanted
     session.flush()

@@ -22,9 +22,10 @@ from access.models import Person
 from access.people import LockedPerson, lock_person
 from core.db import expire_known, table_of, utcnow
 from core.errors import Conflict, Forbidden, NotFound
+from core.language import N_, gettext, retold
 from core.messages import plain_text
 from core.settings import AssignmentSettings
-from feedback.assignment.annotators import annotator_of
+from feedback.assignment.annotators import STANDING_WHYS, annotator_of
 from feedback.assignment.claim import FACTS, take_gold, take_next
 from feedback.assignment.repeats import make_repeat
 from feedback.assignment.shown import find_shown, make_shown
@@ -38,6 +39,13 @@ SWEEP = 100
 SWEEP_CHANCE = 1 / 16
 """How often a claim that needs no place gives back those that ran out; one that finds nothing always does."""
 
+STATE_WORDS = {
+    "live": N_("open"),
+    "expired": N_("expired"),
+    "done": N_("done"),
+    "surplus": N_("done"),
+    "skipped": N_("skipped"),
+}
 REVIEWERS = ("reviewer", "lead", "admin")
 MAX_REASON = 200
 
@@ -194,7 +202,7 @@ def find_assignment(session: Session, token: str, annotator_id: int, *, lock: bo
         query = query.with_for_update(of=Assignment).execution_options(populate_existing=True)
     assignment = session.scalar(query)
     if assignment is None:
-        raise NotFound("this task is not yours or does not exist; open /annotate for your next one")
+        raise NotFound(gettext("this task is not yours or does not exist; open /annotate for your next one"))
     return assignment
 
 
@@ -206,7 +214,9 @@ def renew(session: Session, token: str, annotator_id: int, lease_s: float) -> As
     """
     assignment = _unfinished_one(session, token, annotator_id)
     if not _hold(session, assignment.id, utcnow(), lease_s):
-        raise Conflict("the lease ran out and others took this task; what you submit is kept as a surplus judgment")
+        raise Conflict(
+            gettext("the lease ran out and others took this task; what you submit is kept as a surplus judgment")
+        )
     return assignment
 
 
@@ -282,7 +292,13 @@ def release_expired(session: Session, now: dt.datetime, task_id: int | None = No
 
 def _worker(person: LockedPerson, has: Row[Any], now: dt.datetime) -> Worker:
     if has.standing == "paused":
-        raise Forbidden(f"your work is paused: {has.standing_why}; a lead can let you go on", code="annotator_paused")
+        raise Forbidden(
+            gettext(
+                "your work is paused: %(why)s; a lead can let you go on",
+                why=retold(has.standing_why or "", STANDING_WHYS),
+            ),
+            code="annotator_paused",
+        )
     risky_today = has.risky_n if has.risky_on == now.date() else 0
     return Worker(person.id, person.role, tuple(has.opted_out or ()), risky_today)
 
@@ -291,7 +307,12 @@ def _unfinished_one(session: Session, token: str, annotator_id: int) -> Assignme
     lock_person(session, annotator_id)
     assignment = find_assignment(session, token, annotator_id, lock=True)
     if assignment.state not in ("live", "expired"):
-        raise Conflict(f"this task is already {assignment.state}; open /annotate for your next one")
+        raise Conflict(
+            gettext(
+                "this task is already %(state)s; open /annotate for your next one",
+                state=gettext(STATE_WORDS.get(assignment.state, assignment.state)),
+            )
+        )
     return assignment
 
 

@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from core.db import table_of
 from core.errors import NotFound
+from core.language import gettext
 from feedback.blind import Blind
 from feedback.kinds.frame import Contents, Shown, ShownItem, ShownRule
 from feedback.models import Assignment, Completion, Draft, Prompt, Rule, RuleVersion, Task, TaskItem
@@ -81,7 +82,7 @@ def find_shown(session: Session, token: str, annotator_id: int, *, lock: bool = 
     statement = _FIND_LOCKED if lock else _FIND
     row = session.connection().execute(statement, {"token": token, "who": annotator_id}).one_or_none()
     if row is None:
-        raise NotFound("this task is not yours or does not exist; open /annotate for your next one")
+        raise NotFound(gettext("this task is not yours or does not exist; open /annotate for your next one"))
     return make_shown(
         session, row, assignment_id=row.id, task_id=row.task_id, annotator_id=annotator_id, token=token, state=row.state,
         expires_at=row.expires_at, created_at=row.created_at, order=row.shown_order,

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from core.errors import InvalidInput
+from core.language import gettext
 from feedback.kinds.frame import Fields, ItemsForm, Said, Shown, expect, first, item_fields, read_details, validated
 
 
@@ -28,7 +29,7 @@ class CorrectionForm(ItemsForm):
         details = self.details(shown)
         if not self.fine and not details["edits"]:
             raise InvalidInput(
-                "the correction equals the completion; edit it, or say that it is fine", param="corrections"
+                gettext("the correction equals the completion; edit it, or say that it is fine"), param="corrections"
             )
         return Said(choice="fine" if self.fine else None, **details)
 
@@ -38,8 +39,12 @@ class CorrectionForm(ItemsForm):
         if first(fields, "fine") == "yes":
             values["corrections"] = {}
         elif (text := values["corrections"].get(0, "").strip()) in ("", shown.items[0].text.strip()):
-            what = "the text is empty" if not text else "nothing is changed"
-            raise InvalidInput(f"{what}; edit the reply (e), or say that it is fine (g)", param="correction-0")
+            raise InvalidInput(
+                gettext("nothing is changed; edit the reply (e), or say that it is fine (g)")
+                if text
+                else gettext("the text is empty; edit the reply (e), or say that it is fine (g)"),
+                param="correction-0",
+            )
         return validated(cls, {"fine": first(fields, "fine") == "yes", **values})
 
     @classmethod

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from core.errors import InvalidInput
+from core.language import gettext
 from core.messages import plain_text
 from feedback.blind import Blind
 
@@ -111,7 +112,10 @@ class Shown:
             InvalidInput: there are fewer.
         """
         if not 0 <= number < self.n:
-            raise InvalidInput(f"item {number} was not shown; there are {self.n}, the first is 0", param=param)
+            raise InvalidInput(
+                gettext("item %(number)s was not shown; there are %(n)s, the first is 0", number=number, n=self.n),
+                param=param,
+            )
         return self.items[number]
 
     def number_of(self, position: int) -> int:
@@ -336,7 +340,9 @@ def quoted(span: str | None, blind: Blind) -> str | None:
         return None
     # What is selected in formatted text lacks its signs; what has nothing but signs must stand there as it is.
     if (_bare(words) or words) not in (_bare(blind.text) if _bare(words) else blind.text):
-        raise InvalidInput(f"the quoted words are not in the completion: {words[:80]!r}", param="span")
+        raise InvalidInput(
+            gettext("the quoted words are not in the completion: %(words)r", words=words[:80]), param="span"
+        )
     return blind.restore(words)
 
 
@@ -361,7 +367,7 @@ def every(fields: Mapping[str, Any], name: str) -> list[str]:
 def expect(condition: bool, message: str) -> None:
     """Raise InvalidInput with `message` about a known answer unless the condition holds."""
     if not condition:
-        raise InvalidInput(f"this cannot be the known answer: {message}", param="expected")
+        raise InvalidInput(gettext("this cannot be the known answer: %(message)s", message=message), param="expected")
 
 
 def spread(values: Iterable[int]) -> int:

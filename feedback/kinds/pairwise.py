@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from core.errors import InvalidInput
+from core.language import gettext
 from feedback.kinds.frame import Fields, ItemsForm, Said, Shown, expect, first, item_fields, read_details, validated
 
 SCALE: dict[str, tuple[str, int]] = {
@@ -52,7 +53,9 @@ class PairwiseForm(ItemsForm):
     def from_fields(cls, fields: Fields, shown: Shown) -> Self:
         scale = first(fields, "scale")
         if scale not in SCALE:
-            raise InvalidInput("choose which reply is better (keys 1 to 7), or that both are bad (x)", param="scale")
+            raise InvalidInput(
+                gettext("choose which reply is better (keys 1 to 7), or that both are bad (x)"), param="scale"
+            )
         choice, strength = SCALE[scale]
         return validated(cls, {"choice": choice, "strength": strength, **read_details(fields, shown)})
 

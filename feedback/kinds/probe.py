@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from core.errors import InvalidInput
+from core.language import gettext
 from core.messages import plain_text
 from feedback.kinds.frame import (
     Fields,
@@ -69,12 +70,15 @@ class ProbeForm(JudgmentForm):
     def from_fields(cls, fields: Fields, shown: Shown) -> Self:
         ids = every(fields, "turn")
         if not ids:
-            raise InvalidInput("talk to the policy first, then judge each of its replies", param="turn")
+            raise InvalidInput(gettext("talk to the policy first, then judge each of its replies"), param="turn")
         turns = []
         for n, completion_id in enumerate(ids, 1):
             verdict = first(fields, f"verdict-{completion_id}")
             if not verdict:
-                raise InvalidInput(f"judge reply {n} of {len(ids)}: broken, kept or not sure", param="turn")
+                raise InvalidInput(
+                    gettext("judge reply %(number)s of %(n)s: broken, kept or not sure", number=n, n=len(ids)),
+                    param="turn",
+                )
             span = first(fields, f"span-{completion_id}") or None
             turns.append({"completion_id": completion_id, "verdict": verdict, "span": span})
         return validated(cls, {"turns": turns, "note": first(fields, "note") or None})

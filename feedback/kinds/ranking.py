@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from core.errors import InvalidInput
+from core.language import gettext
 from feedback.kinds.frame import Fields, ItemsForm, Said, Shown, expect, first, item_fields, read_details, validated
 
 
@@ -35,7 +36,9 @@ class RankingForm(ItemsForm):
 
     def said(self, shown: Shown) -> Said:
         if self.ranks is not None and len(self.ranks) != shown.n:
-            raise InvalidInput(f"{len(self.ranks)} ranks for {shown.n} completions", param="ranks")
+            raise InvalidInput(
+                gettext("%(ranks)s ranks for %(n)s completions", ranks=len(self.ranks), n=shown.n), param="ranks"
+            )
         ranks = None
         if self.ranks is not None:
             close = {rank: n for n, rank in enumerate(sorted(set(self.ranks)), 1)}  # 1, 3, 3 becomes 1, 2, 2
@@ -50,7 +53,10 @@ class RankingForm(ItemsForm):
         if not all_wrong and not all(given):
             missing = ", ".join(chr(ord("A") + n) for n, rank in enumerate(given) if not rank)
             raise InvalidInput(
-                f"give every reply a place; still without one: {missing} (or mark all wrong: x)", param="ranks"
+                gettext(
+                    "give every reply a place; still without one: %(missing)s (or mark all wrong: x)", missing=missing
+                ),
+                param="ranks",
             )
         ranks = given if all(given) else None
         return validated(cls, {"ranks": ranks, "all_wrong": all_wrong, **read_details(fields, shown)})

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from core.errors import InvalidInput
+from core.language import gettext
 from feedback.kinds.frame import (
     Fields,
     ItemsForm,
@@ -56,7 +57,7 @@ class RatingForm(ItemsForm):
     def from_fields(cls, fields: Fields, shown: Shown) -> Self:
         rating = first(fields, "rating")
         if not rating:
-            raise InvalidInput("say how good the reply is over all (keys 1 to 5)", param="rating")
+            raise InvalidInput(gettext("say how good the reply is over all (keys 1 to 5)"), param="rating")
         aspects = {name: mark for name in ASPECTS if (mark := first(fields, f"aspect-{name}"))}
         return validated(cls, {"rating": rating, "aspects": aspects, **read_details(fields, shown)})
 

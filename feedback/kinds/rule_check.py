@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field
 
 from core.errors import InvalidInput
+from core.language import gettext
 from feedback.kinds.frame import (
     Fields,
     FieldWriter,
@@ -48,11 +49,13 @@ class RuleCheckForm(JudgmentForm):
         verdict = first(fields, "verdict")
         if not verdict:
             raise InvalidInput(
-                "say whether the rule is broken (b), kept (k), or that you are not sure (u)", param="verdict"
+                gettext("say whether the rule is broken (b), kept (k), or that you are not sure (u)"), param="verdict"
             )
         confidence = first(fields, "confidence")
         if confidence and confidence not in CONFIDENCE:
-            raise InvalidInput(f"confidence is {confidence!r}; it is 1, 2 or 3", param="confidence")
+            raise InvalidInput(
+                gettext("confidence is %(confidence)r; it is 1, 2 or 3", confidence=confidence), param="confidence"
+            )
         return validated(
             cls,
             {

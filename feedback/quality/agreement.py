@@ -19,9 +19,10 @@ import numpy as np
 import numpy.typing as npt
 from sqlalchemy.orm import Session
 
+from core.language import N_
 from feedback.kinds.rating import ASPECTS
 from feedback.quality.acts import Act, Window, load_acts
-from feedback.quality.estimate import N_, Estimate, missing
+from feedback.quality.estimate import Estimate, missing
 
 Level = Literal["nominal", "ordinal"]
 Floats = npt.NDArray[np.float64]

@@ -14,11 +14,12 @@ from sqlalchemy import case, exists, func, select
 from sqlalchemy.orm import Session
 
 from access.models import Person
+from core.language import N_
 from core.settings import QualitySettings
 from feedback.models import Assignment, Completion, GoldResult, Judgment, Task, TaskItem
 from feedback.quality.acts import Window, counts
 from feedback.quality.consensus import Consensus
-from feedback.quality.estimate import N_, Estimate, missing, share
+from feedback.quality.estimate import Estimate, missing, share
 
 MOST_PEOPLE = 300
 

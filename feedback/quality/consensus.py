@@ -20,9 +20,10 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from core.language import N_
 from feedback.models import TaskItem
 from feedback.quality.acts import Act, Window, load_acts
-from feedback.quality.estimate import N_, Estimate, Reason, missing
+from feedback.quality.estimate import Estimate, Reason, missing
 
 LEAST_TASKS = 20
 LEAST_ACTS = 10

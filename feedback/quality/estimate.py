@@ -6,11 +6,6 @@ from typing import Any
 from core.intervals import wilson
 
 
-def N_(text: str) -> str:
-    """Mark a text for the catalogues; whoever shows it translates it."""
-    return text
-
-
 @dataclass(frozen=True)
 class Reason:
     """Why a figure is undefined: a sentence that goes on after "undefined, because", and the numbers in it."""

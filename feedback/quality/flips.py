@@ -25,9 +25,10 @@ from sqlalchemy import case, func, select
 from sqlalchemy.orm import Session, aliased
 
 from core.intervals import wilson
+from core.language import N_
 from feedback.models import Gold, Judgment, Task
 from feedback.quality.acts import APART, Window, counts
-from feedback.quality.estimate import N_, Estimate, Reason, missing, share
+from feedback.quality.estimate import Estimate, Reason, missing, share
 
 LEAST = 30
 NEWEST = 20_000

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from sqlalchemy import case, func, select
 from sqlalchemy.orm import Session, aliased
 
+from core.language import N_
 from feedback.models import Completion, Judgment, Rule, RuleJudgment, RuleVersion, Task
 from feedback.quality.acts import Window, counts
-from feedback.quality.estimate import N_, Estimate, share
+from feedback.quality.estimate import Estimate, share
 
 NOTHING = N_("no completion that a policy version wrote was judged on a rule")
 

@@ -8,7 +8,7 @@ changes while it is typed, and take quotes out of a selection.
 from typing import Any
 
 from flask import Blueprint, flash, redirect, render_template, request, url_for
-from flask_babel import format_decimal, format_percent, gettext
+from flask_babel import format_decimal, format_percent
 from flask_login import current_user
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
@@ -16,6 +16,7 @@ from werkzeug.wrappers import Response
 
 from access.views import current_person, require_role
 from core.errors import Conflict, InvalidInput
+from core.language import gettext
 from core.messages import plain_text
 from core.web import runtime
 from feedback.models import RuleVersion
@@ -212,7 +213,9 @@ def ask_switch(slug: str, act: str) -> str:
 def switch(slug: str, act: str) -> Response:
     base = request.form.get("base", "")
     if not (base.isdecimal() and len(base) < 10):
-        raise InvalidInput(f"base is {base!r}; it is the number of the version that was shown", param="base")
+        raise InvalidInput(
+            gettext("base is %(base)r; it is the number of the version that was shown", base=base), param="base"
+        )
     do = rules.retire_rule if act == "retire" else rules.restore_rule
     try:
         change = _change(request.form.get("note", ""))
@@ -322,7 +325,13 @@ def _choice(name: str, choices: tuple[str, ...]) -> str:
     value = request.args.get(name, choices[0])
     if value not in choices:
         raise InvalidInput(
-            f"there is no {name} {value!r}; it is one of {', '.join(c for c in choices if c)}", param=name
+            gettext(
+                "there is no %(name)s %(value)r; it is one of %(choices)s",
+                name=name,
+                value=value,
+                choices=", ".join(c for c in choices if c),
+            ),
+            param=name,
         )
     return value
 
@@ -331,5 +340,5 @@ def _number(name: str) -> int | None:
     """A version's number in the address."""
     value = request.args.get(name, "")
     if value and not (value.isdecimal() and len(value) < 10):
-        raise InvalidInput(f"{name}={value!r} is no number of a version", param=name)
+        raise InvalidInput(gettext("%(name)s=%(value)r is no number of a version", name=name, value=value), param=name)
     return int(value) if value else None

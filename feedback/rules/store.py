@@ -20,6 +20,7 @@ from sqlalchemy.orm import Session, contains_eager, defer, joinedload
 
 from access.audit import record
 from core.errors import Conflict, InvalidInput, NotFound
+from core.language import gettext
 from feedback.models import Rule, RuleVersion
 from feedback.rules.words import Change, RuleWords, diff, words_of
 
@@ -141,7 +142,7 @@ def find_rule(session: Session, slug: str) -> RuleVersion:
     """
     version = session.scalar(_versions(slug).limit(1))
     if version is None:
-        raise NotFound(f"there is no rule {slug!r}")
+        raise NotFound(gettext("there is no rule %(slug)r", slug=slug))
     return version
 
 
@@ -153,7 +154,7 @@ def find_version(session: Session, slug: str, number: int) -> RuleVersion:
     """
     version = session.scalar(_versions(slug).where(RuleVersion.version == number))
     if version is None:
-        raise NotFound(f"there is no version {number} of a rule {slug!r}")
+        raise NotFound(gettext("there is no version %(number)s of a rule %(slug)r", number=number, slug=slug))
     return version
 
 
@@ -208,12 +209,19 @@ def create_rule(session: Session, words: RuleWords, change: Change) -> RuleVersi
         Conflict: a rule has that slug, or there are `MAX_RULES` already.
     """
     if session.scalar(select(func.count()).select_from(Rule)) >= MAX_RULES:  # type: ignore[operator]  # a count is a number
-        raise Conflict(f"there are {MAX_RULES} rules already, which is the most; rewrite and restore a retired one")
+        raise Conflict(
+            gettext(
+                "there are %(most)s rules already, which is the most; rewrite and restore a retired one", most=MAX_RULES
+            )
+        )
     slug = slug_of(words.title)
     insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
     rule_id = session.scalar(insert(Rule).values(slug=slug).on_conflict_do_nothing().returning(Rule.id))
     if rule_id is None:
-        raise Conflict(f"there is a rule {slug!r} already; edit that one, or choose another title", param="title")
+        raise Conflict(
+            gettext("there is a rule %(slug)r already; edit that one, or choose another title", slug=slug),
+            param="title",
+        )
     version = _add(session, session.get_one(Rule, rule_id), 1, words, change)
     session.flush()
     after = {"version": 1, "active": True, **words.model_dump(mode="json")}
@@ -234,7 +242,7 @@ def edit_rule(session: Session, slug: str, words: RuleWords, *, base: int, chang
     """
     newest = _locked(session, slug, base)
     if words == words_of(newest):
-        raise InvalidInput("no word was changed, so there is nothing to save", code="nothing_changed")
+        raise InvalidInput(gettext("no word was changed, so there is nothing to save"), code="nothing_changed")
     return _follow(session, newest, words, newest.active, change, "rule.edit")
 
 
@@ -270,7 +278,11 @@ def slug_of(title: str) -> str:
 def _switch(session: Session, slug: str, base: int, change: Change, *, active: bool) -> RuleVersion:
     newest = _locked(session, slug, base)
     if newest.active is active:
-        raise Conflict(f"this rule is {'active' if active else 'retired'} already; nothing was changed")
+        raise Conflict(
+            gettext("this rule is active already; nothing was changed")
+            if active
+            else gettext("this rule is retired already; nothing was changed")
+        )
     return _follow(session, newest, words_of(newest), active, change, "rule.restore" if active else "rule.retire")
 
 
@@ -279,7 +291,14 @@ def _locked(session: Session, slug: str, base: int) -> RuleVersion:
     session.scalar(select(Rule.id).where(Rule.slug == slug).with_for_update())
     newest = find_rule(session, slug)
     if newest.version < base:
-        raise InvalidInput(f"there is no version {base} of this rule; its newest is {newest.version}", param="base")
+        raise InvalidInput(
+            gettext(
+                "there is no version %(base)s of this rule; its newest is %(version)s",
+                base=base,
+                version=newest.version,
+            ),
+            param="base",
+        )
     if newest.version != base:
         raise EditConflict(find_version(session, slug, base), newest)
     return newest
@@ -289,7 +308,7 @@ def _follow(
     session: Session, newest: RuleVersion, words: RuleWords, active: bool, change: Change, action: str
 ) -> RuleVersion:
     if not change.note:
-        raise InvalidInput("say in a few words what is changed, and why", param="note")
+        raise InvalidInput(gettext("say in a few words what is changed, and why"), param="note")
     version = _add(session, newest.rule, newest.version + 1, words, change, active)
     session.flush()
     changes = diff(newest, version)

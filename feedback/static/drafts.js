@@ -66,7 +66,7 @@ export class Drafts {
       const answer = await request(this.form.dataset.draft, "PUT", fields);
       const body = await answer.json();
       this.status.textContent = answer.ok
-        ? this.words.saved.replace("{time}", new Date(body.saved_at).toLocaleTimeString())
+        ? this.words.saved.replace("{time}", new Date(body.saved_at).toLocaleTimeString(document.documentElement.lang))
         : this.words.not_saved.replace("{why}", body.detail ?? answer.status);
     } catch {
       this.status.textContent = this.words.not_saved.replace("{why}", this.words.offline);
@@ -78,7 +78,7 @@ export class Drafts {
     this.active = false;
     try {
       const answer = await request(this.form.dataset.renew, "POST", {});
-      if (!answer.ok) this.status.textContent = (await answer.json()).detail ?? "the task could not be held";
+      if (!answer.ok) this.status.textContent = (await answer.json()).detail ?? this.words.not_held;
     } catch {
       // the next try, or the submit, will tell
     }

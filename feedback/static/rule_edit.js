@@ -96,7 +96,7 @@ if (resent) {
   const notice = document.getElementById("draft");
   const time = notice.querySelector("time");
   time.dateTime = new Date(draft.at).toISOString();
-  time.textContent = new Date(draft.at).toLocaleString();
+  time.textContent = new Date(draft.at).toLocaleString(document.documentElement.lang);
   notice.hidden = false;
   notice.querySelector(".bring-back").addEventListener("click", () => {
     bringBack(draft.entries);

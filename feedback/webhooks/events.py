@@ -14,13 +14,14 @@ from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 from core.db import utcnow
+from core.language import N_
 from feedback.models import Judgment, Task, Webhook, WebhookDelivery
 
 EVENTS = {
-    "judgment.created": "somebody judged, or changed their judgment",
-    "task.done": "a task has all the judgments that it wants",
-    "cycle.finished": "a round of the loop ended, whatever its end",
-    "policy.promoted": "another policy version became active, by promotion or rollback",
+    "judgment.created": N_("somebody judged, or changed their judgment"),
+    "task.done": N_("a task has all the judgments that it wants"),
+    "cycle.finished": N_("a round of the loop ended, whatever its end"),
+    "policy.promoted": N_("another policy version became active, by promotion or rollback"),
 }
 PING = "ping"
 NOTICED_S = 5.0

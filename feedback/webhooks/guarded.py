@@ -17,6 +17,7 @@ import httpcore
 import httpx
 
 from core.errors import InvalidInput
+from core.language import gettext
 
 MAX_URL = 500
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
@@ -39,15 +40,17 @@ def checked_url(url: str, *, allow_private: bool) -> str:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
     except ValueError as error:
-        raise InvalidInput(f"this is no URL: {error}", param="url") from error
+        raise InvalidInput(gettext("this is no URL: %(error)s", error=error), param="url") from error
     if len(url) > MAX_URL or not url.isascii() or not url.isprintable() or " " in url:
-        raise InvalidInput(f"a URL has at most {MAX_URL} plain characters", param="url")
+        raise InvalidInput(gettext("a URL has at most %(most)s plain characters", most=MAX_URL), param="url")
     if parts.scheme not in (("https", "http") if allow_private else ("https",)) or not host:
-        raise InvalidInput("give a URL that begins with https:// and names a host", param="url")
+        raise InvalidInput(gettext("give a URL that begins with https:// and names a host"), param="url")
     if parts.username is not None or parts.password is not None or parts.fragment:
-        raise InvalidInput("the URL must hold no name, password or #; the signature says who sends", param="url")
+        raise InvalidInput(
+            gettext("the URL must hold no name, password or #; the signature says who sends"), param="url"
+        )
     if (literal := _literal(host)) is not None and not allow_private and not is_public(literal):
-        raise InvalidInput(f"{host} is a private address; webhooks go to public ones", param="url")
+        raise InvalidInput(gettext("%(host)s is a private address; webhooks go to public ones", host=host), param="url")
     return url
 
 

@@ -9,6 +9,7 @@ from access.audit import record
 from access.models import Person
 from core.db import utcnow
 from core.errors import Conflict, InvalidInput, NotFound
+from core.language import gettext
 from feedback.models import Webhook, WebhookDelivery
 from feedback.webhooks.events import EVENTS, PING, delivery, forget_who_listens
 from feedback.webhooks.guarded import checked_url
@@ -27,9 +28,9 @@ def add(session: Session, person: Person, url: str, events: Iterable[str], *, al
     """
     url, wanted = checked_url(url, allow_private=allow_private), sorted(set(events))
     if not wanted or set(wanted) - set(EVENTS):
-        raise InvalidInput(f"choose one or more of {', '.join(EVENTS)}", param="events")
+        raise InvalidInput(gettext("choose one or more of %(choices)s", choices=", ".join(EVENTS)), param="events")
     if len(list_webhooks(session)) >= MAX_WEBHOOKS:
-        raise Conflict(f"there are {MAX_WEBHOOKS} webhooks; remove one first")
+        raise Conflict(gettext("there are %(most)s webhooks; remove one first", most=MAX_WEBHOOKS))
     webhook = Webhook(url=url, secret=new_secret(), events=wanted, created_by_id=person.id)
     session.add(webhook)
     session.flush()
@@ -51,7 +52,7 @@ def find(session: Session, webhook_id: int) -> Webhook:
     """
     webhook = session.get(Webhook, webhook_id)
     if webhook is None or webhook.removed_at is not None:
-        raise NotFound(f"there is no webhook {webhook_id}")
+        raise NotFound(gettext("there is no webhook %(webhook_id)s", webhook_id=webhook_id))
     return webhook
 
 
@@ -81,7 +82,7 @@ def test(session: Session, webhook: Webhook, actor: str) -> WebhookDelivery:
         Conflict: the webhook is off.
     """
     if not webhook.active:
-        raise Conflict("this webhook is off; turn it on first")
+        raise Conflict(gettext("this webhook is off; turn it on first"))
     row = delivery(webhook, PING, {"webhook_id": webhook.id, "asked_by": actor})
     session.add(row)
     session.flush()
@@ -98,9 +99,9 @@ def send_again(session: Session, webhook: Webhook, delivery_id: int, actor: str)
     """
     row = session.get(WebhookDelivery, delivery_id)
     if row is None or row.webhook_id != webhook.id:
-        raise NotFound(f"there is no delivery {delivery_id}")
+        raise NotFound(gettext("there is no delivery %(delivery_id)s", delivery_id=delivery_id))
     if row.state != "given_up" or not webhook.active:
-        raise Conflict("only a delivery that was given up is sent again, and only while the webhook is on")
+        raise Conflict(gettext("only a delivery that was given up is sent again, and only while the webhook is on"))
     row.state, row.attempts, row.next_at, row.ended_at = "waiting", 0, utcnow(), None
     record(session, actor, "webhook.again", _subject(webhook), after={"delivery": delivery_id})
     return row

@@ -1,13 +1,13 @@
 """The pages of webhooks, for leads: which there are and how they do; adding, testing, switching, removing."""
 
 from flask import Blueprint, flash, redirect, render_template, request, url_for
-from flask_babel import gettext as _
 from werkzeug.wrappers import Response
 
 from access.models import Person
 from access.views import current_person, require_role
 from core.db import MAX_ID
 from core.errors import InvalidInput
+from core.language import gettext as _
 from core.web import runtime
 from feedback.webhooks import subscriptions
 from feedback.webhooks.events import EVENTS
@@ -92,7 +92,10 @@ def _index(url: str, events: list[str]) -> str:
     with runtime().db.read() as session:
         hooks = subscriptions.list_webhooks(session)
         counts = subscriptions.counts(session, [hook.id for hook in hooks])
-    return render_template("feedback/webhooks.html", hooks=hooks, counts=counts, url=url, chosen=events, events=EVENTS)
+    meanings = {name: _(meaning) for name, meaning in EVENTS.items()}
+    return render_template(
+        "feedback/webhooks.html", hooks=hooks, counts=counts, url=url, chosen=events, events=meanings
+    )
 
 
 def _to(webhook_id: int) -> Response:

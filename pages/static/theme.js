@@ -16,7 +16,7 @@
     document.documentElement.dataset.theme = theme;
     const button = document.getElementById("theme-switch");
     if (button) {
-      button.textContent = `Theme: ${theme}`;
+      button.textContent = button.dataset[theme];
       button.hidden = false;
     }
   }

@@ -1,7 +1,8 @@
-// Instants are sent in UTC; here they become local, with the zone on hover. Without this script UTC is shown.
+// Instants are sent in UTC; here they become local, in the language of the page, with the zone on hover. Without this script UTC is shown.
 
-const SHOWN = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
-const WHOLE = new Intl.DateTimeFormat(undefined, { dateStyle: "full", timeStyle: "long" });
+const { lang } = document.documentElement;
+const SHOWN = new Intl.DateTimeFormat(lang, { dateStyle: "medium", timeStyle: "short" });
+const WHOLE = new Intl.DateTimeFormat(lang, { dateStyle: "full", timeStyle: "long" });
 
 export function localise(root) {
   for (const element of root.querySelectorAll("time[datetime]")) {

@@ -11,6 +11,7 @@ const page = {
   stop: document.getElementById("stop"),
 };
 const showsVersion = page.turns.dataset.showsVersion === "yes";
+const texts = JSON.parse(page.turns.dataset.words);
 
 let conversation = []; // {role, content, element}
 let running = null; // AbortController of the reply that is being written
@@ -27,8 +28,8 @@ function post(url, body, signal) {
 
 async function messageOf(response) {
   const body = await response.json().catch(() => ({}));
-  if (response.status === 401) return "You are no longer signed in. Reload the page.";
-  return body.error?.message ?? `The server answered ${response.status}.`;
+  if (response.status === 401) return texts.signed_out;
+  return body.error?.message ?? texts.status.replace("{status}", response.status);
 }
 
 function show(trouble) {
@@ -41,7 +42,7 @@ function show(trouble) {
 function addTurn(role, content) {
   const element = document.getElementById("turn-template").content.firstElementChild.cloneNode(true);
   element.classList.add(`chat-turn-${role}`);
-  element.querySelector(".chat-who").textContent = role === "user" ? "You" : "Dunnock";
+  element.querySelector(".chat-who").textContent = texts[role];
   const turn = { role, content, element, text: element.querySelector(".user-text") };
   turn.text.textContent = content;
   page.greeting.hidden = true;
@@ -116,7 +117,7 @@ async function reply() {
     await read(response, turn);
     page.said.textContent = turn.content;
   } catch (error) {
-    if (error.name !== "AbortError") show(`No reply: ${error.message}`);
+    if (error.name !== "AbortError") show(texts.no_reply.replace("{why}", () => error.message));
   }
   turn.element.classList.remove("busy");
   if (controller === running) setRunning(null);
@@ -157,10 +158,10 @@ async function sendFeedback(turn, body) {
     const idempotency_key = crypto.randomUUID?.() ?? `${Date.now()}-${Math.random()}`;
     const response = await post("/v1/feedback", { completion_id: turn.id, idempotency_key, ...body });
     if (!response.ok) throw new Error(await messageOf(response));
-    note.textContent = "Thank you, it is noted.";
+    note.textContent = texts.noted;
     return true;
   } catch (error) {
-    note.textContent = `Not saved: ${error.message}`;
+    note.textContent = texts.not_saved.replace("{why}", () => error.message);
     return false;
   }
 }

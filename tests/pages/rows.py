@@ -5,10 +5,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from feedback.annotators import annotator_of, pause, set_standing
-from feedback.leases import claim_task, flag
-from feedback.rule_words import Change, Example, RuleWords
-from feedback.shown import load_shown
 from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
 
@@ -18,12 +14,16 @@ from access.keys import create_key
 from access.models import ApiKey, AuditLog, Invitation, OidcIdentity, Person, SessionRecord
 from core.db import Base, utcnow
 from core.settings import Settings
+from feedback.assignment.annotators import annotator_of, pause, set_standing
+from feedback.assignment.leases import claim_task, flag
+from feedback.assignment.shown import load_shown
 from feedback.drafts import save_draft
 from feedback.judgments import submit_judgment
 from feedback.kinds import form_of
 from feedback.models import Assignment, ImportedPair, Prompt, RuleVersion, Task
 from feedback.prompts import add_completion, add_prompt
-from feedback.rules import MAX_RULES, create_rule, edit_rule, find_rule, list_rules, retire_rule
+from feedback.rules.store import MAX_RULES, create_rule, edit_rule, find_rule, list_rules, retire_rule
+from feedback.rules.words import Change, Example, RuleWords
 from feedback.tasks import create_gold, create_task
 from finetune.models import Cycle, StageRun
 from policy.models import PolicyVersion, Promotion

@@ -1,0 +1,175 @@
+"""What a stage brought about, in sentences. In: its `result`, of which an older cycle may lack a key. Out: texts."""
+
+from collections.abc import Callable
+from typing import Any
+
+from console import words
+from core.language import N_, gettext, ngettext, retold
+from core.language import lazy_gettext as _l
+
+COUNT_WORDS = {
+    "from_choice": _l("pairwise choices"),
+    "from_correction": _l("corrections"),
+    "from_rating": _l("ratings"),
+    "from_rule": _l("rule verdicts"),
+    "from_import": _l("imported pairs"),
+    "left_out_tie": _l("ties"),
+    "left_out_simulated": _l("simulated"),
+    "left_out_surplus": _l("surplus judgments"),
+    "left_out_equal_texts": _l("with equal texts"),
+    "left_out_double": _l("doubles"),
+    "left_out_frozen_suite": _l("too close to a frozen suite"),
+}
+SMOOTHING = (
+    N_("the setting says so"),
+    N_("the flip rate is undefined: %(why)s"),
+    N_("%(n)s of %(total)s pairs are simulated or imported, and the flip rate is that of people's judgments here"),
+    N_("flip rate of people's judgments, from %(source)s, held to %(most)s"),
+    N_("flip rate of people's judgments, from %(source)s"),
+)
+"""Why a label smoothing was taken, as `finetune.smoothing` records it."""
+
+
+def stage_facts(name: str, result: dict[str, Any]) -> list[str]:
+    """A stage's result in sentences; none where it has no result."""
+    return FACTS[name](result) if result and name in FACTS else []
+
+
+def made_from(manifest: dict[str, Any]) -> str:
+    """What a snapshot holds and what it rests on: "310 pairs of 394 judgments, 394 simulated"."""
+    n, imported = len(manifest.get("judgment_ids") or []), (manifest.get("counts") or {}).get("from_import")
+    told = gettext("%(pairs)s of %(judgments)s", pairs=_pairs(manifest.get("n_train")), judgments=_judgments(n))
+    if imported:
+        more = ngettext("%(n)s imported pair", "%(n)s imported pairs", imported, n=words.number(imported))
+        told = gettext("%(these)s and %(those)s", these=told, those=more)
+    if simulated := manifest.get("n_simulated"):
+        told += gettext(", %(n)s simulated", n=words.number(simulated))
+    return told
+
+
+def _collect_facts(r: dict[str, Any]) -> list[str]:
+    n = r.get("completions")
+    told = {"n": words.number(n), "version": r.get("policy_version")}
+    return [ngettext("%(n)s completion by %(version)s.", "%(n)s completions by %(version)s.", _int(n), **told)]
+
+
+def _rate_facts(r: dict[str, Any]) -> list[str]:
+    n = r.get("judgments")
+    return [
+        ngettext(
+            "%(n)s simulated judgment by a script, none by people.",
+            "%(n)s simulated judgments by a script, none by people.",
+            _int(n),
+            n=words.number(n),
+        )
+    ]
+
+
+def _snapshot_facts(r: dict[str, Any]) -> list[str]:
+    counts = r.get("counts") or {}
+    n_simulated = r.get("n_simulated") or 0
+    heldout = words.number(r.get("n_heldout"))
+    facts = [gettext("%(pairs)s to train on, %(n)s held out.", pairs=_pairs(r.get("n_train")), n=heldout)]
+    facts.append(
+        gettext("%(n)s of them rest on simulated judgments, not on people’s.", n=words.number(n_simulated))
+        if n_simulated
+        else gettext("None of them rests on simulated judgments.")
+    )
+    used = [f"{words.number(n)} {_count_word(k)}" for k, n in counts.items() if k.startswith("from_") and n]
+    left = [f"{words.number(n)} {_count_word(k)}" for k, n in counts.items() if k.startswith("left_out_") and n]
+    facts += [gettext("Made from %(these)s.", these=", ".join(used))] if used else []
+    facts.append(gettext("Left out: %(these)s.", these=", ".join(left)) if left else gettext("Nothing was left out."))
+    if n := counts.get("redactions"):
+        told = words.number(n)
+        facts.append(ngettext("%(n)s personal detail blacked out.", "%(n)s personal details blacked out.", n, n=told))
+    return facts
+
+
+def _reward_facts(r: dict[str, Any]) -> list[str]:
+    facts = [
+        gettext(
+            "Ranks %(share)s of held-out pairs as they were judged (95 %% interval %(interval)s, n %(n)s);"
+            " going by length alone: %(length)s.",
+            share=words.percent(r.get("accuracy")),
+            interval=words.percent_interval(r.get("low"), r.get("high")),
+            n=words.number(r.get("n")),
+            length=words.percent(r.get("length_only")),
+        )
+    ]
+    if "clears_bar" in r:
+        facts.append(
+            gettext("Its lower bound beats length alone.")
+            if r["clears_bar"]
+            else gettext("Its lower bound does not beat length alone, so it may have learned little else.")
+        )
+    return [*facts, _trained(r.get("n_train"), r)]
+
+
+def _update_facts(r: dict[str, Any]) -> list[str]:
+    loss, parameters = words.number(r.get("loss")), words.number(r.get("trainable_parameters"))
+    facts = [
+        _trained(r.get("n_pairs"), r),
+        gettext("Mean loss over the run %(loss)s nats; %(n)s trained parameters.", loss=loss, n=parameters),
+    ]
+    if smoothing := r.get("label_smoothing"):
+        why = retold(str(smoothing["why"]), SMOOTHING)
+        facts.append(gettext("Label smoothing %(value)s: %(why)s.", value=words.number(smoothing["value"]), why=why))
+    if version := r.get("policy_version"):
+        facts.append(gettext("Made the candidate %(version)s.", version=version))
+    return facts
+
+
+def _trained(n_pairs: Any, r: dict[str, Any]) -> str:
+    n = r.get("steps")
+    steps = ngettext("%(n)s step", "%(n)s steps", _int(n), n=words.number(n))
+    if dropped := r.get("dropped_long"):
+        return gettext(
+            "Trained on %(pairs)s, %(n)s dropped as too long; %(steps)s.",
+            pairs=_pairs(n_pairs),
+            n=words.number(dropped),
+            steps=steps,
+        )
+    return gettext("Trained on %(pairs)s, none dropped as too long; %(steps)s.", pairs=_pairs(n_pairs), steps=steps)
+
+
+def _gate_facts(r: dict[str, Any]) -> list[str]:
+    version = r.get("policy_version", gettext("The candidate"))
+    if r.get("passed"):
+        return [gettext("%(version)s passed every check.", version=version)]
+    failed = ", ".join(words.check_name(name) for name in r.get("failed") or [])
+    return [gettext("%(version)s failed: %(these)s.", version=version, these=failed or gettext("no check is named"))]
+
+
+def _promote_facts(r: dict[str, Any]) -> list[str]:
+    version = r.get("policy_version", gettext("The candidate"))
+    if r.get("promoted"):
+        return [gettext("%(version)s went live.", version=version)]
+    return [gettext("%(version)s was refused; the incumbent stays.", version=version)]
+
+
+FACTS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
+    "collect": _collect_facts,
+    "rate": _rate_facts,
+    "snapshot": _snapshot_facts,
+    "reward": _reward_facts,
+    "update": _update_facts,
+    "gate": _gate_facts,
+    "promote": _promote_facts,
+}
+
+
+def _pairs(n: Any) -> str:
+    return ngettext("%(n)s pair", "%(n)s pairs", _int(n), n=words.number(n))
+
+
+def _judgments(n: int) -> str:
+    return ngettext("%(n)s judgment", "%(n)s judgments", n, n=words.number(n))
+
+
+def _int(n: Any) -> int:
+    """The number that decides between singular and plural; of what is missing, the plural."""
+    return n if isinstance(n, int) else 0
+
+
+def _count_word(key: str) -> str:
+    return str(COUNT_WORDS[key]) if key in COUNT_WORDS else key.split("_", 1)[-1].replace("_", " ")
