@@ -38,6 +38,7 @@ PAGES: dict[str, list[Place]] = {
     "access.sign_in_form": [Place("/sign-in", NOBODY, empty=True)],
     "account.all_keys": [Place("/keys", empty=True)],
     "account.show": [Place("/account", empty=True)],
+    "api_docs.docs": [Place("/api/docs", NOBODY, empty=True)],
     "audit.index": [Place("/audit", empty=True), Place("/audit?actor=nobody")],
     "console.ask_promote": [Place("/policies/{candidate}/promote")],
     "console.ask_rollback": [Place("/rollback")],
@@ -68,6 +69,12 @@ PAGES: dict[str, list[Place]] = {
     "people.list_invitations": [Place("/invitations", empty=True)],
     "people.open_invitation": [Place("/invitation/{invitation}", NOBODY), Place("/invitation/{reset}", NOBODY)],
     "people.show": [Place("/people/{person}"), Place("/people/1")],
+    "quality.annotators": [Place("/quality/annotators", empty=True)],
+    "quality.ask_standing": [Place("/quality/annotators/{person}/pause"), Place("/quality/annotators/{person}/resume")],
+    "quality.flags": [Place("/quality/flags", empty=True)],
+    "quality.gold": [Place("/quality/gold", empty=True)],
+    "quality.overview": [Place("/quality", empty=True)],
+    "quality.settled": [Place("/quality/consensus", empty=True)],
     "rules.ask_switch": [Place("/rules/{rule}/retire"), Place("/rules/{retired}/restore")],
     "rules.edit_form": [Place("/rules/{rule}/edit")],
     "rules.list_rules": [Place("/rules", empty=True), Place("/rules?state=all"), Place("/rules?q=nothing+like+it")],
@@ -76,6 +83,8 @@ PAGES: dict[str, list[Place]] = {
     "rules.show_version": [Place("/rules/{rule}/versions/1")],
     "rules.try_form": [Place("/rules/{rule}/try")],
     "serving.chat": [Place("/chat", needs_script=True, empty=True)],
+    "webhooks.index": [Place("/webhooks", empty=True)],
+    "webhooks.show": [Place("/webhooks/{webhook}")],
 }
 
 AFTER_FORMS = [
@@ -104,6 +113,16 @@ class Download:
 
 OTHERS: dict[str, Download] = {
     "api.models": Download("/v1/models", "application/json"),
+    "api_docs.openapi": Download("/api/v1/openapi.json", "application/json"),
+    "api_judgments.export": Download("/api/v1/export/preference", "application/x-ndjson"),
+    "api_judgments.export_judgments": Download("/api/v1/judgments/export", "application/x-ndjson"),
+    "api_judgments.list_judgments": Download("/api/v1/judgments", "application/json"),
+    "api_judgments.list_of_task": Download("/api/v1/tasks/1/judgments", "application/json"),
+    "api_rules.list_people": Download("/api/v1/people", "application/json"),
+    "api_rules.list_rules": Download("/api/v1/rules", "application/json"),
+    "api_rules.show_rule": Download("/api/v1/rules/{rule}", "application/json"),
+    "api_tasks.list_tasks": Download("/api/v1/tasks", "application/json"),
+    "api_tasks.show": Download("/api/v1/tasks/1", "application/json"),
     "audit.as_csv": Download("/audit.csv", "text/csv"),
     "audit.as_json": Download("/audit.json", "application/json"),
     "console.cycle_json": Download("/cycles/{running}.json", "application/json"),
@@ -114,6 +133,8 @@ OTHERS: dict[str, Download] = {
     "health.healthz": Download("/healthz", "application/json"),
     "health.readyz": Download("/readyz", "application/json"),
     "people.static": Download("/static/access/access.css", "text/css"),
+    "quality.library": Download("/quality/library/uPlot.iife.min.js", "text/javascript"),
+    "quality.table": Download("/quality/tables/annotators.csv", "text/csv"),
     "serving.static": Download("/static/serving/chat.js", "text/javascript"),
     "static": Download("/static/style.css", "text/css"),
 }

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import quote
 
 from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
@@ -25,6 +26,8 @@ from feedback.prompts import add_completion, add_prompt
 from feedback.rules.store import MAX_RULES, create_rule, edit_rule, find_rule, list_rules, retire_rule
 from feedback.rules.words import Change, Example, RuleWords
 from feedback.tasks import create_gold, create_task
+from feedback.webhooks import subscriptions as webhooks
+from feedback.webhooks.events import delivery as hook_delivery
 from finetune.models import Cycle, StageRun
 from policy.models import PolicyVersion, Promotion
 from policy.versions import promote
@@ -273,7 +276,12 @@ def _access(session: Session, settings: Settings, texts: Texts, found: Filled, a
     session.add(
         OidcIdentity(person_id=admin.id, issuer=texts("identity.issuer", 250), subject=texts("identity.subject", 250))
     )
+    hook = webhooks.add(
+        session, admin, "https://example.org/" + quote(texts("webhook.url", 60)), ["task.done"], allow_private=False
+    )
+    session.add(hook_delivery(hook, "task.done", {"task_id": 1}))
     session.flush()
+    found.address["webhook"] = hook.id
 
 
 def _rounds(session: Session, settings: Settings, texts: Texts, found: Filled) -> None:
