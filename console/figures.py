@@ -158,7 +158,10 @@ def _csv_cell(cell: Any, part: str) -> Any:
         value = value[part or "value"]
     elif part not in ("", "value"):
         value = None
-    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    text = str(value)  # a text, also one that is told in the reader's language
+    return f"'{text}" if text.startswith(FORMULA) else text
 
 
 def _plain(cell: Any) -> Any:
@@ -169,5 +172,5 @@ def _plain(cell: Any) -> Any:
 
 def _line(values: list[Any]) -> str:
     buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerow(values)
+    csv.writer(buffer).writerow(values)  # its line ends, "\r\n", are what makes it quote both
     return buffer.getvalue()

@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import quote
 
 from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
@@ -209,7 +208,10 @@ class Work:
         number = str(self.rule.id)
         typed = {"note": [self.texts("note")], **CHOSEN.get(kind, {})}
         if kind == "probe":
-            turn = add_completion(self.session, self._prompt("turn"), self.texts("probe.reply"), "served").id
+            asked = {"person_id": self.people["probe"].id}
+            turn = add_completion(
+                self.session, self._prompt("turn"), self.texts("probe.reply"), "served", details=asked
+            ).id
             self.found.address["turn"] = turn
             typed |= {"turn": [turn], f"verdict-{turn}": ["broken"], f"span-{turn}": [self.texts("quote", 4_000)]}
         elif kind == "rule_check":
@@ -276,9 +278,7 @@ def _access(session: Session, settings: Settings, texts: Texts, found: Filled, a
     session.add(
         OidcIdentity(person_id=admin.id, issuer=texts("identity.issuer", 250), subject=texts("identity.subject", 250))
     )
-    hook = webhooks.add(
-        session, admin, "https://example.org/" + quote(texts("webhook.url", 60)), ["task.done"], allow_private=False
-    )
+    hook = webhooks.add(session, admin, "https://example.org/hook", ["task.done"], allow_private=False)
     session.add(hook_delivery(hook, "task.done", {"task_id": 1}))
     session.flush()
     found.address["webhook"] = hook.id

@@ -15,7 +15,7 @@ from tests.pages.texts import Texts
 pytestmark = pytest.mark.timeout(300)
 
 EVERY = [pytest.param(place, id=place.name()) for place in [*PLACES, *AFTER_FORMS, NOT_FOUND]]
-NOT_SHOWN = {"gold.explanation", "import.source", "task.source"}
+NOT_SHOWN = {"import.source", "task.source"}
 """Fields that no page shows; one that begins to is taken off this list."""
 
 MAY_DIFFER = ("color-contrast", "scrollable-region-focusable", "target-size", "button-name", "link-name", "label")

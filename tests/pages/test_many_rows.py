@@ -14,7 +14,7 @@ from tests.pages.rows import fill, fill_up
 from tests.pages.texts import Texts
 
 MANY = 1_000
-IMPORTED = 25_000
+IMPORTED = 20_000
 """Bytes left for modules that are loaded by others."""
 
 
