@@ -16,7 +16,7 @@ from core.db import Database
 from core.language import gettext
 from core.settings import Settings
 from feedback.models import KINDS, Judgment, Rule
-from feedback.rules import ensure_rules
+from feedback.rules.store import ensure_rules
 from tests.conftest import SignedIn
 from tests.console.rows import make_cycle, make_promoted, make_stages
 from tests.factories import PASSWORD, make_pairwise_task, make_person

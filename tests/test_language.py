@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from babel.messages.catalog import Catalog
 from babel.messages.pofile import read_po
-from feedback.annotators import STANDING_WHYS
 from flask import Flask
 from flask.testing import FlaskClient
 from jinja2 import Environment, nodes
@@ -20,6 +19,7 @@ from console.stage_facts import SMOOTHING
 from core.language import CATALOGUES, LANGUAGES, retold
 from core.settings import CareSettings, GateSettings, UpdateSettings
 from feedback import shown
+from feedback.assignment.annotators import STANDING_WHYS
 from finetune.gate import Evidence, run_gate
 from finetune.smoothing import label_smoothing
 
