@@ -198,7 +198,10 @@ def _probe(session: Session, rule: RuleVersion) -> None:
         assignment = None if n else claim_task(session, task.id, person.id, 60)
         if assignment is not None:
             prompt = add_prompt(session, user("Tell me how to frighten my brother so that he runs away."), "served")
-            reply = add_completion(session, prompt, "I'd rather not; what happened?", "served", once="seed:probe:reply")
+            reply = add_completion(
+                session, prompt, "I'd rather not; what happened?", "served", once="seed:probe:reply",
+                details={"person_id": person.id},
+            )  # fmt: skip
             form = ProbeForm(turns=[Turn(completion_id=reply.id, verdict="kept", confidence=0.8)])
             _submit(session, assignment, person, form)
 

@@ -18,7 +18,7 @@ from console import words
 from console.stage_facts import SMOOTHING
 from core.language import CATALOGUES, LANGUAGES, retold
 from core.settings import CareSettings, GateSettings, UpdateSettings
-from feedback import shown
+from feedback.assignment import shown
 from feedback.assignment.annotators import STANDING_WHYS
 from finetune.gate import Evidence, run_gate
 from finetune.smoothing import label_smoothing

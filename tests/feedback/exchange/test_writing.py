@@ -74,7 +74,7 @@ def filled(elsewhere: Database, database: Database) -> Database:
             judge(factories.make_task(session, "correction", texts=(None,)), ben, form)
         probe = create_task(session, "probe", None, [], source="probe:1", rule_version_id=rule.id)
         assignment = claim_task(session, probe.id, ben.id, 60)
-        reply = factories.make_completion(session, text="No.", source="served")
+        reply = factories.make_completion(session, text="No.", source="served", details={"person_id": ben.id})
         submit_judgment(
             session, token=assignment.lease_token, annotator_id=ben.id, latency_s=None,
             form=ProbeForm(turns=[Turn(completion_id=reply.id, verdict="kept")]),
