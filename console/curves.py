@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from console.words import finite
+from console.words import finite, local
+from core.language import gettext
 
 WIDTH, HEIGHT = 420, 190
 LEFT, RIGHT, TOP, BOTTOM = 46, 8, 10, 40
@@ -40,7 +41,7 @@ class Curve:
     width, height, left, right, top, bottom = WIDTH, HEIGHT, LEFT, WIDTH - RIGHT, TOP, HEIGHT - BOTTOM
 
 
-def loss_curve(log: Any, title: str, *, unit: str = "nats", guide: tuple[float, str] | None = None) -> Curve | None:
+def loss_curve(log: Any, title: str, *, unit: str = "", guide: tuple[float, str] | None = None) -> Curve | None:
     """The curve of a trainer's log; None with fewer than two finite points.
 
     Args:
@@ -65,12 +66,12 @@ def loss_curve(log: Any, title: str, *, unit: str = "nats", guide: tuple[float, 
     steps = [step for step, _ in figures]
     return Curve(
         title=title,
-        unit=unit,
+        unit=unit or gettext("nats"),
         line=" ".join(f"{x(s)},{y(v)}" for s, v in figures),
         mean_line=" ".join(f"{x(s)},{y(v)}" for s, v in zip(steps, means, strict=False)),
         mean_over=over,
         x_ticks=[Tick(x(s), str(s)) for s in sorted({first, (first + last) // 2, last})],
-        y_ticks=[Tick(y(v), f"{v:.{_decimals(y_values)}f}") for v in y_values],
+        y_ticks=[Tick(y(v), local(f"{v:.{_decimals(y_values)}f}")) for v in y_values],
         guide=Tick(y(guide[0]), guide[1]) if guide else None,
         figures=figures,
     )

@@ -82,6 +82,11 @@ def check_meaning(meaning: str) -> str:
     return retold(meaning, MEANINGS)
 
 
+def reference(name: str) -> str:
+    """What an update was compared with, as `finetune.dpo` records it."""
+    return retold(name, (N_("base, adapters off"),))
+
+
 def finite(value: Any) -> float | None:
     """The value as a finite number, or None: what a report holds may be missing or NaN."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
@@ -94,7 +99,7 @@ def number(value: Any, digits: int = 3) -> str:
     found = finite(value)
     if found is None:
         return NOTHING
-    return f"{value:,}".replace(",", "\u202f") if isinstance(value, int) else _local(f"{found:.{digits}f}")
+    return f"{value:,}".replace(",", "\u202f") if isinstance(value, int) else local(f"{found:.{digits}f}")
 
 
 def percent(value: Any, *, signed: bool = False) -> str:
@@ -102,13 +107,13 @@ def percent(value: Any, *, signed: bool = False) -> str:
     found = finite(value)
     if found is None:
         return NOTHING
-    return _local(f"{100 * found:{'+' if signed else ''}.1f}\u202f%")
+    return local(f"{100 * found:{'+' if signed else ''}.1f}\u202f%")
 
 
 def percent_interval(low: Any, high: Any) -> str:
     """Bounds of a share as "9.1–17.0 %", or nothing where one of them is missing."""
     low, high = finite(low), finite(high)
-    return "" if low is None or high is None else _local(f"{100 * low:.1f}–{100 * high:.1f}\u202f%")
+    return "" if low is None or high is None else local(f"{100 * low:.1f}–{100 * high:.1f}\u202f%")
 
 
 def duration(seconds: Any) -> str:
@@ -118,7 +123,7 @@ def duration(seconds: Any) -> str:
         return NOTHING
     whole = round(found)
     if whole < 60:
-        return _local(f"{found:.1f}\u202fs") if found < 10 else f"{whole}\u202fs"
+        return local(f"{found:.1f}\u202fs") if found < 10 else f"{whole}\u202fs"
     if whole < 3600:
         return f"{whole // 60}\u202fmin {whole % 60}\u202fs"
     return f"{whole // 3600}\u202fh {whole % 3600 // 60}\u202fmin"
@@ -169,5 +174,6 @@ def plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _local(figure: str) -> str:
+def local(figure: str) -> str:
+    """A written number with the point of the reader's language."""
     return figure.replace(".", decimal_point())

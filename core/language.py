@@ -1,7 +1,7 @@
 """In which language pages speak: what the visitor chose, else what their browser asks for, else English.
 
 Texts stand in templates as `_("…")` and in code as `gettext("…")`, where a table is made at import as `lazy_gettext("…")`.
-The catalogues are `pages/locale/*/messages.po`, read as they are when first needed; `make messages` brings them up to date
+The catalogues are `pages/locale/*/messages.po`, read as they are when an app is made; `make messages` brings them up to date
 with the texts. What has no translation is English, and so is everything outside of a request: what is logged or stored.
 """
 
@@ -51,6 +51,8 @@ def install(app: Flask) -> None:
     app.add_template_filter(strip_bidi)
     app.context_processor(lambda: {"language": language(), "languages": LANGUAGES})
     app.register_blueprint(blueprint)
+    for name in LANGUAGES:
+        _translations(name)  # now, so that no visitor waits for it
 
 
 def language() -> str:

@@ -252,6 +252,14 @@ def test_scripts_have_no_texts_of_their_own() -> None:
     assert {path.name: found for path in scripts if (found := bare_in_script(path.read_text(encoding="utf-8")))} == {}
 
 
+def test_style_sheets_have_no_texts_of_their_own() -> None:
+    sheets = sorted(ROOT.glob("*/static/**/*.css"))
+    assert len(sheets) > 5
+    assert [
+        path.name for path in sheets if re.search(r'content:\s*"[^"]*[A-Za-z]', path.read_text(encoding="utf-8"))
+    ] == []
+
+
 def test_what_is_flashed_is_translated() -> None:
     bare = []
     for path in [*ROOT.glob("access/**/*.py"), *ROOT.glob("console/*.py"), *ROOT.glob("feedback/**/*.py")]:
