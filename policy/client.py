@@ -26,6 +26,8 @@ from policy.models import PolicyVersion
 CONNECT_TIMEOUT_S = 5.0
 HEALTH_TIMEOUT_S = 5.0
 MAX_CONNECTIONS = 256
+# A kept connection can end just as a request takes it: the engine closes an idle one, or another thread finds it stale.
+LOST_CONNECTION = (httpx.ReadError, httpx.WriteError, httpx.CloseError, httpx.RemoteProtocolError)
 
 
 class ChatRequest(BaseModel):
@@ -80,7 +82,11 @@ class EngineClient:
         self._http = httpx.Client(
             headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
             timeout=httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S),
-            limits=httpx.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=MAX_CONNECTIONS),
+            limits=httpx.Limits(
+                max_connections=MAX_CONNECTIONS,
+                max_keepalive_connections=MAX_CONNECTIONS,
+                keepalive_expiry=None,  # a timer may close a connection that a thread has just been given
+            ),
             trust_env=False,  # an engine on loopback is never behind the machine's proxy
         )
 
@@ -115,9 +121,7 @@ class EngineClient:
         """Ask for a streamed completion. Errors as of `complete`, raised before the first event."""
         body = {**request.model_dump(mode="json"), "stream": True, "stream_options": {"include_usage": True}}
         try:
-            response = self._http.send(
-                self._http.build_request("POST", f"{self.base_url}/chat/completions", json=body), stream=True
-            )
+            response = self._send("POST", f"{self.base_url}/chat/completions", body, stream=True)
             if response.status_code != 200:
                 response.read()
                 response.close()
@@ -187,9 +191,17 @@ class EngineClient:
         except httpx.HTTPError:
             return False
 
+    def _send(self, method: str, url: str, body: dict[str, Any] | None, stream: bool = False) -> httpx.Response:
+        """Send a request, and once more when its connection was lost before an answer; no request harms by coming twice."""
+        request = self._http.build_request(method, url, json=body)
+        try:
+            return self._http.send(request, stream=stream)
+        except LOST_CONNECTION:
+            return self._http.send(request, stream=stream)
+
     def _call(self, method: str, url: str, body: dict[str, Any] | None = None) -> Any:
         try:
-            response = self._http.request(method, url, json=body)
+            response = self._send(method, url, body)
         except httpx.HTTPError as error:
             raise _unreachable(self.base_url, error) from error
         if response.status_code != 200:

@@ -1,5 +1,7 @@
+import socket
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -92,6 +94,43 @@ def test_an_engine_that_is_not_there(client: EngineClient) -> None:
     with pytest.raises(EngineError, match="cannot be reached"):
         nobody.stream(asking("Hi"))
     nobody.close()
+
+
+@contextmanager
+def dropping_server(answers: list[int]) -> Iterator[str]:
+    """Takes one connection after another; the n-th gets so many answers and is closed upon the request after."""
+    body = b'{"data": [{"id": "base"}]}'
+    answer = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+
+    def serve() -> None:
+        for count in answers:
+            connection, _ = listener.accept()
+            with connection:
+                for _ in range(count):
+                    connection.recv(65536)
+                    connection.sendall(answer)
+                connection.recv(65536)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+
+
+def test_a_request_whose_kept_connection_ends_is_sent_again() -> None:
+    with dropping_server([1, 1]) as url:
+        client = EngineClient(url, timeout_s=5)
+        assert client.models() == ["base"]
+        assert client.models() == ["base"]  # the first connection ends upon this; a second one answers
+        client.close()
+
+
+def test_a_request_that_is_dropped_twice_fails() -> None:
+    with dropping_server([0, 0]) as url:
+        client = EngineClient(url, timeout_s=5)
+        with pytest.raises(EngineError, match="cannot be reached"):
+            client.stream(asking("Hi"))
+        client.close()
 
 
 def test_ensure_loaded_verifies_and_loads_once(client: EngineClient, artifacts: Path, golden: Golden) -> None:
