@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import insert, select
+from sqlalchemy import bindparam, exists, insert, select
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy.orm import Session
 
 from access.people import LockedPerson, lock_person
 from core.db import table_of
@@ -26,11 +26,20 @@ from feedback.drafts import drop_draft
 from feedback.kinds import form_of
 from feedback.kinds.frame import Finding, JudgmentForm, Said, Shown, quoted
 from feedback.models import Assignment, Completion, Correction, Judgment, RuleJudgment, RuleVersion, Task
-from feedback.tasks import create_task
+from feedback.tasks import copy_task, create_task
 from feedback.webhooks.events import judgment_added
 
 ONCE_TAKEN = N_("this name (`once`) belongs to another judgment; use a new one for a new act")
-INSERT = insert(table_of(Judgment)).returning(table_of(Judgment).c.id)
+JUDGMENT = table_of(Judgment)
+LATER = JUDGMENT.alias()
+INSERT = insert(JUDGMENT).returning(JUDGMENT.c.id)
+STANDS = ~JUDGMENT.c.surplus & ~exists().where(LATER.c.supersedes_id == JUDGMENT.c.id)
+STANDING = select(Judgment).where(JUDGMENT.c.task_id == bindparam("of_task"), STANDS).order_by(JUDGMENT.c.id)
+STANDING_ROWS = (
+    select(*(JUDGMENT.c[name] for name in ("choice", "strength", "rating", "answer", "note")))
+    .where(JUDGMENT.c.task_id == bindparam("of_task"), STANDS)
+    .order_by(JUDGMENT.c.id)
+)
 MAX_ONCE_LENGTH = 100  # the column has 120; record_feedback adds ":correction"
 
 
@@ -101,7 +110,7 @@ def store_judgment(
     if shown.pool == "gold":
         measure(session, shown, judgment_id, said, form_of(shown.kind), gold or GoldSettings())
     elif adjudicate and finished.last and shown.required_n > 1:
-        _ask_reviewer(session, session.get_one(Task, shown.task_id))
+        _ask_reviewer(session, shown)
     return Stored(judgment_id, not finished.counted)
 
 
@@ -155,7 +164,7 @@ def undo_last(
     _add(session, judgment)
     _add_details(session, judgment.id, said)
     if adjudicate and shown.required_n > 1 and session.get_one(Task, shown.task_id).state == "done":
-        _ask_reviewer(session, session.get_one(Task, shown.task_id))
+        _ask_reviewer(session, shown)
     return judgment
 
 
@@ -177,10 +186,7 @@ def read_said(session: Session, judgments: Sequence[Judgment]) -> list[Said]:
 
 def standing_judgments(session: Session, task_id: int) -> list[Judgment]:
     """The judgments of a task that count: not superseded, not surplus; oldest first."""
-    later = aliased(Judgment)
-    superseded = select(later.id).where(later.supersedes_id == Judgment.id).exists()
-    found = select(Judgment).where(Judgment.task_id == task_id, ~Judgment.surplus, ~superseded)
-    return list(session.scalars(found.order_by(Judgment.id)))
+    return list(session.scalars(STANDING, {"of_task": task_id}))
 
 
 def record_feedback(  # noqa: PLR0913 (each is one thing that can be said)
@@ -290,16 +296,20 @@ def _checked_turns(session: Session, shown: Shown, said: Said) -> Said:
     return replace(said, findings=tuple(findings))
 
 
-def _ask_reviewer(session: Session, task: Task) -> None:
+def _ask_reviewer(session: Session, shown: Shown) -> None:
     """Make a task for a reviewer out of one whose judgments contradict each other; they are asked once."""
-    acts = standing_judgments(session, task.id)
-    if task.pool == "adjudication" or not form_of(task.kind).disagree(read_said(session, acts)):
+    if shown.pool == "adjudication":
         return
-    create_task(
-        session, task.kind, task.prompt_id, [item.completion_id for item in task.items], about_id=task.id,
-        source=f"adjudication:{task.id}", rule_version_id=task.rule_version_id, pool="adjudication",
-        priority=task.priority, why=f"{len(acts)} people disagree",
-    )  # fmt: skip
+    form = form_of(shown.kind)
+    if form.NEEDS_RULE:
+        acts = read_said(session, standing_judgments(session, shown.task_id))
+    else:  # findings and edits contradict nothing here
+        session.flush()
+        rows = session.connection().execute(STANDING_ROWS, {"of_task": shown.task_id})
+        acts = [Said(*row) for row in rows]
+    if form.disagree(acts):
+        source, why = f"adjudication:{shown.task_id}", f"{len(acts)} people disagree"
+        copy_task(session, shown.task_id, source=source, pool="adjudication", why=why)
 
 
 def _check_rule_versions(session: Session, ids: Iterable[int]) -> None:

@@ -16,6 +16,8 @@ from access.models import Person
 from core.db import Base, utcnow
 
 LIVE = text("state = 'live'")
+MADE = text("state <> 'cancelled'")
+UNFINISHED = text("state IN ('live','expired')")
 OPEN = text("state = 'live' AND taken < required_n")
 ABOUT = text("about_id IS NOT NULL")
 WAITING = text("state = 'waiting'")
@@ -90,7 +92,7 @@ class Task(Base):
         CheckConstraint(_one_of("kind", KINDS), name="kind"),
         CheckConstraint(_one_of("pool", POOLS), name="pool"),
         CheckConstraint("0 <= done AND done <= taken AND taken <= required_n", name="places"),
-        Index("uq_task_live_source", "source", unique=True, sqlite_where=LIVE, postgresql_where=LIVE),
+        Index("uq_task_source", "source", unique=True, sqlite_where=MADE, postgresql_where=MADE),
         # Read backwards, the order in which a pool's tasks are handed out; what is full or over is not in it.
         Index("ix_task_open", "pool", "taken", "priority", "rank", "id", sqlite_where=OPEN, postgresql_where=OPEN),
         Index("ix_task_state", "state", "pool"),
@@ -184,7 +186,8 @@ class Assignment(Base):
     __table_args__ = (
         UniqueConstraint("task_id", "annotator_id"),
         CheckConstraint("state IN ('live','expired','done','skipped','surplus')", name="state"),
-        Index("ix_assignment_annotator_state", "annotator_id", "state"),
+        Index("ix_assignment_annotator_id", "annotator_id", "id"),
+        Index("ix_assignment_unfinished", "annotator_id", sqlite_where=UNFINISHED, postgresql_where=UNFINISHED),
         Index("ix_assignment_lease", "expires_at", sqlite_where=LIVE, postgresql_where=LIVE),
     )
 

@@ -5,16 +5,33 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import Row, bindparam, literal_column, select, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from core.db import UtcDateTime, table_of, utcnow
 from core.errors import InvalidInput, NotFound
 from feedback.kinds import form_of
 from feedback.models import POOLS, Completion, Gold, Prompt, RuleVersion, Task, TaskItem
 
 GOLD_PLACES = 1_000_000
 """Places of a task with a known answer: everybody may get it, each once."""
+
+_TASK = table_of(Task)
+_MADE = select(Task).where(Task.source == bindparam("source"), _TASK.c.state != literal_column("'cancelled'"))
+_COPY = text(
+    """INSERT INTO task (kind, source, prompt_id, rule_version_id, about_id, required_n, taken, done, pool, priority,
+                          rank, category, risky, why, state, created_at)
+       SELECT kind, :source, prompt_id, rule_version_id, id, 1, :taken, 0, :pool, priority,
+              :rank, category, risky, :why, 'live', :now
+       FROM task WHERE id = :of_task
+       ON CONFLICT DO NOTHING
+       RETURNING id, kind, pool, why, risky, about_id, required_n"""
+).bindparams(bindparam("now", type_=UtcDateTime()))
+_COPY_ITEMS = text(
+    """INSERT INTO task_item (task_id, position, completion_id)
+       SELECT :copy, position, completion_id FROM task_item WHERE task_id = :of_task"""
+)
 
 
 def create_task(  # noqa: PLR0913 (each is a fact of the task)
@@ -86,6 +103,25 @@ def create_task(  # noqa: PLR0913 (each is a fact of the task)
     return task
 
 
+def copy_task(session: Session, task_id: int, *, source: str, pool: str, why: str, taken: int = 0) -> Row[Any] | None:
+    """Ask once more, of one person, what a task asks: to settle it, or to see whether the same is said again.
+
+    Args:
+        source, pool, why: as of `create_task`.
+        taken: how many of its places, 0 or 1, somebody has already.
+
+    Returns:
+        What `feedback.assignment.claim.FACTS` names of the copy; None when its source has a task already.
+    """
+    session.flush()
+    connection = session.connection()
+    values = {"of_task": task_id, "source": source, "pool": pool, "why": why, "taken": taken}
+    copy = connection.execute(_COPY, values | {"rank": shuffled(source), "now": utcnow()}).one_or_none()
+    if copy is not None:
+        connection.execute(_COPY_ITEMS, {"of_task": task_id, "copy": copy.id})
+    return copy
+
+
 def create_gold(
     session: Session,
     kind: str,
@@ -140,7 +176,7 @@ def shuffled(source: str) -> float:
 
 
 def _task_of(session: Session, source: str) -> Task | None:
-    return session.scalar(select(Task).where(Task.source == source, Task.state != "cancelled").order_by(Task.id))
+    return session.scalar(_MADE, {"source": source})
 
 
 def _checked(

@@ -18,6 +18,9 @@ that are begun; without a bound each look would pass over every one of them."""
 FACTS = ("id", "kind", "pool", "why", "risky", "about_id", "required_n")
 """What is read of a task of which a place was taken."""
 
+LOCK = " FOR UPDATE SKIP LOCKED"
+"""Nobody waits here for a task: who has just judged holds one, and two who waited for each other's would wait for ever."""
+
 _OPEN = "state = 'live' AND taken < required_n"
 _ORDER = "ORDER BY taken DESC, priority DESC, rank DESC, id DESC"
 _MINE = "SELECT 1 FROM assignment AS a WHERE a.task_id = {} AND a.annotator_id = :who"
@@ -31,23 +34,35 @@ def take_next(
     *,
     opted_out: Sequence[str] = (),
     calm: bool = False,
-    patient: bool = False,
+    everywhere: bool = False,
 ) -> Row[Any] | None:
-    """Take a place of the first task that this person was not given before.
+    """Take a place of the first task that this person was not given before; tasks that others take just now are passed over.
 
     Args:
         pools: where to look, in this order.
         opted_out: topics to pass over.
         calm: pass over what may upset.
-        patient: look at all that is open, and wait for tasks that others take just then; for when nothing else was found.
+        everywhere: look at all that is open; for when nothing else was found.
 
     Returns:
         The task's `FACTS`; None when there is none.
     """
     postgres = connection.dialect.name == "postgresql"
-    statement = _next_statement(tuple(pools), bool(opted_out), calm, 0 if patient else WINDOW, postgres)
-    given = {"who": annotator_id} | ({"opted_out": list(opted_out)} if opted_out else {})
-    return connection.execute(statement, given).one_or_none()
+    pick = _pick(tuple(pools), bool(opted_out), calm, 0 if everywhere else WINDOW, LOCK if postgres else "")
+    return connection.execute(_take(pick, bool(opted_out)), _given(annotator_id, opted_out)).one_or_none()
+
+
+def is_any_open(
+    connection: Connection,
+    annotator_id: int,
+    pools: Sequence[str],
+    *,
+    opted_out: Sequence[str] = (),
+    calm: bool = False,
+) -> bool:
+    """Whether there is such a task by what is committed, whoever takes it just now; see `take_next`."""
+    pick = _pick(tuple(pools), bool(opted_out), calm, 0, "")
+    return connection.scalar(_bound(f"SELECT {pick}", bool(opted_out)), _given(annotator_id, opted_out)) is not None
 
 
 def take_gold(
@@ -55,16 +70,14 @@ def take_gold(
 ) -> Row[Any] | None:
     """Take a place of a task with a known answer, whichever chance says; see `take_next`."""
     wanted = _wanted("gold", bool(opted_out), calm)
-    lock = " FOR UPDATE SKIP LOCKED" if connection.dialect.name == "postgresql" else ""
+    lock = LOCK if connection.dialect.name == "postgresql" else ""
     pick = f"(SELECT id FROM task WHERE {_OPEN} AND pool = 'gold' AND {wanted} ORDER BY random() LIMIT 1{lock})"
-    given = {"who": annotator_id} | ({"opted_out": list(opted_out)} if opted_out else {})
-    return connection.execute(_bound(_TAKE.format(pick), bool(opted_out)), given).one_or_none()
+    return connection.execute(_take(pick, bool(opted_out)), _given(annotator_id, opted_out)).one_or_none()
 
 
 @lru_cache(maxsize=256)
-def _next_statement(pools: tuple[str, ...], topics: bool, calm: bool, window: int, postgres: bool) -> TextClause:
-    """With a window, what is easily found; with none, everything that is open."""
-    lock = "" if not postgres else " FOR UPDATE SKIP LOCKED" if window else " FOR UPDATE"
+def _pick(pools: tuple[str, ...], topics: bool, calm: bool, window: int, lock: str) -> str:
+    """The id of a task; with a window, of one that is easily found; with none, of any that is open."""
     picks = []
     for pool in pools:
         of_pool = f"FROM task WHERE {_OPEN} AND pool = '{pool}'"
@@ -74,7 +87,12 @@ def _next_statement(pools: tuple[str, ...], topics: bool, calm: bool, window: in
             picks.append(f"(SELECT id FROM task WHERE id IN ({head}) AND {_OPEN} AND {wanted} {_ORDER} LIMIT 1{lock})")
         untouched = " AND taken = 0" if window else ""
         picks.append(f"(SELECT id {of_pool}{untouched} AND {wanted} {_ORDER} LIMIT 1{lock})")
-    return _bound(_TAKE.format(f"coalesce({', '.join(picks)})"), topics)
+    return f"coalesce({', '.join(picks)})"
+
+
+@lru_cache(maxsize=256)
+def _take(pick: str, topics: bool) -> TextClause:
+    return _bound(_TAKE.format(pick), topics)
 
 
 def _wanted(pool: str, topics: bool, calm: bool) -> str:
@@ -88,6 +106,11 @@ def _wanted(pool: str, topics: bool, calm: bool) -> str:
     return " AND ".join(conditions)
 
 
+def _given(annotator_id: int, opted_out: Sequence[str]) -> dict[str, Any]:
+    return {"who": annotator_id} | ({"opted_out": list(opted_out)} if opted_out else {})
+
+
+@lru_cache(maxsize=256)
 def _bound(sql: str, topics: bool) -> TextClause:
     statement = text(sql)
     return statement.bindparams(bindparam("opted_out", expanding=True)) if topics else statement

@@ -4,12 +4,14 @@ A place of a task is taken by one conditional UPDATE of the task's count, whose 
 over-assigned on SQLite nor on PostgreSQL. A lease that ran out keeps its place until somebody needs it. Every step costs
 the same at ten tasks and at a million: the next task is read off the index `ix_task_open`, in one statement for all pools.
 
-Rows are locked in one order on PostgreSQL: person, assignment, task. SQLite has one writer and needs no row locks.
+Rows are locked in one order on PostgreSQL: person, assignment, task. What others hold of a further task, or of leases that
+ran out, is passed over and never waited for. SQLite has one writer and needs no row locks.
 """
 
 import datetime as dt
 import random
 import secrets
+import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +28,7 @@ from core.language import N_, gettext, retold
 from core.messages import plain_text
 from core.settings import AssignmentSettings
 from feedback.assignment.annotators import STANDING_WHYS, annotator_of
-from feedback.assignment.claim import FACTS, take_gold, take_next
+from feedback.assignment.claim import FACTS, is_any_open, take_gold, take_next
 from feedback.assignment.repeats import make_repeat
 from feedback.assignment.shown import find_shown, make_shown
 from feedback.kinds import form_of
@@ -46,6 +48,10 @@ STATE_WORDS = {
     "surplus": N_("done"),
     "skipped": N_("skipped"),
 }
+PATIENCE_S = 1.0
+"""How long a claim that finds nothing looks again, while there is something that others take at that moment."""
+
+LOOK_AGAIN_S = 0.01
 REVIEWERS = ("reviewer", "lead", "admin")
 MAX_REASON = 200
 
@@ -53,6 +59,7 @@ TASK, ASSIGNMENT = table_of(Task), table_of(Assignment)
 LIVE = TASK.c.state == literal_column("'live'")  # literal, as in the partial indexes, or no planner would use them
 ROOM = LIVE & (TASK.c.taken < TASK.c.required_n)
 HELD = ASSIGNMENT.c.state == literal_column("'live'")
+UNFINISHED = ASSIGNMENT.c.state.in_((literal_column("'live'"), literal_column("'expired'")))
 # Statements of every call stand ready; to build one anew takes longer than to run it.
 HAS = (
     select(
@@ -63,7 +70,7 @@ HAS = (
     .outerjoin(Annotator, Annotator.person_id == Person.id)
     .outerjoin(
         join(Assignment, Task, (Task.id == Assignment.task_id) & LIVE),
-        (Assignment.annotator_id == Person.id) & Assignment.state.in_(("live", "expired")),
+        (Assignment.annotator_id == Person.id) & UNFINISHED,
     )
     .where(Person.id == bindparam("who"))
     .order_by(Assignment.id)
@@ -276,13 +283,16 @@ def finish(session: Session, shown: Shown) -> Finished:
 def release_expired(session: Session, now: dt.datetime, task_id: int | None = None) -> int:
     """Give back places whose leases ran out, the oldest first and at most `SWEEP` at a time; returns how many."""
     session.flush()
-    stale = select(ASSIGNMENT.c.id, ASSIGNMENT.c.task_id).where(HELD, ASSIGNMENT.c.expires_at <= now)
+    stale = (
+        select(ASSIGNMENT.c.id, ASSIGNMENT.c.task_id)
+        .join(TASK, TASK.c.id == ASSIGNMENT.c.task_id)
+        .where(HELD, ASSIGNMENT.c.expires_at <= now)
+    )
     if task_id is not None:
         stale = stale.where(ASSIGNMENT.c.task_id == task_id)
     stale = stale.order_by(ASSIGNMENT.c.expires_at).limit(SWEEP).with_for_update(skip_locked=True)
     connection = session.connection()
-    # Tasks are changed in the order of their ids: two sweeps that meet on one wait for each other and never in a ring.
-    found = sorted(connection.execute(stale).all(), key=lambda row: row.task_id)
+    found = connection.execute(stale).all()  # with their tasks, or not at all: a sweep waits for nobody
     for assignment_id, of_task in found:
         connection.execute(SET_STATE, {"of_assignment": assignment_id, "to": "expired"})
         expire_known(session, Assignment, assignment_id)
@@ -316,9 +326,7 @@ def _unfinished_one(session: Session, token: str, annotator_id: int) -> Assignme
     return assignment
 
 
-def _take_measured(
-    session: Session, worker: Worker, shares: AssignmentSettings
-) -> tuple[Row[Any] | Task | None, list[int]]:
+def _take_measured(session: Session, worker: Worker, shares: AssignmentSettings) -> tuple[Row[Any] | None, list[int]]:
     """In their shares, a task with a known answer, or own earlier work and the order to show it in; else nothing."""
     drawn = _weighted(shares.weights())[0]
     if drawn == "gold":
@@ -335,7 +343,12 @@ def _take_next(session: Session, worker: Worker, shares: AssignmentSettings, now
     if (task := take_next(session.connection(), worker.id, pools, **passed_over)) is not None:
         return task
     release_expired(session, now)
-    return take_next(session.connection(), worker.id, pools, patient=True, **passed_over)
+    until = time.monotonic() + PATIENCE_S
+    while (task := take_next(session.connection(), worker.id, pools, everywhere=True, **passed_over)) is None:
+        if time.monotonic() > until or not is_any_open(session.connection(), worker.id, pools, **passed_over):
+            return None
+        time.sleep(LOOK_AGAIN_S)
+    return task
 
 
 def _passed_over(worker: Worker, shares: AssignmentSettings) -> dict[str, Any]:
@@ -367,7 +380,7 @@ def _take(session: Session, task_id: int) -> Row[Any] | None:
 
 
 def _assign(
-    session: Session, task: Row[Any] | Task, annotator_id: int, now: dt.datetime, lease_s: float,
+    session: Session, task: Row[Any], annotator_id: int, now: dt.datetime, lease_s: float,
     order: Sequence[int] = (),
 ) -> Shown:  # fmt: skip
     """The assignment of a place that was taken; the task's items are shown in `order`, or by chance."""
@@ -389,7 +402,7 @@ def _assign(
     )  # fmt: skip
 
 
-def _items_of(session: Session, task: Row[Any] | Task) -> int:
+def _items_of(session: Session, task: Row[Any]) -> int:
     """How many completions a task has, which most kinds tell."""
     usual = form_of(task.kind).ITEMS
     if len(usual) == 1:
