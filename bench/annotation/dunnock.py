@@ -3,6 +3,7 @@
 What the tables look like is told in `FILL` and `CHECK`, and nowhere else.
 """
 
+import random
 import shutil
 import tempfile
 import time
@@ -25,6 +26,9 @@ from core.db import Database
 from core.settings import Settings
 
 PASSWORD = "seven small brown birds"  # noqa: S105 (of a database that lasts as long as the bench)
+PREFERS_A = 0.84
+"""How often reply a is chosen: two people then agree on 73 % of pairs, as labellers did in Ouyang et al. 2022, arXiv:2203.02155."""
+
 FILL = (
     """INSERT INTO prompt (messages_sha256, messages, source, created_at)
        SELECT md5(i::text) || md5('b' || i), json_build_array(json_build_object('role', 'user', 'content',
@@ -96,18 +100,18 @@ class Dunnock(Target):
         }  # fmt: skip
 
     async def next(self, annotator: int) -> Any:
-        """The token of an assignment, with when it came."""
+        """The token of an assignment, the side to choose, and when it came."""
         return _assigned((await self.callers[annotator].post("/api/v1/assignments", {})).json())
 
     async def submit(self, annotator: int, task: Any) -> None:
-        """A plain choice, as most judgments are."""
-        token, since = task
-        await self.callers[annotator].post(f"/api/v1/assignments/{token}/judgment", _judgment(since))
+        """A plain choice, as most judgments are; two people agree as often as people do (`PREFERS_A`)."""
+        token, better, since = task
+        await self.callers[annotator].post(f"/api/v1/assignments/{token}/judgment", _judgment(better, since))
 
     async def submit_and_next(self, annotator: int, task: Any) -> Any:
         """The same, and the next assignment with the answer."""
-        token, since = task
-        body = {**_judgment(since), "next": {}}
+        token, better, since = task
+        body = {**_judgment(better, since), "next": {}}
         return _assigned((await self.callers[annotator].post(f"/api/v1/assignments/{token}/judgment", body)).json())
 
     def page(self) -> dict[str, Any]:
@@ -133,14 +137,17 @@ class Dunnock(Target):
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def _assigned(answer: dict[str, Any]) -> tuple[str, float] | None:
+def _assigned(answer: dict[str, Any]) -> tuple[str, str, float] | None:
     found = answer["assignment"]
-    return None if found is None else (found["token"], time.monotonic())
+    if found is None:
+        return None
+    side, other = ("left", "right") if found["completions"][0].startswith("Reply a") else ("right", "left")
+    return found["token"], side if random.random() < PREFERS_A else other, time.monotonic()
 
 
-def _judgment(since: float) -> dict[str, Any]:
+def _judgment(choice: str, since: float) -> dict[str, Any]:
     return {
-        "judgment": {"kind": "pairwise", "choice": "left", "strength": 2},
+        "judgment": {"kind": "pairwise", "choice": choice, "strength": 2},
         "latency_s": round(time.monotonic() - since, 3),
     }
 

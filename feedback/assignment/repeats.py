@@ -1,8 +1,9 @@
 """Own work shown again, its sides the other way round: does somebody say the same twice, and what does the side do to it?"""
 
+import random
 from typing import Any
 
-from sqlalchemy import Row, bindparam, exists, func, select
+from sqlalchemy import Row, bindparam, join, select
 from sqlalchemy.orm import Session
 
 from core.db import table_of
@@ -14,28 +15,24 @@ LOOK_BACK = 200
 
 REPEATED = ("pairwise", "ranking", "rating", "rule_check")
 
+TRIES = 3
+"""Pieces of own work that are drawn before it is given up, because they were shown again already."""
+
 _ASSIGNMENT, _TASK = table_of(Assignment), table_of(Task)
 _MINE = _ASSIGNMENT.c.annotator_id == bindparam("who")
+_BY_TASK = join(_ASSIGNMENT, _TASK, _TASK.c.id == _ASSIGNMENT.c.task_id)
 _DONE = (
     select(_ASSIGNMENT.c.task_id, _ASSIGNMENT.c.shown_order, _TASK.c.pool)
-    .join(_TASK, _TASK.c.id == _ASSIGNMENT.c.task_id)
+    .select_from(_BY_TASK)
     .where(_MINE, _ASSIGNMENT.c.state.in_(("done", "surplus")), _TASK.c.kind.in_(REPEATED), _TASK.c.pool != "gold")
     .order_by(_ASSIGNMENT.c.id.desc())
     .limit(LOOK_BACK)
     .offset(bindparam("after"))
-    .subquery()
 )
-_AGAIN, _ASKED = _TASK.alias(), _ASSIGNMENT.alias()
-_WAS_ASKED = exists().where(  # in whatever state: one that was skipped, or is still at hand, was asked too
-    _AGAIN.c.about_id == _DONE.c.task_id,
-    _AGAIN.c.pool == "repeat",
-    _ASKED.c.task_id == _AGAIN.c.id,
-    _ASKED.c.annotator_id == bindparam("who"),
-)
-_DRAW = (
-    select(_DONE.c.task_id, _DONE.c.shown_order)
-    .where(_DONE.c.pool != "repeat", ~_WAS_ASKED)
-    .order_by(func.random())
+_ASKED = (  # in whatever state: one that was skipped, or is still at hand, was asked too
+    select(_TASK.c.id)
+    .select_from(_BY_TASK)
+    .where(_TASK.c.about_id == bindparam("of_task"), _TASK.c.pool == "repeat", _MINE)
     .limit(1)
 )
 
@@ -51,9 +48,12 @@ def make_repeat(session: Session, annotator_id: int, after: int) -> tuple[Row[An
         be repeated.
     """
     session.flush()
-    drawn = session.connection().execute(_DRAW, {"who": annotator_id, "after": after}).one_or_none()
-    if drawn is None:
-        return None
-    source, why = f"repeat:{drawn.task_id}:{annotator_id}", "own work shown again"
-    copy = copy_task(session, drawn.task_id, source=source, pool="repeat", why=why, taken=1)
-    return None if copy is None else (copy, list(reversed(drawn.shown_order)))
+    connection = session.connection()
+    rows = connection.execute(_DONE, {"who": annotator_id, "after": after}).all()
+    done = [row for row in rows if row.pool != "repeat"]
+    for drawn in random.sample(done, min(TRIES, len(done))):
+        if connection.scalar(_ASKED, {"who": annotator_id, "of_task": drawn.task_id}) is None:
+            source, why = f"repeat:{drawn.task_id}:{annotator_id}", "own work shown again"
+            copy = copy_task(session, drawn.task_id, source=source, pool="repeat", why=why, taken=1)
+            return None if copy is None else (copy, list(reversed(drawn.shown_order)))
+    return None
