@@ -119,7 +119,8 @@ def _probe(session: Session, person: Person) -> None:
     typed: dict[str, list[str]] = {"turn": []}
     for asked, said, verdict in PROBED:
         messages += user(asked)
-        turn = add_completion(session, add_prompt(session, messages, "served"), said, "served").id
+        asked_by = {"person_id": person.id}
+        turn = add_completion(session, add_prompt(session, messages, "served"), said, "served", details=asked_by).id
         messages.append({"role": "assistant", "content": said})
         typed["turn"].append(turn)
         typed[f"verdict-{turn}"] = [verdict]

@@ -31,6 +31,7 @@ from access.models import Person
 from access.people import hash_password
 from commands import processes
 from commands.database import migrate
+from commands.sample_quality import sample_work
 from commands.sample_round import COMPLIES, sample_round
 from commands.sample_tasks import sample_tasks, sample_team
 from core.db import Database
@@ -56,7 +57,7 @@ SAMPLE = "Sample rows made for this picture, not results of a round."
 PEOPLE = {
     "annotator": ("annotator", "annotator"), "lead": ("lead", "lead"), "ranking": ("ana", "annotator"),
     "rating": ("ben", "annotator"), "rule_check": ("carla", "annotator"), "correction": ("dimitri", "annotator"),
-    "probe": ("eva", "annotator"), "adjudication": ("farid", "reviewer"),
+    "probe": ("eva", "annotator"), "adjudication": ("farid", "reviewer"), "admin": ("admin", "admin"), "weak": ("gita", "annotator"),
 }  # fmt: skip
 """Whose browsers are shot: login and role. Those named for a kind hold a task of it."""
 
@@ -105,6 +106,7 @@ def _scene(scratch: Path, here: bool) -> Iterator[Scene]:
         cycle_id, version = _newest(session) if here else sample_round(session, settings)
         _live_task(session, version)
         if not here:
+            sample_work(session, people, settings)
             sample_tasks(session, people)
             sample_team(session, people)
     environment = {
@@ -205,6 +207,11 @@ def _at(path: str) -> Callable[["Page", Scene], Any]:
     return lambda page, scene: page.goto(path.format(cycle=scene.cycle_id, version=scene.version))
 
 
+def _sign_in(page: "Page", scene: Scene) -> None:
+    page.context.clear_cookies()
+    page.goto("/sign-in")
+
+
 def _task(page: "Page", scene: Scene) -> None:
     """The person's own task, once its keys work."""
     page.goto("/annotate")
@@ -260,6 +267,20 @@ SHOTS = {
     "people": Shot("lead", _at("/people"), height=720),
     "account": Shot("lead", _at("/account")),
     "audit": Shot("lead", _at("/audit?subject=rule:"), height=720),
+    "sign-in": Shot("lead", _sign_in, height=480),
+    "rule-edit": Shot("lead", _at("/rules/illegal_drugs/edit"), height=900),
+    "quality": Shot("lead", _at("/quality"), height=1500),
+    "quality-annotators": Shot("lead", _at("/quality/annotators"), height=900),
+    "quality-gold": Shot("lead", _at("/quality/gold"), height=720),
+    "quality-consensus": Shot("lead", _at("/quality/consensus"), height=720),
+    "quality-flags": Shot("lead", _at("/quality/flags"), height=480),
+    "cycles": Shot("lead", _at("/cycles"), height=720),
+    "policies": Shot("lead", _at("/policies"), height=600),
+    "person": Shot("lead", _at("/people/1"), height=800),
+    "invitations": Shot("lead", _at("/invitations"), height=640),
+    "keys": Shot("admin", _at("/keys"), height=480),
+    "webhooks": Shot("lead", _at("/webhooks"), height=640),
+    "api-docs": Shot("lead", _at("/api/docs"), height=900),
 }
 
 

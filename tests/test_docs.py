@@ -273,3 +273,12 @@ def test_a_report_that_cannot_be_read(tmp_path: Path, content: str | None) -> No
         path.write_text(content)
     with pytest.raises(InvalidInput):
         readme_figures.read(path)
+
+
+def test_every_picture_is_made_by_the_target_and_shown() -> None:
+    from commands.screenshots import SHOTS
+
+    shown = set()
+    for page in (ROOT / "README.md", *DOCS.glob("*.md")):
+        shown |= set(re.findall(r"pictures/([a-z-]+)\.png", page.read_text(encoding="utf-8")))
+    assert shown == set(SHOTS) == {picture.stem for picture in (DOCS / "pictures").glob("*.png")}
