@@ -253,7 +253,6 @@ class PpoSettings(StageSettings):
     whiten_advantages: bool = Field(True, description="Bring the advantages of a step to mean 0 and deviation 1.")
     clip: float = Field(0.2, gt=0, description="Clip of the policy's ratio.")
     value_clip: float = Field(0.2, gt=0, description="Clip of the value's change within a step.")
-    kl_estimator: Literal["k1", "k3"] = Field("k1", description="How the KL in the reward is estimated at each token.")
     kl_coefficient: float = Field(0.05, ge=0, description="Weight of the KL to the base in the reward, to begin with.")
     kl_target: float = Field(
         6.0, ge=0, description="KL in nats per completion that the weight is led to; 0: the weight stays."

@@ -4,23 +4,20 @@ Shapes: N completions of up to T tokens, padded on the right; `mask` (N, T) is t
 ignored, and comes out as 0. Log-probabilities and KL are in nats.
 """
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-KlEstimator = Literal["k1", "k3"]
 MOST_ERROR = 0.2  # clip of the relative error of the KL; Ziegler et al.
 
 
-def token_kl(logps: Tensor, reference_logps: Tensor, estimator: KlEstimator) -> Tensor:
-    """One sample's estimate of KL(policy || reference) at each token, of any shape.
+def token_kl(logps: Tensor, reference_logps: Tensor) -> Tensor:
+    """One sample's estimate of KL(policy || reference) at each token, of any shape: k1 = log p - log q.
 
-    k1 = log p - log q is unbiased and may be negative; k3 = q/p - 1 - log(q/p) is unbiased and never negative, with less
-    variance near 0, but explodes where the reference is far likelier. Source: Schulman 2020, "Approximating KL Divergence".
+    Unbiased, and as a reward its policy gradient is that of the KL. The steadier k3 = q/p - 1 - log(q/p) is unbiased too,
+    but as a reward it has the gradient of KL(p || q) - KL(q || p), which drives the policy away: use it for reading only.
+    Source: Schulman 2020, "Approximating KL Divergence"; Tang and Munos 2025, arXiv:2506.09477.
     """
-    ratio = reference_logps - logps
-    return -ratio if estimator == "k1" else ratio.exp() - 1 - ratio
+    return logps - reference_logps
 
 
 def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, beta: float) -> Tensor:

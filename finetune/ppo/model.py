@@ -183,7 +183,7 @@ def token_logps(
         logps.append(-nn.functional.cross_entropy(logits, wanted, reduction="none"))
         if entropy:
             with torch.no_grad():
-                entropies.append(torch.distributions.Categorical(logits=logits.detach()).entropy())
+                entropies.append(logits.logsumexp(-1) - (logits.softmax(-1) * logits).sum(-1))
     return torch.cat(logps), torch.cat(entropies) if entropy else None
 
 

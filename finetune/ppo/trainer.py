@@ -192,7 +192,7 @@ class PpoTrainer:
         weights = importance_weights(found["policy"].float(), told, settings.importance_cap)
         missing = torch.tensor([not row.ended for row in rows], device=device)
         rewarded = torch.tensor(scores, device=device) - settings.missing_eos_penalty * missing
-        kl = token_kl(old_logps, padded(found["reference"]), settings.kl_estimator)
+        kl = token_kl(old_logps, padded(found["reference"]))
         rewards = token_rewards(rewarded, kl, mask, self.kl.beta)
         advantages, returns = gae(rewards, old_values, mask, settings.gamma, settings.gae_lambda)
         plain_kl = (found["policy"] - found["reference"]).sum().item()

@@ -16,7 +16,7 @@ from tests.tiny import load_tiny, make_tiny_base
 SMALL = PpoSettings(
     steps=3, prompts_per_step=2, samples_per_prompt=4, max_completion_tokens=6, max_length_tokens=128, epochs=2,
     minibatch_size=8, microbatch_size=8, learning_rate=1e-2, value_learning_rate=1e-2, lora_rank=4, value_top_layers=1,
-    save_steps=1, rollouts="trainer",
+    save_steps=1, rollouts="trainer", step_kl_limit=0.0,
 )  # fmt: skip
 QUESTIONS = ("How do I keep a dunnock safe?", "What is bread?", "Please write three short sentences about winter.")
 
