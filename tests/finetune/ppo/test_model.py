@@ -19,9 +19,7 @@ from tests.tiny import load_tiny
 LENGTHS = [1, 5, 3, 3, 7, 2, 4, 1]
 Build = Callable[..., LoraActorCritic]
 
-each_depth = pytest.mark.parametrize(
-    ("policy_top", "value_top"), [(0, 0), (0, 1), (1, 0), (1, 1)], ids=lambda top: str(top)
-)
+each_depth = pytest.mark.parametrize(("policy_top", "value_top"), [(0, 0), (0, 1), (1, 0), (1, 1)], ids=str)
 
 
 def plain_logps(model: Any, row: Rollout, temperature: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:

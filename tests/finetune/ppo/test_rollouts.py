@@ -72,7 +72,9 @@ def test_equal_seeds_give_equal_tokens_whoever_else_is_asked(
     assert [row.ids for row in sampler.sample(asked, [s + 1 for s in SEEDS])] != [row.ids for row in together]
 
 
-def test_tokens_come_as_often_as_the_policy_says(models: LoraActorCritic, tokenizer: Any, prompts: list[Prompt]) -> None:
+def test_tokens_come_as_often_as_the_policy_says(
+    models: LoraActorCritic, tokenizer: Any, prompts: list[Prompt]
+) -> None:
     """Of 2,000 first tokens: each share lies within five standard errors of its probability."""
     n = 2000
     sampler = trainer_sampler(models, tokenizer, Ask(max_tokens=1, temperature=ASK.temperature))
@@ -147,7 +149,9 @@ def test_an_adapter_is_unloaded_though_sampling_failed(
     client: EngineClient, models: LoraActorCritic, tokenizer: Any, asked: list[Prompt], tmp_path: Path
 ) -> None:
     sampler = engine_sampler(client, models, tokenizer, tmp_path / "artifacts" / "rollouts")
-    sampler._request = lambda name, prompt, seed: ChatRequest(model="gone", messages=({"role": "user", "content": "a"},))  # type: ignore[method-assign, arg-type, assignment]
+    sampler._request = lambda name, prompt, seed: ChatRequest(
+        model="gone", messages=({"role": "user", "content": "a"},)
+    )  # type: ignore[method-assign, arg-type, assignment]
     with pytest.raises(NotFound):
         sampler.sample(asked, SEEDS)
     assert client.models() == ["base"]
@@ -201,7 +205,9 @@ def test_an_engine_with_another_template_stops_the_run(
 ) -> None:
     sampler = engine_sampler(client, models, tokenizer, tmp_path / "artifacts" / "rollouts")
     other = replace(asked[0], ids=asked[0].ids[1:])
-    with pytest.raises(StageError, match=f"reads a prompt as {len(asked[0].ids)} tokens and the trainer as {len(other.ids)}"):
+    with pytest.raises(
+        StageError, match=f"reads a prompt as {len(asked[0].ids)} tokens and the trainer as {len(other.ids)}"
+    ):
         sampler.sample([other], [1])
     swapped = replace(asked[0], ids=(*asked[0].ids[:-1], 7))
     with pytest.raises(StageError, match="as\n? other ones"):
