@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session, defer
 
 from console import words
 from console.curves import Curve, loss_curve
-from console.stage_facts import stage_facts
+from console.stage_facts import SAMPLING, stage_facts
 from core.db import utcnow
 from core.errors import NotFound
 from core.language import N_, gettext, ngettext, retold
@@ -226,7 +226,7 @@ def _planned(cycle: Cycle, runs: dict[str, StageRun]) -> list[str]:
 def _curve(name: str, result: dict[str, Any]) -> Curve | None:
     if name == "reward":
         return loss_curve(result.get("log"), gettext("Loss of the reward model"), guide=(GUESSING, gettext("guessing")))
-    if name == "update" and result.get("method") == "ppo":
+    if name == "update" and result.get("method") in SAMPLING:
         log = [row for row in result.get("log") or [] if isinstance(row, dict)]
         rewards = [{"step": row.get("step"), "loss": row.get("reward")} for row in log]
         return loss_curve(rewards, gettext("Mean reward of the policy's completions"), unit=gettext("reward"))

@@ -29,6 +29,9 @@ SMOOTHING = (
 )
 """Why a label smoothing was taken, as `finetune.smoothing` records it."""
 
+SAMPLING = ("ppo", "rloo", "grpo")
+"""Updates that learn from the reward of what they sample; their records are alike."""
+
 STOPPED = (N_("the KL to the base, %(kl)s nats, is over its limit %(limit)s"),)
 """Why PPO ended early, as `finetune.ppo.trainer` records it."""
 
@@ -109,8 +112,8 @@ def _reward_facts(r: dict[str, Any]) -> list[str]:
 
 
 def _update_facts(r: dict[str, Any]) -> list[str]:
-    if r.get("method") == "ppo":
-        return _ppo_facts(r)
+    if r.get("method") in SAMPLING:
+        return _sampling_facts(r)
     loss, parameters = words.number(r.get("loss")), words.number(r.get("trainable_parameters"))
     facts = [
         _trained(r.get("n_pairs"), r),
@@ -124,13 +127,14 @@ def _update_facts(r: dict[str, Any]) -> list[str]:
     return facts
 
 
-def _ppo_facts(r: dict[str, Any]) -> list[str]:
+def _sampling_facts(r: dict[str, Any]) -> list[str]:
     n, told = r.get("steps"), words.number(r.get("samples"))
     facts = [
         ngettext(
-            "PPO: learnt from %(samples)s completions of its own on %(prompts)s prompts, in %(n)s step.",
-            "PPO: learnt from %(samples)s completions of its own on %(prompts)s prompts, in %(n)s steps.",
+            "%(method)s: learnt from %(samples)s completions of its own on %(prompts)s prompts, in %(n)s step.",
+            "%(method)s: learnt from %(samples)s completions of its own on %(prompts)s prompts, in %(n)s steps.",
             _int(n),
+            method=str(r["method"]).upper(),
             n=words.number(n),
             samples=told,
             prompts=words.number(r.get("n_prompts")),

@@ -189,9 +189,9 @@ class RewardSettings(StageSettings):
 class UpdateSettings(StageSettings):
     """The policy update: TRL DPOTrainer, loss robust + SFT, a fresh LoRA adapter on the frozen base."""
 
-    method: Literal["dpo", "ppo"] = Field(
+    method: Literal["dpo", "ppo", "rloo", "grpo"] = Field(
         "dpo",
-        description="`dpo` learns from the snapshot's pairs by what follows here; `ppo` from the cycle's reward model, by the settings of `ppo`.",
+        description="`dpo` learns from the snapshot's pairs by what follows here; `ppo`, `rloo` and `grpo` from the cycle's reward model, by the settings of `ppo`.",
     )
     epochs: float = Field(2.0, gt=0, description="Passes over the training pairs.")
     learning_rate: float = Field(5e-4, gt=0, description="AdamW step size.")
@@ -227,7 +227,7 @@ class UpdateSettings(StageSettings):
 
 
 class PpoSettings(StageSettings):
-    """The policy update by PPO, where `DUNNOCK_UPDATE__METHOD=ppo`: a fresh policy adapter and a value adapter on one frozen base."""
+    """The policy update by PPO, where `DUNNOCK_UPDATE__METHOD=ppo`, and as far as they have such settings by RLOO and GRPO."""
 
     steps: int = Field(40, ge=1, description="Rounds of sampling completions and learning from them.")
     prompts_per_step: int = Field(16, ge=1, description="Prompts of a step, in turns over the snapshot's.")

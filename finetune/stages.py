@@ -115,7 +115,7 @@ def _update(context: StageContext) -> None:
     snapshot, train, _ = _pairs(context)
     base = base_model_path(context.settings)
     relative = f"adapters/v{context.cycle_id}"
-    update = {"dpo": _update_by_dpo, "ppo": _update_by_ppo}[settings.method]
+    update = _update_by_dpo if settings.method == "dpo" else _update_by_reward
     with new_folder(context.artifact_dir / relative) as out:
         facts = {"method": settings.method} | update(context, settings, snapshot, train, base, out)
     digest, base_digest = hash_folder(context.artifact_dir / relative), base_sha256(base)
@@ -145,14 +145,15 @@ def _update_by_dpo(
     )  # fmt: skip
 
 
-def _update_by_ppo(
+def _update_by_reward(
     context: StageContext,
-    _: UpdateSettings,
+    update: UpdateSettings,
     snapshot: Snapshot,
     train: list[Preference],
     base: Path,
     out: Path,
 ) -> dict[str, Any]:
+    from finetune import rloo
     from finetune.ppo.rollouts import Rollout
     from finetune.ppo.update import EngineRollouts, update_policy
     from reward.preference import RewardScorer
@@ -164,14 +165,15 @@ def _update_by_ppo(
     def score(rows: Sequence[Rollout]) -> list[float]:
         return scorer.score_ids([[*row.prompt.ids, *row.ids] for row in rows])
 
+    facts = {"snapshot_sha256": snapshot.content_sha256, "reward_sha256": reward.sha256, "reward_model": reward.path}
+    given = (train, score, base, context.work_dir("update"), out, settings)
+    common: Any = {"device": context.settings.device, "facts": facts, "progress": context.progress}
+    if update.method in ("rloo", "grpo"):
+        return rloo.update_policy(update.method, *given, **common)
     by_engine = settings.rollouts == "engine" or (settings.rollouts == "auto" and context.settings.engine_url)
     name = f"v{context.cycle_id}-ppo"
-    facts = {"snapshot_sha256": snapshot.content_sha256, "reward_sha256": reward.sha256, "reward_model": reward.path}
-    return update_policy(
-        train, score, base, context.work_dir("update"), out, settings,
-        engine=EngineRollouts(context.client, name, context.artifact_dir / "rollouts" / name) if by_engine else None,
-        device=context.settings.device, facts=facts, progress=context.progress,
-    )  # fmt: skip
+    engine = EngineRollouts(context.client, name, context.artifact_dir / "rollouts" / name) if by_engine else None
+    return update_policy(*given, engine=engine, **common)
 
 
 def _reward_model(context: StageContext, settings: PpoSettings) -> RewardModel:
@@ -180,7 +182,7 @@ def _reward_model(context: StageContext, settings: PpoSettings) -> RewardModel:
         reward = session.scalar(select(RewardModel).where(RewardModel.cycle_id == context.cycle_id))
     if reward is None:
         raise StageError(
-            f"cycle {context.cycle_id} has no reward model, which PPO learns from; let the round have a reward stage, or set"
+            f"cycle {context.cycle_id} has no reward model to learn from; give the round a reward stage, or use"
             " DUNNOCK_UPDATE__METHOD=dpo"
         )
     if settings.require_bar and not reward.clears_bar:

@@ -127,10 +127,11 @@ class PpoTrainer:
             for group in self.optimizers[name].param_groups:
                 group["lr"] = rate * left
         self.models.forget()
-        prompts = [p for p in self._turn(number) for _ in range(self.settings.samples_per_prompt)]
+        asked = prompts_of_step(len(self.prompts), self.settings, number)
+        prompts = [self.prompts[i] for i in asked for _ in range(self.settings.samples_per_prompt)]
         rows = self.sampler.sample(prompts, [_seed(self.settings.seed, number, i) for i in range(len(prompts))])
         clock.append(time.monotonic())
-        scores = self._scores(rows)
+        scores = finite_scores(self.score, rows)
         clock.append(time.monotonic())
         experience, facts = self._experience(rows, scores)
         facts |= self._learn(experience, number)
@@ -146,25 +147,6 @@ class PpoTrainer:
         }
 
     # --- experience
-
-    def _turn(self, number: int) -> list[Prompt]:
-        """The prompts of a step: all in turns, each turn in an order of its own."""
-        count, n = self.settings.prompts_per_step, len(self.prompts)
-        places = range(number * count, (number + 1) * count)
-        orders = {turn: list(range(n)) for turn in {place // n for place in places}}
-        for turn, order in orders.items():
-            random.Random(f"{self.settings.seed}/{turn}").shuffle(order)
-        return [self.prompts[orders[place // n][place % n]] for place in places]
-
-    def _scores(self, rows: Sequence[Rollout]) -> list[float]:
-        scores = [float(value) for value in self.score(rows)]
-        bad = [value for value in scores if not math.isfinite(value)]
-        if bad or len(scores) != len(rows):
-            raise StageError(
-                f"{len(rows)} completions got {len(scores)} rewards, {len(bad)} of which are no finite numbers; the run is"
-                " stopped and nothing is registered. Look at the reward model."
-            )
-        return scores
 
     def _experience(self, rows: list[Rollout], scores: list[float]) -> tuple[Experience, dict[str, Any]]:
         """What is computed of a step's rollouts before anything is learnt, and what it says."""
@@ -328,6 +310,32 @@ class PpoTrainer:
                 yield f"{name}/{key}/weight", parameter.detach()
                 for part, value in optimizer.state[parameter].items():
                     yield f"{name}/{key}/adam.{part}", value
+
+
+def prompts_of_step(n: int, settings: PpoSettings, step: int) -> list[int]:
+    """Which of `n` prompts a step asks, from 0: all in turns, each turn in an order of its own."""
+    count = settings.prompts_per_step
+    places = range(step * count, (step + 1) * count)
+    orders = {turn: list(range(n)) for turn in {place // n for place in places}}
+    for turn, order in orders.items():
+        random.Random(f"{settings.seed}/{turn}").shuffle(order)
+    return [orders[place // n][place % n] for place in places]
+
+
+def finite_scores(score: Score, rows: Sequence[Rollout]) -> list[float]:
+    """The rewards of rollouts.
+
+    Raises:
+        StageError: one is no finite number, or there are not as many as rollouts.
+    """
+    scores = [float(value) for value in score(rows)]
+    bad = [value for value in scores if not math.isfinite(value)]
+    if bad or len(scores) != len(rows):
+        raise StageError(
+            f"{len(rows)} completions got {len(scores)} rewards, {len(bad)} of which are no finite numbers; the run is"
+            " stopped and nothing is registered. Look at the reward model."
+        )
+    return scores
 
 
 def _check(row: dict[str, float], number: int) -> None:

@@ -1,4 +1,4 @@
-"""What the page of a cycle says of an update by PPO."""
+"""What the page of a cycle says of an update that learns from rewards."""
 
 import math
 from typing import Any
@@ -46,8 +46,10 @@ def test_a_log_that_lacks_something_breaks_nothing(log: Any) -> None:
     assert _curve("update", {"method": "ppo", "log": log}) is None
 
 
-def test_what_is_drawn_of_ppo_is_the_reward() -> None:
-    curve = _curve("update", RESULT)
+@pytest.mark.parametrize("method", ["ppo", "rloo", "grpo"])
+def test_what_is_drawn_is_the_reward(method: str) -> None:
+    assert stage_facts("update", RESULT | {"method": method})[0].startswith(f"{method.upper()}: learnt from")
+    curve = _curve("update", RESULT | {"method": method})
     assert curve is not None
     assert curve.figures == [(1, -0.5), (2, 1.25)]
     assert curve.unit == "reward"

@@ -21,7 +21,7 @@ from torch import Tensor
 from core.errors import StageError
 from core.settings import PpoSettings
 from finetune.ppo.rollouts import Prompt, Rollout
-from finetune.ppo.trainer import PpoTrainer
+from finetune.ppo.trainer import PpoTrainer, prompts_of_step
 
 TOKENS = 3
 PROMPT = Prompt((("user", "which two?"),), (0,))
@@ -214,14 +214,12 @@ def test_every_row_is_learnt_from_once_an_epoch_and_prompts_stay_together(tmp_pa
     assert cuts != list(made._minibatches(experience, "b"))
 
 
-def test_all_prompts_take_turns(tmp_path: Path) -> None:
-    tables = Tables()
-    prompts = [Prompt((), (number,)) for number in range(5)]
+def test_all_prompts_take_turns() -> None:
     settings = SETTINGS.model_copy(update={"prompts_per_step": 2})
-    made = PpoTrainer(tables, TableSampler(tables), rewards, prompts, settings, work=tmp_path)
-    asked = [p.ids[0] for number in range(5) for p in made._turn(number)]
+    asked = [i for step in range(5) for i in prompts_of_step(5, settings, step)]
     assert sorted(asked[:5]) == sorted(asked[5:]) == [0, 1, 2, 3, 4]
     assert asked[:5] != asked[5:]
+    assert prompts_of_step(1, settings, 3) == [0, 0]
 
 
 def test_a_policy_that_moves_too_far_ends_its_epochs(tmp_path: Path) -> None:
