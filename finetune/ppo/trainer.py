@@ -140,7 +140,7 @@ class PpoTrainer:
         spans = [after - before for before, after in itertools.pairwise(clock)]
         return {
             "step": number + 1,
-            **facts,
+            **{name: value if math.isfinite(value) else None for name, value in facts.items()},  # JSON has no NaN
             "learning_rate": self.settings.learning_rate * left,
             **dict(zip(("sampling_s", "scoring_s", "learning_s"), spans, strict=True)),
             "samples_per_s": len(rows) / max(clock[-1] - clock[0], 1e-9),

@@ -166,6 +166,14 @@ def test_the_reward_of_a_text_is_its_score_less_what_a_missing_end_costs(
     assert facts["completion_tokens"] == 1.5
 
 
+def test_what_is_undefined_is_none_in_the_log(tmp_path: Path) -> None:
+    """Returns that are all alike have no variance to explain; a database of JSON takes no NaN."""
+    tables = Tables()
+    row = trainer(tables, tmp_path, lambda rows: [1.0] * len(rows), kl_coefficient=0.0).step()
+    assert row["explained_variance"] is None
+    json.dumps(row, allow_nan=False)
+
+
 def test_facts_of_a_step_by_hand(tmp_path: Path) -> None:
     tables = Tables()
     with torch.no_grad():
