@@ -177,7 +177,7 @@ def token_logps(
 ) -> tuple[Tensor, Tensor | None]:
     """(M, H) states and (M,) ids → (M,) log p in nats, and (M,) entropies without gradients where they are asked for."""
     logps, entropies = [], []
-    for some, wanted in zip(states.split(POSITIONS), ids.split(POSITIONS), strict=True):
+    for some, wanted in zip(torch.split(states, POSITIONS), torch.split(ids, POSITIONS), strict=True):
         logits = head(some).float()
         logits = logits if temperature == 1.0 else logits / temperature
         logps.append(-nn.functional.cross_entropy(logits, wanted, reduction="none"))

@@ -194,7 +194,7 @@ class EngineSampler:
     def _request(self, name: str, prompt: Prompt, seed: int) -> ChatRequest:
         return ChatRequest(
             model=name,
-            messages=tuple(Message(role=role, content=content) for role, content in prompt.messages),  # type: ignore[arg-type]
+            messages=tuple(Message(role=role, content=content) for role, content in prompt.messages),
             max_tokens=self.ask.max_tokens,
             temperature=self.ask.temperature,
             seed=seed,

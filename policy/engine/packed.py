@@ -109,7 +109,7 @@ def packed_with(model: nn.Module, adapted: Sequence[Any], name: str) -> Iterator
     finally:
         for module in linears:
             if isinstance(module, PackedLinear):
-                module.__class__ = nn.Linear
+                module.__class__ = nn.Linear  # type: ignore[assignment]
                 del module.packed, module.variants, module.active
 
 
