@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session, defer
 
 from console import words
 from console.curves import Curve, loss_curve
-from console.stage_facts import stage_facts
+from console.stage_facts import SAMPLING, stage_facts
 from core.db import utcnow
 from core.errors import NotFound
 from core.language import N_, gettext, ngettext, retold
@@ -35,7 +35,8 @@ STAGE_WORDS = {
 }
 NOTES = (
     N_("likelihoods"), N_("%(version)s: %(n)s suite prompts"), N_("%(n)s completions"),
-    N_("%(n)s tasks judged (simulated)"), N_("step %(n)s, loss %(loss)s"), N_("step %(n)s"),
+    N_("%(n)s tasks judged (simulated)"), N_("step %(n)s, loss %(loss)s"),
+    N_("step %(n)s, reward %(reward)s, KL %(kl)s"), N_("step %(n)s"),
 )  # fmt: skip
 """What stages say of themselves while they run, see `finetune` and `training.run`."""
 
@@ -225,6 +226,10 @@ def _planned(cycle: Cycle, runs: dict[str, StageRun]) -> list[str]:
 def _curve(name: str, result: dict[str, Any]) -> Curve | None:
     if name == "reward":
         return loss_curve(result.get("log"), gettext("Loss of the reward model"), guide=(GUESSING, gettext("guessing")))
+    if name == "update" and result.get("method") in SAMPLING:
+        log = [row for row in result.get("log") or [] if isinstance(row, dict)]
+        rewards = [{"step": row.get("step"), "loss": row.get("reward")} for row in log]
+        return loss_curve(rewards, gettext("Mean reward of the policy's completions"), unit=gettext("reward"))
     return (
         loss_curve(result.get("log"), gettext("Loss of the update (preference + imitation)"))
         if name == "update"

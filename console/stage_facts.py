@@ -29,6 +29,12 @@ SMOOTHING = (
 )
 """Why a label smoothing was taken, as `finetune.smoothing` records it."""
 
+SAMPLING = ("ppo", "rloo", "grpo")
+"""Updates that learn from the reward of what they sample; their records are alike."""
+
+STOPPED = (N_("the KL to the base, %(kl)s nats, is over its limit %(limit)s"),)
+"""Why PPO ended early, as `finetune.ppo.trainer` records it."""
+
 
 def stage_facts(name: str, result: dict[str, Any]) -> list[str]:
     """A stage's result in sentences; none where it has no result."""
@@ -106,6 +112,8 @@ def _reward_facts(r: dict[str, Any]) -> list[str]:
 
 
 def _update_facts(r: dict[str, Any]) -> list[str]:
+    if r.get("method") in SAMPLING:
+        return _sampling_facts(r)
     loss, parameters = words.number(r.get("loss")), words.number(r.get("trainable_parameters"))
     facts = [
         _trained(r.get("n_pairs"), r),
@@ -114,6 +122,49 @@ def _update_facts(r: dict[str, Any]) -> list[str]:
     if smoothing := r.get("label_smoothing"):
         why = retold(str(smoothing["why"]), SMOOTHING)
         facts.append(gettext("Label smoothing %(value)s: %(why)s.", value=words.number(smoothing["value"]), why=why))
+    if version := r.get("policy_version"):
+        facts.append(gettext("Made the candidate %(version)s.", version=version))
+    return facts
+
+
+def _sampling_facts(r: dict[str, Any]) -> list[str]:
+    n, told = r.get("steps"), words.number(r.get("samples"))
+    facts = [
+        ngettext(
+            "%(method)s: learnt from %(samples)s completions of its own on %(prompts)s prompts, in %(n)s step.",
+            "%(method)s: learnt from %(samples)s completions of its own on %(prompts)s prompts, in %(n)s steps.",
+            _int(n),
+            method=str(r["method"]).upper(),
+            n=words.number(n),
+            samples=told,
+            prompts=words.number(r.get("n_prompts")),
+        )
+    ]
+    if dropped := r.get("dropped_long"):
+        told = words.number(dropped)
+        facts.append(
+            ngettext("%(n)s prompt dropped as too long.", "%(n)s prompts dropped as too long.", dropped, n=told)
+        )
+    if log := [row for row in r.get("log") or [] if isinstance(row, dict)]:
+        facts.append(
+            gettext(
+                "Mean reward %(first)s at the first step, %(last)s at the last, with a KL to the base of %(kl)s nats per completion.",
+                first=words.number(log[0].get("reward")),
+                last=words.number(log[-1].get("reward")),
+                kl=words.number(log[-1].get("kl"), 2),
+            )
+        )
+    if stopped := r.get("stopped"):
+        facts.append(gettext("Ended early: %(why)s.", why=retold(str(stopped), STOPPED)))
+    if n := (r.get("sampler_counts") or {}).get("encoded_again"):
+        facts.append(
+            ngettext(
+                "The engine told no tokens of %(n)s completion; its text was encoded again.",
+                "The engine told no tokens of %(n)s completions; their texts were encoded again.",
+                n,
+                n=words.number(n),
+            )
+        )
     if version := r.get("policy_version"):
         facts.append(gettext("Made the candidate %(version)s.", version=version))
     return facts

@@ -189,6 +189,10 @@ class RewardSettings(StageSettings):
 class UpdateSettings(StageSettings):
     """The policy update: TRL DPOTrainer, loss robust + SFT, a fresh LoRA adapter on the frozen base."""
 
+    method: Literal["dpo", "ppo", "rloo", "grpo"] = Field(
+        "dpo",
+        description="`dpo` learns from the snapshot's pairs by what follows here; `ppo`, `rloo` and `grpo` from the cycle's reward model, by the settings of `ppo`.",
+    )
     epochs: float = Field(2.0, gt=0, description="Passes over the training pairs.")
     learning_rate: float = Field(5e-4, gt=0, description="AdamW step size.")
     batch_size: int = Field(8, ge=1, description="Pairs per step.")
@@ -220,6 +224,64 @@ class UpdateSettings(StageSettings):
     )
     save_steps: int = Field(10, ge=1, description="Optimiser steps between checkpoints.")
     seed: int = Field(0, description="Seed of initialisation and order.")
+
+
+class PpoSettings(StageSettings):
+    """The policy update by PPO, where `DUNNOCK_UPDATE__METHOD=ppo`, and as far as they have such settings by RLOO and GRPO."""
+
+    steps: int = Field(40, ge=1, description="Rounds of sampling completions and learning from them.")
+    prompts_per_step: int = Field(16, ge=1, description="Prompts of a step, in turns over the snapshot's.")
+    samples_per_prompt: int = Field(
+        4, ge=1, description="Completions of each of them: what they share goes through the model once."
+    )
+    max_completion_tokens: int = Field(48, ge=1, description="Length cap of a completion.")
+    max_length_tokens: int = Field(
+        256, ge=16, description="Prompts that leave no room for a whole completion are dropped, counted and reported."
+    )
+    temperature: float = Field(1.0, gt=0, le=2, description="Temperature of the policy that samples and learns.")
+    missing_eos_penalty: float = Field(
+        1.0, ge=0, description="Taken off the reward of a completion that does not come to its end."
+    )
+    epochs: int = Field(4, ge=1, description="Passes over the completions of a step.")
+    minibatch_size: int = Field(16, ge=1, description="Completions per optimiser step.")
+    microbatch_size: int = Field(8, ge=1, description="Completions in the model at once: more memory, the same result.")
+    learning_rate: float = Field(2e-4, gt=0, description="AdamW step size of the policy, falling to 0 over the steps.")
+    value_learning_rate: float = Field(5e-4, gt=0, description="AdamW step size of the value model, likewise.")
+    max_grad_norm: float = Field(1.0, gt=0, description="Gradients of policy and value model are clipped to this norm.")
+    gamma: float = Field(1.0, gt=0, le=1, description="Discount per token.")
+    gae_lambda: float = Field(0.95, ge=0, le=1, description="Lambda of generalised advantage estimation.")
+    whiten_advantages: bool = Field(True, description="Bring the advantages of a step to mean 0 and deviation 1.")
+    clip: float = Field(0.2, gt=0, description="Clip of the policy's ratio.")
+    value_clip: float = Field(0.2, gt=0, description="Clip of the value's change within a step.")
+    kl_coefficient: float = Field(0.05, ge=0, description="Weight of the KL to the base in the reward, to begin with.")
+    kl_target: float = Field(
+        6.0, ge=0, description="KL in nats per completion that the weight is led to; 0: the weight stays."
+    )
+    kl_gain: float = Field(0.1, ge=0, le=1, description="How fast it is led there, per step.")
+    step_kl_limit: float = Field(
+        0.1,
+        ge=0,
+        description="KL in nats per token from the policy that sampled, over which a step's epochs end; 0: never.",
+    )
+    kl_limit: float = Field(
+        30.0, ge=0, description="KL to the base in nats per completion over which the run ends as it is; 0: never."
+    )
+    rollouts: Literal["auto", "engine", "trainer"] = Field(
+        "auto",
+        description="Who samples: the engine, or the model in training itself; `auto` takes an engine that `DUNNOCK_ENGINE_URL` names.",
+    )
+    concurrency: int = Field(32, ge=1, description="Requests held open at the engine at once.")
+    importance_cap: float = Field(
+        2.0, ge=1, description="Cap of the weights that correct for a sampler with other numerics than the trainer's."
+    )
+    lora_rank: int = Field(16, ge=1, description="LoRA rank of both adapters.")
+    lora_top_layers: int = Field(0, ge=0, description="Adapt only the last n layers of the policy; 0 means all.")
+    value_top_layers: int = Field(10, ge=0, description="Adapt only the last n layers of the value model; 0 means all.")
+    require_bar: bool = Field(
+        True, description="Refuse a reward model that does not beat the length-only baseline by its lower 95 % bound."
+    )
+    save_steps: int = Field(5, ge=1, description="Steps between checkpoints.")
+    seed: int = Field(0, description="Seed of initialisation, prompts and sampling.")
 
 
 class GateSettings(StageSettings):
@@ -353,6 +415,7 @@ class Settings(BaseSettings):
     snapshot: SnapshotSettings = SnapshotSettings()
     reward: RewardSettings = RewardSettings()
     update: UpdateSettings = UpdateSettings()
+    ppo: PpoSettings = PpoSettings()
     gate: GateSettings = GateSettings()
 
     @field_validator("suites_dir", mode="before")

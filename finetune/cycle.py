@@ -51,7 +51,7 @@ def request_cycle(
     if waiting is not None:
         return waiting
     fixed: dict[str, Any] = {"stages": list(stages)}
-    for name in ("collect", "snapshot", "reward", "update", "gate"):
+    for name in ("collect", "snapshot", "reward", "update", "ppo", "gate"):
         model = getattr(settings, name)
         fixed[name] = type(model)(**(model.model_dump() | (overrides or {}).get(name, {}))).model_dump()
     cycle = Cycle(reason=reason, settings=fixed)

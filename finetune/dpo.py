@@ -7,7 +7,7 @@ term both log-probabilities fall and a small model's text degenerates. The learn
 saved, which costs no training (ExPO, Zheng et al. 2024, arXiv:2404.16792).
 
 Resumable: checkpoints every `save_steps`; a killed run goes on from the last complete one.
-Not covered here: PPO, per-pair weights.
+Not covered here: per-pair weights; PPO, which is `finetune.ppo`.
 """
 
 from collections.abc import Sequence

@@ -4,7 +4,8 @@
     rate      this cycle's tasks                → simulated judgments (demo only)
     snapshot  all judgments and imports         → a frozen, hashed dataset
     reward    the snapshot                      → a reward model, reloaded and compared
-    update    the snapshot and the base         → an adapter, registered as a candidate
+    update    the snapshot and the base (PPO: and
+              the reward model)                 → an adapter, registered as a candidate
     gate      frozen suites, both policies      → a gate report
     promote   the gate report                   → a promotion, or a refusal; the incumbent stays
 
@@ -13,15 +14,16 @@ between leaves an unused folder, and the next attempt does the same work again.
 """
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import select
 
-from core.artifacts import hash_folder, new_folder
+from core.artifacts import hash_folder, new_folder, verify_folder
 from core.db import utcnow
 from core.errors import Cancelled, StageError
-from core.settings import GateSettings, RewardSettings, SnapshotSettings, UpdateSettings
+from core.settings import GateSettings, PpoSettings, RewardSettings, SnapshotSettings, UpdateSettings
 from evals.suites import frozen_texts
 from feedback.dataset import find_snapshot, freeze, load_pairs
 from feedback.models import Snapshot
@@ -107,19 +109,15 @@ def _reward(context: StageContext) -> None:
 
 
 def _update(context: StageContext) -> None:
-    from finetune.dpo import REFERENCE, update_policy
+    from finetune.dpo import REFERENCE
 
     settings = UpdateSettings(**context.stage_settings("update"))
     snapshot, train, _ = _pairs(context)
-    smoothing, smoothed = label_smoothing(settings, snapshot.manifest)
-    settings = settings.model_copy(update={"label_smoothing": smoothing})
     base = base_model_path(context.settings)
     relative = f"adapters/v{context.cycle_id}"
+    update = _update_by_dpo if settings.method == "dpo" else _update_by_reward
     with new_folder(context.artifact_dir / relative) as out:
-        facts = {"label_smoothing": smoothed} | update_policy(
-            train, base, context.work_dir("update"), out, settings,
-            device=context.settings.device, snapshot_sha256=snapshot.content_sha256, progress=context.progress,
-        )  # fmt: skip
+        facts = {"method": settings.method} | update(context, settings, snapshot, train, base, out)
     digest, base_digest = hash_folder(context.artifact_dir / relative), base_sha256(base)
     with context.db.session() as session:
         base_version = ensure_base_version(session, base_model_name(context.settings), base_digest)
@@ -128,6 +126,72 @@ def _update(context: StageContext) -> None:
             adapter_path=relative, adapter_sha256=digest, reference=REFERENCE,
         )  # fmt: skip
         context.record.done(session, facts | {"policy_version": version.name, "sha256": digest}, peak_mb())
+
+
+def _update_by_dpo(
+    context: StageContext,
+    settings: UpdateSettings,
+    snapshot: Snapshot,
+    train: list[Preference],
+    base: Path,
+    out: Path,
+) -> dict[str, Any]:
+    from finetune.dpo import update_policy
+
+    smoothing, smoothed = label_smoothing(settings, snapshot.manifest)
+    return {"label_smoothing": smoothed} | update_policy(
+        train, base, context.work_dir("update"), out, settings.model_copy(update={"label_smoothing": smoothing}),
+        device=context.settings.device, snapshot_sha256=snapshot.content_sha256, progress=context.progress,
+    )  # fmt: skip
+
+
+def _update_by_reward(
+    context: StageContext,
+    update: UpdateSettings,
+    snapshot: Snapshot,
+    train: list[Preference],
+    base: Path,
+    out: Path,
+) -> dict[str, Any]:
+    from finetune import rloo
+    from finetune.ppo.rollouts import Rollout
+    from finetune.ppo.update import EngineRollouts, update_policy
+    from reward.preference import RewardScorer
+
+    settings = PpoSettings(**context.stage_settings("ppo"))
+    reward = _reward_model(context, settings)
+    scorer = RewardScorer.load(context.artifact_dir / reward.path, base, context.settings.device)
+
+    def score(rows: Sequence[Rollout]) -> list[float]:
+        return scorer.score_ids([[*row.prompt.ids, *row.ids] for row in rows])
+
+    facts = {"snapshot_sha256": snapshot.content_sha256, "reward_sha256": reward.sha256, "reward_model": reward.path}
+    given = (train, score, base, context.work_dir("update"), out, settings)
+    common: Any = {"device": context.settings.device, "facts": facts, "progress": context.progress}
+    if update.method in ("rloo", "grpo"):
+        return rloo.update_policy(update.method, *given, **common)
+    by_engine = settings.rollouts == "engine" or (settings.rollouts == "auto" and context.settings.engine_url)
+    name = f"v{context.cycle_id}-ppo"
+    engine = EngineRollouts(context.client, name, context.artifact_dir / "rollouts" / name) if by_engine else None
+    return update_policy(*given, engine=engine, **common)
+
+
+def _reward_model(context: StageContext, settings: PpoSettings) -> RewardModel:
+    """The cycle's reward model, its folder checked against its hash."""
+    with context.db.read() as session:
+        reward = session.scalar(select(RewardModel).where(RewardModel.cycle_id == context.cycle_id))
+    if reward is None:
+        raise StageError(
+            f"cycle {context.cycle_id} has no reward model to learn from; give the round a reward stage, or use"
+            " DUNNOCK_UPDATE__METHOD=dpo"
+        )
+    if settings.require_bar and not reward.clears_bar:
+        raise StageError(
+            "the reward model does not clear its bar over the length-only baseline, so a policy may not be trained on it;"
+            " collect more judgments, or set DUNNOCK_PPO__REQUIRE_BAR=false for a trial"
+        )
+    verify_folder(context.artifact_dir / reward.path, reward.sha256)
+    return reward
 
 
 def _gate(context: StageContext) -> None:

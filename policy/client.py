@@ -44,17 +44,33 @@ class ChatRequest(BaseModel):
     stop: tuple[str, ...] = ()
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
+    logprobs: bool = False
+    return_token_ids: bool = False  # vLLM's name for it
+
+    def wire(self) -> dict[str, Any]:
+        """The body of the call; what is not asked for is not named, since not every engine knows it."""
+        left_out = {name for name in ("logprobs", "return_token_ids") if not getattr(self, name)}
+        return self.model_dump(mode="json", exclude=left_out)
 
 
 @dataclass(frozen=True)
 class ChatReply:
-    """A whole completion; `latency_s` is wall-clock time from request to last byte."""
+    """A whole completion; `latency_s` is wall-clock time from request to last byte.
+
+    Attributes:
+        prompt_token_ids: as the engine encoded the prompt; None where it was not asked or does not say.
+        token_ids: the tokens of the completion, as far as the engine tells them.
+        logprobs: nats of each of them.
+    """
 
     text: str
     finish_reason: str
     prompt_tokens: int
     completion_tokens: int
     latency_s: float
+    prompt_token_ids: tuple[int, ...] | None = None
+    token_ids: tuple[int, ...] | None = None
+    logprobs: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -104,22 +120,26 @@ class EngineClient:
             EngineError: it cannot be reached, is overloaded or failed.
         """
         start = time.monotonic()
-        answer = self._call("POST", f"{self.base_url}/chat/completions", request.model_dump(mode="json"))
+        answer = self._call("POST", f"{self.base_url}/chat/completions", request.wire())
         try:
             choice, usage = answer["choices"][0], answer["usage"]
+            logprobs = (choice.get("logprobs") or {}).get("content")
             return ChatReply(
                 text=choice["message"]["content"] or "",
                 finish_reason=choice["finish_reason"],
                 prompt_tokens=usage["prompt_tokens"],
                 completion_tokens=usage["completion_tokens"],
                 latency_s=time.monotonic() - start,
+                prompt_token_ids=_tuple(answer.get("prompt_token_ids")),
+                token_ids=_tuple(choice.get("token_ids")),
+                logprobs=None if logprobs is None else tuple(float(token["logprob"]) for token in logprobs),
             )
-        except (KeyError, IndexError, TypeError) as error:
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
             raise EngineError(f"the engine's answer is not a chat completion: {error!r} is missing") from error
 
     def stream(self, request: ChatRequest) -> "CompletionStream":
         """Ask for a streamed completion. Errors as of `complete`, raised before the first event."""
-        body = {**request.model_dump(mode="json"), "stream": True, "stream_options": {"include_usage": True}}
+        body = {**request.wire(), "stream": True, "stream_options": {"include_usage": True}}
         try:
             response = self._send("POST", f"{self.base_url}/chat/completions", body, stream=True)
             if response.status_code != 200:
@@ -292,6 +312,10 @@ def _event(chunk: dict[str, Any]) -> StreamEvent:
         prompt_tokens=usage.get("prompt_tokens"),
         completion_tokens=usage.get("completion_tokens"),
     )
+
+
+def _tuple(ids: list[int] | None) -> tuple[int, ...] | None:
+    return None if ids is None else tuple(ids)
 
 
 def _unreachable(url: str, error: Exception) -> EngineError:

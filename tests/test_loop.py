@@ -52,6 +52,17 @@ SMALL = {
 }
 
 
+PPO = {
+    **SMALL,
+    "update": {"method": "ppo"},
+    "ppo": {
+        "steps": 2, "prompts_per_step": 2, "samples_per_prompt": 4, "max_completion_tokens": 6, "minibatch_size": 8,
+        "learning_rate": 0.05, "lora_rank": 4, "lora_top_layers": 1, "value_top_layers": 1, "require_bar": False,
+        "step_kl_limit": 0.0, "kl_limit": 0.0,
+    },
+}  # fmt: skip
+
+
 @dataclass
 class Loop:
     """One installation with a tiny base: settings, database, engine, web app."""
@@ -175,6 +186,52 @@ def test_a_candidate_that_fails_a_check_is_refused_and_the_incumbent_stays(loop:
     assert "v1" not in loop.client.models()
     body = {"model": "v1", "messages": [{"role": "user", "content": "Hello"}]}
     assert loop.app.test_client().post("/v1/chat/completions", json=body).status_code == 404
+
+
+@pytest.mark.parametrize(("method", "rollouts"), [("ppo", "engine"), ("grpo", "generate")])
+def test_a_round_by_rewards_ends_with_a_candidate_that_the_gate_judges(loop: Loop, method: str, rollouts: str) -> None:
+    before = loop.ask()[1]
+
+    cycle = loop.round({**PPO, "update": {"method": method}})
+
+    assert (cycle.state, cycle.outcome) == ("promoted", "v1 is active")
+    assert loop.ask()[0] == "v1"
+    assert loop.ask()[1] != before
+    with loop.db.read() as session:
+        version, reward = active_version(session), session.scalars(select(RewardModel)).one()
+        result = session.scalars(select(StageRun.result).where(StageRun.name == "update")).one() or {}
+        report = session.scalars(select(GateReport)).one()
+    assert (result["method"], result["rollouts"], result["samples"]) == (method, rollouts, 16)
+    assert result["reward_sha256"] == reward.sha256
+    assert result["log"]
+    assert (report.policy_version_id, report.passed) == (version.id, True)
+    record = json.loads((loop.settings.artifact_dir / "adapters/v1/run.json").read_text())
+    assert (record["method"], record["reference"]) == (method, version.reference)
+    assert record["snapshot_sha256"] == result["snapshot_sha256"]
+    assert loop.client.models() == ["base", "v1"]  # no adapter of a rollout is left
+    assert list((loop.settings.artifact_dir / "rollouts").glob("*")) == []
+
+
+@pytest.mark.parametrize(
+    ("stages", "changes", "told"),
+    [
+        (("collect", "rate", "snapshot", "update"), {}, "cycle 1 has no reward model"),
+        (DEMO_STAGES, {"require_bar": True}, "does not clear its bar"),
+    ],
+)
+def test_an_update_by_ppo_without_a_reward_model_that_clears_its_bar_fails(
+    loop: Loop, stages: tuple[str, ...], changes: dict[str, Any], told: str
+) -> None:
+    overrides = {**PPO, "ppo": {**PPO["ppo"], **changes}}
+    with loop.db.session() as session:
+        request_cycle(session, loop.settings, "demo", stages=stages, overrides=overrides)
+    cycle = loop.resume()
+    assert cycle is not None
+    assert cycle.state == "failed"
+    assert told in (cycle.outcome or "")
+    with loop.db.read() as session:
+        assert session.scalars(select(PolicyVersion.name)).all() == ["base"]
+    assert not (loop.settings.artifact_dir / "adapters/v1").exists()
 
 
 def test_the_next_round_asks_first_what_the_reward_model_can_hardly_tell_apart(loop: Loop) -> None:

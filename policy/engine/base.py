@@ -54,10 +54,18 @@ def load_base(path: Path | str, device: Literal["auto", "cpu", "cuda"] = "auto")
     dtype = torch.bfloat16 if name == "cuda" else torch.float32
     model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
     model.to(name).eval().requires_grad_(False)
-    _require_full_attention(model.config, path)
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    return as_base(model, AutoTokenizer.from_pretrained(path))
+
+
+def as_base(model: Any, tokenizer: Any) -> LoadedBase:
+    """A model that is in memory already, for decoding.
+
+    Raises:
+        SettingsError: as of `load_base`.
+    """
+    _require_full_attention(model.config, model.config.name_or_path)
     context = getattr(model.config, "max_position_embeddings", None) or DEFAULT_CONTEXT_TOKENS
-    return LoadedBase(model, tokenizer, torch.device(name), context, _eos_ids(model, tokenizer))
+    return LoadedBase(model, tokenizer, model.device, context, _eos_ids(model, tokenizer))
 
 
 def _require_full_attention(config: Any, path: Path | str) -> None:

@@ -14,7 +14,7 @@ import torch
 from core.errors import DunnockError
 from policy.engine.base import LoadedBase
 from policy.engine.prefill import HEAD_TOKENS, Head, Prefill
-from policy.engine.sampling import Chooser, choose
+from policy.engine.sampling import Chooser, choose, chosen_logprobs
 from policy.engine.slots import SlotCache
 from policy.engine.text import TextStream
 
@@ -26,11 +26,18 @@ MIN_SPREAD_TOKENS = 2  # prompts that differ no more in length are read together
 
 @dataclass(frozen=True)
 class Finish:
-    """The end of a completion; counts are in tokens."""
+    """The end of a completion; counts are in tokens.
+
+    Attributes:
+        token_ids: all tokens that were chosen, an end of text among them.
+        logprobs: of each of them, in nats, where the request asked for that.
+    """
 
     reason: FinishReason
     prompt_tokens: int
     completion_tokens: int
+    token_ids: tuple[int, ...] = field(default=(), compare=False)
+    logprobs: tuple[float, ...] = field(default=(), compare=False)
 
 
 class Generation:
@@ -86,18 +93,21 @@ class Row:
     generation: Generation
     text: TextStream
     chooser: Chooser
-    made: int = 0
     whole: list[str] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
 
-    def take(self, token: int, eos_ids: frozenset[int]) -> bool:
+    def take(self, token: int, logprob: float | None, eos_ids: frozenset[int]) -> bool:
         """Take the chosen token; returns whether the row ends with it."""
-        self.made += 1
+        self.token_ids.append(token)
+        if logprob is not None:
+            self.logprobs.append(logprob)
         if token in eos_ids:
             return self.end("stop")
         self._emit(self.text.push(token))
         if self.text.stopped:
             return self.end("stop")
-        if self.made >= self.generation.max_tokens:
+        if len(self.token_ids) >= self.generation.max_tokens:
             return self.end("length")
         return False
 
@@ -107,7 +117,8 @@ class Row:
         if self.whole:
             self.generation.put("".join(self.whole))
         reason = "stop" if self.text.stopped else reason
-        self.generation.put(Finish(reason, len(self.generation.prompt_ids), self.made))
+        prompt_tokens, made = len(self.generation.prompt_ids), tuple(self.token_ids)
+        self.generation.put(Finish(reason, prompt_tokens, len(made), made, tuple(self.logprobs)))
         return True
 
     def _emit(self, text: str) -> None:
@@ -182,7 +193,12 @@ class Lane:
         wanted = len(self._arrivals[0].generation.prompt_ids)
         spread = max(MIN_SPREAD_TOKENS, wanted // 8)
         near = [row for row in self._arrivals if abs(len(row.generation.prompt_ids) - wanted) <= spread]
-        group = near[: max(1, PREFILL_GROUP_TOKENS // (wanted + spread))]
+        limit, prompts, group = max(1, PREFILL_GROUP_TOKENS // (wanted + spread)), set[tuple[int, ...]](), list[Row]()
+        for row in near:
+            prompts.add(tuple(row.generation.prompt_ids))
+            if len(prompts) > limit:
+                break
+            group.append(row)
         taken = {id(row) for row in group}
         self._arrivals = [row for row in self._arrivals if id(row) not in taken]
         return group
@@ -206,10 +222,12 @@ class Lane:
             use_cache=True,
             logits_to_keep=1,
         )
-        self._next = choose(output.logits[:, -1], [row.chooser for row in self._rows])
+        logits, choosers = output.logits[:, -1], [row.chooser for row in self._rows]
+        self._next = choose(logits, choosers)
+        logprobs = chosen_logprobs(logits, self._next, choosers)
         cache.cursor.advance()
-        pairs = enumerate(zip(self._rows, self._next, strict=True))
-        self._remove([slot for slot, (row, token) in pairs if row.take(token, base.eos_ids)])
+        chosen = enumerate(zip(self._rows, self._next, logprobs, strict=True))
+        self._remove([slot for slot, (row, token, logprob) in chosen if row.take(token, logprob, base.eos_ids)])
 
     def _remove(self, slots: list[int]) -> None:
         if not slots:

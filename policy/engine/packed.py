@@ -5,6 +5,8 @@ weights at 8 to 128 rows (about 23 against 70 GFLOPS at 32 rows on two Zen 4 cor
 An adapter's weights are added to the base's before packing, so a step with it costs what the base's does.
 """
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -38,12 +40,9 @@ class PackedWeights:
     def __init__(self, model: nn.Module, budget_bytes: int) -> None:
         self._left = budget_bytes
         self._names: dict[str, int] = {}  # merged adapters and their bytes
-        usable = torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
-        for module in model.modules() if usable else ():
+        for module in model.modules() if _can_pack() else ():
             if type(module) is nn.Linear and _is_plain(module.weight) and _bytes(module) <= self._left:
-                module.__class__ = PackedLinear
-                assert isinstance(module, PackedLinear)
-                module.packed, module.variants, module.active = _packed(module.weight), {}, ""
+                _pack(module, module.weight)
                 self._left -= _bytes(module)
         self._layers = [module for module in model.modules() if isinstance(module, PackedLinear)]
 
@@ -78,6 +77,50 @@ class PackedWeights:
         for layer in self._layers:
             layer.active = name if merged else ""
         return merged
+
+
+@contextmanager
+def packed_with(model: nn.Module, adapted: Sequence[Any], name: str) -> Iterator[bool]:
+    """While the block runs, `model` multiplies with packed weights that have an adapter merged in; nothing else changes.
+
+    For decoding with a model that is in training: its own weights are only read, and the copy is given back at the end.
+
+    Args:
+        adapted: PEFT's LoRA layers that have an adapter of this name; the caller turns adapters off.
+
+    Yields:
+        False where nothing could be packed (another device or precision, no oneDNN) and all is as it was.
+    """
+    layers = {id(layer.get_base_layer()): layer for layer in adapted}
+    linears = [
+        module
+        for path, module in model.named_modules()
+        if type(module) is nn.Linear and ".lora_" not in path and _is_plain(module.weight)
+    ]
+    if not _can_pack() or not set(layers) <= {id(m) for m in linears}:
+        yield False
+        return
+    try:
+        with torch.no_grad():
+            for module in linears:
+                layer = layers.get(id(module))
+                _pack(module, module.weight if layer is None else module.weight + layer.get_delta_weight(name))
+        yield True
+    finally:
+        for module in linears:
+            if isinstance(module, PackedLinear):
+                module.__class__ = nn.Linear  # type: ignore[assignment]
+                del module.packed, module.variants, module.active
+
+
+def _can_pack() -> bool:
+    return bool(torch._C._has_mkldnn) and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+
+
+def _pack(module: nn.Linear, weight: torch.Tensor) -> None:
+    module.__class__ = PackedLinear
+    assert isinstance(module, PackedLinear)
+    module.packed, module.variants, module.active = _packed(weight), {}, ""
 
 
 def _is_plain(weight: torch.Tensor) -> bool:

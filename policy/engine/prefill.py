@@ -1,7 +1,8 @@
 """Reading prompts into a cache: several together, in chunks, and never twice what the last ones began with.
 
 Chat prompts share their template and system turn, and rollouts ask the same prompt again; for short prompts
-that is most of the work, so each lane keeps the keys and values of its last prompt's beginning.
+that is most of the work, so each lane keeps the keys and values of its last prompt's beginning, and equal prompts of
+a group are read as one.
 """
 
 from dataclasses import dataclass
@@ -49,14 +50,16 @@ class Prefill:
 
     def __init__(self, base: LoadedBase, prompts: list[list[int]], head: Head | None) -> None:
         self.prompts = prompts
-        self.cache = DynamicCache(config=base.model.config)
+        self.cache = DynamicCache(config=base.model.config)  # of the distinct prompts until they are read, then of all
         self.width = max(1, max(len(p) for p in prompts) - 1)
-        padded = [(p + [0] * self.width)[: self.width] for p in prompts]
-        self._ids = torch.tensor(padded, device=base.device)  # (rows, width)
+        distinct = list(dict.fromkeys(map(tuple, prompts)))
+        self._rows = [distinct.index(tuple(p)) for p in prompts]
+        padded = [([*p, *[0] * self.width])[: self.width] for p in distinct]
+        self._ids = torch.tensor(padded, device=base.device)  # (distinct, width)
         self._done = 0
         if head is not None and (shared := min(head.shared(prompts), self.width)):
             for index, (keys, values) in enumerate(head.layers):
-                spread = (len(prompts), -1, -1, -1)
+                spread = (len(distinct), -1, -1, -1)
                 self.cache.update(keys[:, :, :shared].expand(spread), values[:, :, :shared].expand(spread), index)
             self._done = shared
 
@@ -67,10 +70,10 @@ class Prefill:
 
     def advance(self, base: LoadedBase, budget_tokens: int) -> int:
         """Read up to so many tokens, at least one of each prompt; returns how many, padding included."""
-        begun = self._done
-        until = min(self.width, begun + max(1, budget_tokens // len(self.prompts)))
+        begun, count = self._done, len(self._ids)
+        until = min(self.width, begun + max(1, budget_tokens // count))
         if until > begun:
-            positions = torch.arange(begun, until, device=base.device)[None].expand(len(self.prompts), -1)
+            positions = torch.arange(begun, until, device=base.device)[None].expand(count, -1)
             base.model.base_model(
                 input_ids=self._ids[:, begun:until],
                 position_ids=positions,
@@ -78,7 +81,9 @@ class Prefill:
                 use_cache=True,
             )
         self._done = until
-        return (until - begun) * len(self.prompts)
+        if self.done and count < len(self.prompts):
+            self.cache.batch_select_indices(torch.tensor(self._rows, device=base.device))
+        return (until - begun) * count
 
     def head(self) -> Head:
         """The beginning of the first prompt, to keep for the next group."""

@@ -17,6 +17,7 @@ class Sampling:
     Attributes:
         temperature: 0 is greedy.
         seed: equal seeds give equal texts; None draws one.
+        logprobs: whether each token's log-probability is wanted.
     """
 
     max_tokens: int
@@ -26,6 +27,7 @@ class Sampling:
     stop: tuple[str, ...] = ()
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    logprobs: bool = False
 
 
 @dataclass
@@ -67,6 +69,27 @@ def choose(logits: torch.Tensor, choosers: Sequence[Chooser]) -> list[int]:
         if chooser.penalised:
             chooser.written[token] += 1
     return tokens
+
+
+def chosen_logprobs(logits: torch.Tensor, tokens: Sequence[int], choosers: Sequence[Chooser]) -> list[float | None]:
+    """log p of each row's token in nats; None for rows that do not ask.
+
+    Of the distribution that the token was drawn from, after penalties and temperature and over the whole vocabulary
+    (greedy rows: as at temperature 1), which vLLM calls processed.
+
+    Args:
+        logits: (rows, vocabulary), as `choose` left them.
+    """
+    rows = [i for i, chooser in enumerate(choosers) if chooser.sampling.logprobs]
+    found: list[float | None] = [None] * len(choosers)
+    if rows:
+        temperatures = [[choosers[i].sampling.temperature or 1.0] for i in rows]
+        scaled = logits[rows].float() / torch.tensor(temperatures, device=logits.device)
+        chosen = torch.tensor([[tokens[i]] for i in rows], device=logits.device)
+        logps = scaled.gather(1, chosen)[:, 0] - scaled.logsumexp(-1)
+        for row, value in zip(rows, logps.tolist(), strict=True):
+            found[row] = value
+    return found
 
 
 def _penalise(logits: torch.Tensor, chooser: Chooser) -> None:

@@ -31,7 +31,7 @@ from core.settings import get_settings
 from policy.base import base_model_path
 from policy.client import ChatRequest
 from policy.engine.adapters import BASE
-from policy.engine.base import load_base
+from policy.engine.base import LoadedBase, load_base
 from policy.engine.decoder import Decoder
 from policy.engine.lane import Finish, Generation
 from policy.engine.sampling import Sampling
@@ -56,7 +56,7 @@ class ChatBody(ChatRequest):
     def sampling(self) -> Sampling:
         """The part that the decoder takes."""
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-        fields = {"max_tokens", "temperature", "top_p", "seed", "presence_penalty", "frequency_penalty"}
+        fields = {"max_tokens", "temperature", "top_p", "seed", "presence_penalty", "frequency_penalty", "logprobs"}
         return Sampling(stop=stop, **self.model_dump(include=fields))
 
 
@@ -80,6 +80,8 @@ def create_engine_app(decoder: Decoder, artifact_dir: Path) -> Flask:
     @app.post("/v1/chat/completions")
     def chat() -> Response:
         body = parse_body(ChatBody)
+        if body.stream and (body.logprobs or body.return_token_ids):
+            raise InvalidInput("logprobs and return_token_ids come with whole completions only", param="stream")
         prompt_ids = decoder.base.encode([m.model_dump() for m in body.messages])
         generation = decoder.submit(body.model, prompt_ids, body.sampling(), pieces=body.stream)
         head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": body.model}
@@ -87,7 +89,8 @@ def create_engine_app(decoder: Decoder, artifact_dir: Path) -> Flask:
         if body.stream:
             lines = _Lines(generation, head, body.stream_options.include_usage, gone)
             return Response(lines, mimetype="text/event-stream", headers={"Cache-Control": "no-store"})
-        return jsonify(_whole(generation, head, gone))
+        text, end = _read(generation, gone)
+        return jsonify({**head, "object": "chat.completion", **_whole(text, end, body, prompt_ids, decoder.base)})
 
     @app.post("/tokenize")
     def tokenize() -> Response:
@@ -140,15 +143,30 @@ def _usage(end: Finish) -> dict[str, int]:
     }
 
 
-def _whole(generation: Generation, head: dict[str, Any], gone: Callable[[], bool]) -> dict[str, Any]:
+def _read(generation: Generation, gone: Callable[[], bool]) -> tuple[str, Finish]:
     text = ""
     while not isinstance(event := generation.next(LOOK_FOR_CLIENT_S), Finish):
         text += event or ""
         if event is None and gone():
             generation.cancel()
+    return text, event
+
+
+def _whole(text: str, end: Finish, body: ChatBody, prompt_ids: list[int], base: LoadedBase) -> dict[str, Any]:
+    """Choice and usage; token ids, where they are asked for, stand where vLLM puts them."""
     message = {"role": "assistant", "content": text}
-    choice = {"index": 0, "message": message, "finish_reason": event.reason, "logprobs": None}
-    return {**head, "object": "chat.completion", "choices": [choice], "usage": _usage(event)}
+    choice: dict[str, Any] = {"index": 0, "message": message, "finish_reason": end.reason, "logprobs": None}
+    if body.logprobs:
+        pairs = zip(end.token_ids, end.logprobs, strict=True)
+        choice["logprobs"] = {"content": [_token(base.tokenizer.decode([token]), value) for token, value in pairs]}
+    answer: dict[str, Any] = {"choices": [choice], "usage": _usage(end)}
+    if body.return_token_ids:
+        choice["token_ids"], answer["prompt_token_ids"] = list(end.token_ids), prompt_ids
+    return answer
+
+
+def _token(text: str, logprob: float) -> dict[str, Any]:
+    return {"token": text, "logprob": logprob, "bytes": list(text.encode()), "top_logprobs": []}
 
 
 class _Lines(Iterator[bytes]):

@@ -42,6 +42,22 @@ def test_complete_gives_text_counts_and_latency(client: EngineClient, golden: Go
     assert reply.latency_s > 0
 
 
+def test_tokens_are_told_where_they_are_asked_for(client: EngineClient) -> None:
+    plain = client.complete(asking("Hi"))
+    assert (plain.token_ids, plain.logprobs, plain.prompt_token_ids) == (None, None, None)
+    told = client.complete(asking("Hi", return_token_ids=True, logprobs=True))
+    assert told.text == plain.text
+    assert (len(told.token_ids or ()), len(told.logprobs or ())) == (16, 16)
+    assert len(told.prompt_token_ids or ()) == told.prompt_tokens
+    assert all(value <= 0 for value in told.logprobs or ())
+
+
+def test_what_is_not_asked_for_is_not_sent() -> None:
+    """Other engines may refuse a field that they do not know."""
+    assert not {"logprobs", "return_token_ids"} & asking("Hi").wire().keys()
+    assert asking("Hi", return_token_ids=True).wire()["return_token_ids"] is True
+
+
 def test_stream_gives_pieces_and_usage_at_the_end(client: EngineClient, golden: Golden) -> None:
     with client.stream(asking("Hi")) as events:
         seen = list(events)

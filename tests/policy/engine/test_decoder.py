@@ -3,12 +3,14 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from core.errors import ArtifactError, Conflict, EngineError, InvalidInput, NotFound, PromptTooLong
 from core.messages import user
+from policy.engine.base import LoadedBase
 from policy.engine.decoder import Decoder
-from policy.engine.lane import Finish, Generation
-from policy.engine.sampling import Sampling
+from policy.engine.lane import Finish, Generation, Lane, Row
+from policy.engine.sampling import Chooser, Sampling
 from policy.engine.text import TextStream
 from tests.policy.conftest import Golden, greedy
 from tests.tiny import CONTEXT_TOKENS, make_tiny_adapter, make_tiny_base
@@ -79,6 +81,33 @@ def test_a_shared_beginning_is_read_once_per_adapter(
         counts.append(sum(read_tokens))
     assert min(counts[:2]) > 20  # each adapter reads for itself what another has read
     assert max(counts[2:]) < 16
+
+
+def test_equal_prompts_of_a_group_are_read_as_one(
+    base: LoadedBase, golden: Golden, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes: list[tuple[int, ...]] = []
+    forward = base.model.base_model.forward
+
+    def counting(*args: object, **kwargs: object) -> object:
+        shapes.append(tuple(kwargs["input_ids"].shape))
+        return forward(*args, **kwargs)
+
+    prompts = [f"Which of the {n} birds sings best in spring?" for n in (1, 2, 3)]
+    lane = Lane(base)
+    generations = []
+    for prompt in [p for p in prompts for _ in range(8)]:
+        generation = Generation(base.encode(user(prompt)), 12, pieces=False)
+        lane.add(Row(generation, TextStream(base.tokenizer), Chooser(greedy(12))))
+        generations.append((prompt, generation))
+    monkeypatch.setattr(base.model.base_model, "forward", counting)
+    with torch.inference_mode():
+        while lane.rows:
+            lane.step()
+    assert {shape[0] for shape in shapes} == {1, 3, 24}  # what all begin with, three prompts, all rows
+    assert len([shape for shape in shapes if shape[0] == 24]) == 12
+    for prompt, generation in generations:
+        assert read(generation)[0] == golden("base", prompt, 12)
 
 
 def test_characters_are_never_split(decoder: Decoder) -> None:

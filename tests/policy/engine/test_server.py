@@ -6,15 +6,17 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
 import pytest
+import torch
 
 from core.messages import user
 from tests.policy.conftest import Golden
 from tests.policy.engine.live import LiveEngine, free_port
-from tests.tiny import CONTEXT_TOKENS
+from tests.tiny import CONTEXT_TOKENS, load_tiny
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +67,36 @@ def test_openai_client_gets_a_stream_with_usage(chat: openai.OpenAI, golden: Gol
     assert chunks[-1].usage is not None
     assert chunks[-1].usage.completion_tokens == 20
     assert chunks[-2].choices[0].finish_reason == "length"
+
+
+def test_tokens_and_log_probabilities_come_where_they_are_asked_for(chat: openai.OpenAI, artifacts: Path) -> None:
+    """What is told is what the plain model gives the very tokens that the text is made of, at the temperature asked for."""
+    plain = load_tiny(artifacts / "base")
+    for temperature, scale in ((0.0, 1.0), (1.0, 1.0), (0.5, 0.5)):
+        reply = chat.chat.completions.create(
+            model="base", messages=user("Hi"), temperature=temperature, max_tokens=9, seed=4, logprobs=True,
+            extra_body={"return_token_ids": True},
+        )  # fmt: skip
+        choice = reply.choices[0]
+        told: Any = reply.model_dump()
+        prompt_ids, ids = told["prompt_token_ids"], told["choices"][0]["token_ids"]
+        assert choice.logprobs is not None
+        content = choice.logprobs.content or []
+        assert len(ids) == len(content) == reply.usage.completion_tokens == 9  # type: ignore[union-attr]
+        with torch.no_grad():
+            logits = plain(input_ids=torch.tensor([[*prompt_ids, *ids]])).logits[0, len(prompt_ids) - 1 : -1]
+        expected = (logits / scale).log_softmax(-1)[torch.arange(9), torch.tensor(ids)]
+        assert [token.logprob for token in content] == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+def test_nobody_is_told_tokens_unasked_or_in_a_stream(chat: openai.OpenAI) -> None:
+    reply = chat.chat.completions.create(model="base", messages=user("Hi"), max_tokens=4)
+    assert reply.choices[0].logprobs is None
+    assert "token_ids" not in reply.choices[0].model_dump()
+    assert "prompt_token_ids" not in reply.model_dump()
+    with pytest.raises(openai.BadRequestError) as refused:
+        chat.chat.completions.create(model="base", messages=user("Hi"), logprobs=True, stream=True)
+    assert refused.value.param == "stream"
 
 
 def test_errors_are_those_that_openai_clients_know(chat: openai.OpenAI) -> None:
