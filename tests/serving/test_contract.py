@@ -21,7 +21,8 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from access.keys import create_key
+from access.invitations import invite
+from access.keys import SCOPES, create_key
 from core.db import Database
 from core.openapi import PREFIXES
 from feedback.assignment.leases import next_assignment
@@ -58,10 +59,11 @@ def known(app: Flask, database: Database, served: Served) -> dict[str, Any]:
             session, token=found.lease_token, annotator_id=ana.id, form=PairwiseForm(choice="left"), latency_s=1
         )
         token = session.get_one(Assignment, found.id).lease_token
-        secret = create_key(session, served.person, "all", "chat feedback annotate manage")[1]
+        secret = create_key(session, served.person, "all", " ".join(SCOPES))[1]
+        invitation, _ = invite(session, served.person, "annotator", "", 3600)
     return {
         "headers": {"Authorization": f"Bearer {secret}"}, "task_id": gold.id, "token": token, "slug": rule.rule.slug,
-        "form": "tasks",
+        "form": "tasks", "person_id": ana.id, "invitation_id": invitation.id,
     }  # fmt: skip
 
 
