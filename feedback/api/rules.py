@@ -64,9 +64,9 @@ def show_rule(slug: str) -> Response:
 @operation("Rules", RuleDiff, query=RuleDiffQuery, scope=READ, errors=(404,))
 def show_diff(slug: str) -> Response:
     """What differs between two versions of a rule, field by field and word by word."""
-    query = parse_query(RuleDiffQuery)
     with runtime().db.read() as session:
         calling_person_id(READ, session)
+        query = parse_query(RuleDiffQuery)
         changes = diff(*(store.find_version(session, slug, number) for number in (query.first, query.second)))
     told = [
         {
