@@ -3,7 +3,7 @@
     collect   active policy + seed prompts      → completions and tasks
     rate      this cycle's tasks                → simulated judgments (demo only)
     snapshot  all judgments and imports         → a frozen, hashed dataset
-    reward    the snapshot                      → a reward model, reloaded and compared
+    reward    the snapshot                      → reward models of preferences and rules, reloaded and compared
     update    the snapshot and the base         → an adapter, registered as a candidate
     gate      frozen suites, both policies      → a gate report
     promote   the gate report                   → a promotion, or a refusal; the incumbent stays
@@ -12,18 +12,19 @@ A stage writes its artifact first and its rows last, in one transaction with its
 between leaves an unused folder, and the next attempt does the same work again.
 """
 
+import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sqlalchemy import select
 
-from core.artifacts import hash_folder, new_folder
+from core.artifacts import hash_folder, new_folder, verify_folder
 from core.db import utcnow
 from core.errors import Cancelled, StageError
 from core.settings import GateSettings, RewardSettings, SnapshotSettings, UpdateSettings
 from evals.suites import frozen_texts
-from feedback.dataset import find_snapshot, freeze, load_pairs
+from feedback.dataset import find_snapshot, freeze, load_pairs, load_rule_examples
 from feedback.models import Snapshot
 from feedback.preferences import Preference
 from finetune.collect import collect, rate_scripted
@@ -39,7 +40,8 @@ from policy.base import base_model_name, base_model_path, base_sha256
 from policy.client import verify_adapter
 from policy.models import GateReport, PolicyVersion
 from policy.versions import active_version, ensure_base_version, promote, register_candidate
-from reward.models import RewardModel
+from reward.models import Kind, RewardModel, bar_words
+from reward.rules import why_not
 
 Stage = Callable[[StageContext], None]
 
@@ -78,32 +80,67 @@ def _snapshot(context: StageContext) -> None:
 
 
 def _reward(context: StageContext) -> None:
-    from reward.preference import train_reward
+    """The preference reward model and, where there are enough verdicts, that of rules; each registered when it is done.
 
+    A model that this cycle has made already, before it failed or was killed, is not made again.
+    """
     settings = RewardSettings(**context.stage_settings("reward"))
-    snapshot, train, heldout = _pairs(context)
-    relative = f"rewards/cycle-{context.cycle_id}"
-    with new_folder(context.artifact_dir / relative) as out:
-        facts = train_reward(
-            train, heldout, base_model_path(context.settings), context.work_dir("reward"), out, settings,
-            device=context.settings.device, snapshot_sha256=snapshot.content_sha256, progress=context.progress,
-        )  # fmt: skip
+    snapshot, train, heldout = _pairs(context, ties=True)
+    folder = context.artifact_dir / snapshot.path
+    verdicts = [load_rule_examples(folder, split) for split in ("train", "heldout")]
+    why = why_not(verdicts[0])
+    share = len(train) / (len(train) + (0 if why else 2 * len(verdicts[0])))
+    facts = _make_reward_model(context, snapshot, "preference", (train, heldout), settings, 0.0, share)
+    rules = (
+        {"undefined": why} if why else _make_reward_model(context, snapshot, "rules", verdicts, settings, share, 1.0)
+    )
     if settings.require_bar and not facts["clears_bar"]:
         raise StageError(
-            f"the reward model's accuracy has a lower 95 % bound of {facts['low']:.3f}, not above the length-only"
-            f" baseline's {facts['length_only']:.3f}; collect more judgments, or set DUNNOCK_REWARD__REQUIRE_BAR=false"
+            f"the reward model is kept, but may train no policy: {bar_words(facts)}; collect more judgments, or set"
+            " DUNNOCK_REWARD__REQUIRE_BAR=false"
         )
-    digest = hash_folder(context.artifact_dir / relative)
     with context.db.session() as session:
-        if session.scalar(select(RewardModel).where(RewardModel.cycle_id == context.cycle_id)) is None:
-            session.add(
-                RewardModel(
-                    cycle_id=context.cycle_id, snapshot_id=snapshot.id, path=relative, sha256=digest,
-                    evaluation=_brief(facts), clears_bar=facts["clears_bar"],
-                )
-            )  # fmt: skip
-        context.record.done(session, facts, peak_mb())
+        context.record.done(session, facts | {"rules": rules}, peak_mb())
     shutil.rmtree(context.work_dir("reward"), ignore_errors=True)
+
+
+def _make_reward_model(
+    context: StageContext,
+    snapshot: Snapshot,
+    kind: Kind,
+    splits: Sequence[Any],
+    settings: RewardSettings,
+    begin: float,
+    end: float,
+) -> dict[str, Any]:
+    """Train and register one reward model; `begin` and `end` are its part of the stage's progress. Returns its facts."""
+    from reward.preference import train_reward
+    from reward.rules import train_rules
+
+    relative = f"rewards/cycle-{context.cycle_id}" + ("-rules" if kind == "rules" else "")
+    folder = context.artifact_dir / relative
+    with context.db.read() as session:
+        made = session.scalar(
+            select(RewardModel).where(RewardModel.cycle_id == context.cycle_id, RewardModel.kind == kind)
+        )
+    if made is not None:
+        verify_folder(folder, made.sha256)
+        return made.evaluation | {"log": json.loads((folder / "run.json").read_text(encoding="utf-8"))["log"]}
+    work: Callable[..., dict[str, Any]] = train_rules if kind == "rules" else train_reward
+    with new_folder(folder) as out:
+        facts = work(
+            *splits, base_model_path(context.settings), context.work_dir("reward") / kind, out, settings,
+            device=context.settings.device, snapshot_sha256=snapshot.content_sha256,
+            progress=lambda done, note: context.progress(begin + done * (end - begin), note),
+        )  # fmt: skip
+    with context.db.session() as session:
+        session.add(
+            RewardModel(
+                kind=kind, cycle_id=context.cycle_id, snapshot_id=snapshot.id, path=relative,
+                sha256=hash_folder(folder), evaluation=_brief(facts), clears_bar=facts["clears_bar"],
+            )
+        )  # fmt: skip
+    return facts
 
 
 def _update(context: StageContext) -> None:
@@ -195,8 +232,8 @@ STAGES: dict[str, Stage] = {
 }
 
 
-def _pairs(context: StageContext) -> tuple[Snapshot, list[Preference], list[Preference]]:
-    """The cycle's snapshot, verified against its recorded hash, and its two splits."""
+def _pairs(context: StageContext, *, ties: bool = False) -> tuple[Snapshot, list[Preference], list[Preference]]:
+    """The cycle's snapshot, verified against its recorded hash, and its two splits; ties are in the first, if wanted."""
     with context.db.read() as session:
         result = session.scalar(
             select(StageRun.result).where(StageRun.cycle_id == context.cycle_id, StageRun.name == "snapshot")
@@ -205,7 +242,7 @@ def _pairs(context: StageContext) -> tuple[Snapshot, list[Preference], list[Pref
             raise StageError("the snapshot stage has not finished; stages run in order")
         snapshot = find_snapshot(session, result["snapshot_id"])
     folder = context.artifact_dir / snapshot.path
-    train = load_pairs(folder, "train", expected_sha256=snapshot.content_sha256)
+    train = load_pairs(folder, "train", expected_sha256=snapshot.content_sha256, ties=ties)
     return snapshot, train, load_pairs(folder, "heldout")
 
 
