@@ -94,7 +94,7 @@ def _calibration(found: dict[str, Any], title: str, unit: str) -> Table | None:
         return None
     rows = [
         {
-            "band": f"{words.percent(b['low'])} … {words.percent(b['high'])}",
+            "band": f"{100 * b['low']:.0f}–{100 * b['high']:.0f}\u202f%",
             "said": Estimate(b["said"], n=b["n"]),
             "was": Estimate(b["was"], *wilson(b["was"] * b["n"], b["n"]), n=b["n"]),
         }

@@ -199,6 +199,7 @@ def _classifier(base: Path, device: Device) -> tuple[Any, Any]:
 
     target = find_device(device)
     model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, dtype=find_dtype(target)).to(target)
+    model.score.float()  # small steps are lost in bf16
     tokenizer = AutoTokenizer.from_pretrained(base)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from playwright.sync_api import Page, expect
 from sqlalchemy import select
 
 from access.models import Person
@@ -13,8 +14,10 @@ from core.db import Database
 from core.settings import Settings
 from feedback.models import Snapshot
 from reward.models import RewardModel
+from tests.browser import ARTIFACTS
 from tests.conftest import SignedIn
 from tests.console.rows import make_candidate, pair_evaluation, rule_evaluation
+from tests.factories import PASSWORD
 
 SignIn = Callable[[Person], SignedIn]
 
@@ -125,3 +128,31 @@ def test_cycle_and_version_lead_to_it(
     assert "4 members, each of a draw of the annotators." in cycle
     assert "Rule reward model from 160 verdicts" in cycle
     assert f'href="/rewards/{ids[0]}"' in client.get(f"/policies/{name}").get_data(as_text=True)
+
+
+# In a browser ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (375, "dark")])
+def test_plots_are_drawn_and_fit(
+    open_page: Callable[..., Page], people: dict[str, Person], database: Database, width: int, scheme: str
+) -> None:
+    models = {
+        kind: add(database, kind, found)
+        for kind, found in (("preference", pair_evaluation()), ("rules", rule_evaluation()))
+    }
+    page = open_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    page.goto(f"/rewards/{models['preference']}")
+    page.get_by_label("Login").fill("lead")
+    page.get_by_label("Password").fill(PASSWORD)
+    page.get_by_role("button", name="Sign in").click()
+    for kind, n in (("preference", 4), ("rules", 1)):
+        page.goto(f"/rewards/{models[kind]}")
+        plots = page.locator("figure[data-plot]")
+        expect(plots).to_have_count(n)
+        for i in range(n):
+            expect(plots.nth(i)).to_have_attribute("data-drawn", "yes")
+            assert plots.nth(i).locator(".plot-legend li").count() >= 1
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        ARTIFACTS.mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=ARTIFACTS / f"reward-{kind}-{width}-{scheme}.png", full_page=True)

@@ -205,3 +205,20 @@ def test_members_begin_as_one_function(base: Path) -> None:
     assert scores[0].std() > 0
     first = [p for n, p in members.model.named_parameters() if ".lora_A.member-" in n and "q_proj" in n]
     assert not torch.equal(first[0], first[1])
+
+
+def test_heads_and_adapters_stay_fp32_on_a_base_of_bf16(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: steps that bf16 would lose are kept, and what is saved scores as what was trained."""
+    monkeypatch.setattr("reward.members.find_dtype", lambda device: torch.bfloat16)
+    settings = THREE.model_copy(update={"members": 2})
+    facts = train_reward(
+        clustered(toy(0, 40)), clustered(toy(100, 30)), base, tmp_path / "work", tmp_path, settings, device="cpu"
+    )
+    assert facts["accuracy"] >= 0.8
+    scorer = RewardScorer.load(tmp_path, base, "cpu")
+    own = {n: p.dtype for n, p in scorer.members.model.named_parameters() if ".member-" in n}
+    assert set(own.values()) == {torch.float32}
+    assert any("score" in name for name in own)
+    assert scorer.members.decoder.embed_tokens.weight.dtype == torch.bfloat16
