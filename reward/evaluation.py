@@ -12,8 +12,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+from core.errors import StageError
 from core.intervals import Z95, rate
-from feedback.dataset import Preference
+from feedback.dataset import Preference, RuleExample
 
 BINS = 10
 HISTOGRAM_BINS = 20
@@ -52,6 +53,16 @@ def evaluate_pairs(
         "by_length": _by([length_bucket(p) for p in pairs], right),
         "rewards": histogram({"chosen": chosen, "rejected": rejected}),
     }
+
+
+def demand_apart(train: Sequence[Preference | RuleExample], heldout: Sequence[Preference | RuleExample]) -> None:
+    """Raise StageError where a prompt cluster is on both sides: what is measured then would have been trained on."""
+    both = {row.cluster for row in train if row.cluster} & {row.cluster for row in heldout}
+    if both:
+        raise StageError(
+            f"{len(both)} prompt clusters are both trained on and held out, {min(both)} for one; snapshots keep them apart, so"
+            " this one was not made by `feedback.dataset.freeze`. Freeze a new one."
+        )
 
 
 def length_only_accuracy(train: Sequence[Preference], heldout: Sequence[Preference]) -> float:

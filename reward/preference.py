@@ -21,7 +21,7 @@ from core.errors import StageError
 from core.settings import RewardSettings
 from feedback.dataset import Preference
 from reward.ensemble import bootstrap_by, penalised, resample, write_average
-from reward.evaluation import evaluate_pairs, length_only_accuracy
+from reward.evaluation import demand_apart, evaluate_pairs, length_only_accuracy
 from reward.loss import preference_loss
 from reward.members import Members
 from reward.scoring import PROBE, RewardScorer
@@ -75,8 +75,10 @@ def train_reward(  # noqa: PLR0913 (inputs, outputs and settings of a stage)
         dropped_long_heldout, and those that are equal once they are cut as dropped_equal; how members were made.
 
     Raises:
-        StageError: too few pairs, a non-finite loss, no room, or scores that change on reloading.
+        StageError: too few pairs, splits that share a cluster, a non-finite loss, no room, or scores that change on
+            reloading.
     """
+    demand_apart(train, heldout)
     members = Members.fresh(
         base, settings.members, rank=settings.lora_rank, top_layers=settings.lora_top_layers, seed=settings.seed,
         device=device, keep_mb=settings.keep_mb,

@@ -20,7 +20,7 @@ from typing import Any
 from core.errors import StageError
 from core.settings import RewardSettings
 from feedback.dataset import RuleExample
-from reward.evaluation import auc, calibration, fit_temperature
+from reward.evaluation import auc, calibration, demand_apart, fit_temperature
 from reward.loss import rule_loss
 from reward.members import Members
 from reward.scoring import PROBE, Item, check_probe, places_of, read_record
@@ -139,6 +139,7 @@ def train_rules(  # noqa: PLR0913 (inputs, outputs and settings of a stage)
     Raises:
         StageError: too few verdicts (`why_not`), a non-finite loss, no room, or scores that change on reloading.
     """
+    demand_apart(train, heldout)
     usable, dropped = _usable(train, heldout, base, settings.max_length_tokens)
     n_train = sum(not is_heldout for _, is_heldout in usable)
     examples = [example for example, _ in usable]

@@ -327,6 +327,12 @@ def test_sides_that_are_equal_once_cut_are_dropped_and_counted(base: Path, tmp_p
     assert (facts["n_train"], facts["dropped_equal"], facts["dropped_long"]) == (9, 1, 0)
 
 
+def test_splits_that_share_a_cluster_are_refused(base: Path, tmp_path: Path) -> None:
+    pairs = clustered(toy(0, 20))
+    with pytest.raises(StageError, match="2 prompt clusters are both trained on and held out"):
+        train_reward(pairs, pairs[:2], base, tmp_path / "w", tmp_path / "o", SMALL, device="cpu")
+
+
 def test_ties_alone_are_too_few(base: Path, tmp_path: Path) -> None:
     ties = [replace(p, target=0.5) for p in toy(0, 20)]
     with pytest.raises(StageError, match="7 training and 3 held-out pairs are usable"):

@@ -136,7 +136,9 @@ def test_a_part_sees_neither_its_rules_nor_its_prompts() -> None:
 def test_one_rule_is_trained_on_and_its_bar_is_not_cleared(base: Path, tmp_path: Path) -> None:
     one = [replace(e, rule="bread") for e in examples(0, 16)]
     settings = SETTINGS.model_copy(update={"rule_epochs": 1.0})
-    facts = train_rules(one, one[:4], base, tmp_path / "work", tmp_path, settings, device="cpu")
+    facts = train_rules(
+        one, [replace(e, cluster="0" * 16) for e in one[:4]], base, tmp_path / "work", tmp_path, settings, device="cpu"
+    )
     assert facts["unseen"]["undefined"] == "only 1 rule has verdicts; at least two are needed to hold one out"
     assert (facts["unseen"]["n"], facts["temperature"], facts["clears_bar"]) == (0, 1.0, False)
 
