@@ -25,6 +25,7 @@ import access.people_pages
 import access.views
 import commands.cli
 import console.quality_views
+import console.reward_views
 import console.views
 import feedback.api.annotation
 import feedback.api.docs
@@ -105,6 +106,7 @@ def create_app(settings: Settings | None = None, db: Database | None = None) -> 
     app.register_blueprint(feedback.rules.pages.blueprint)
     app.register_blueprint(console.views.blueprint)
     app.register_blueprint(console.quality_views.blueprint)
+    app.register_blueprint(console.reward_views.blueprint)
     app.register_blueprint(serving.views.blueprint)
     app.register_blueprint(serving.health.blueprint)
     app.register_blueprint(serving.api.blueprint)

@@ -7,7 +7,7 @@ uPlot, whose files are served out of the installed `youplot` wheel; without a sc
 from importlib.util import find_spec
 from pathlib import Path
 
-from flask import Blueprint, Response, flash, jsonify, redirect, render_template, request, send_from_directory, url_for
+from flask import Blueprint, Response, flash, redirect, render_template, request, send_from_directory, url_for
 from flask_login import current_user
 from sqlalchemy.orm import Session
 from werkzeug.wrappers import Response as AnyResponse
@@ -98,11 +98,7 @@ def table(name: str, form: str) -> Response:
         )
     with runtime().db.read() as session:
         found = TABLES[name](quality.for_export(_reader(session)))
-        if form == "json":
-            return jsonify(figures.as_json(found))
-        answer = Response("".join(figures.as_csv(found)), mimetype="text/csv")
-    answer.headers["Content-Disposition"] = f'attachment; filename="dunnock-{name}.csv"'
-    return answer
+        return figures.file_of(found, form, f"dunnock-{name}")
 
 
 @blueprint.get("/quality/annotators/<int:person_id>/<any(pause, resume):action>")

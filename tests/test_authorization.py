@@ -126,6 +126,8 @@ LEAST = {
     "quality.set_standing": "lead",
     "quality.settled": "reviewer",
     "quality.table": "reviewer",
+    "rewards.show": "reviewer",
+    "rewards.table": "reviewer",
     "rules.ask_switch": "lead",
     "rules.create": "lead",
     "rules.edit": "lead",

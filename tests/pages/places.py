@@ -75,6 +75,7 @@ PAGES: dict[str, list[Place]] = {
     "quality.gold": [Place("/quality/gold", empty=True)],
     "quality.overview": [Place("/quality", empty=True)],
     "quality.settled": [Place("/quality/consensus", empty=True)],
+    "rewards.show": [Place("/rewards/{reward}"), Place("/rewards/{rule_reward}")],
     "rules.ask_switch": [Place("/rules/{rule}/retire"), Place("/rules/{retired}/restore")],
     "rules.edit_form": [Place("/rules/{rule}/edit")],
     "rules.list_rules": [Place("/rules", empty=True), Place("/rules?state=all"), Place("/rules?q=nothing+like+it")],
@@ -138,6 +139,7 @@ OTHERS: dict[str, Download] = {
     "people.static": Download("/static/access/access.css", "text/css"),
     "quality.library": Download("/quality/library/uplot.iife.min.js", "text/javascript"),
     "quality.table": Download("/quality/tables/annotators.csv", "text/csv"),
+    "rewards.table": Download("/rewards/{reward}/rewards.csv", "text/csv"),
     "serving.static": Download("/static/serving/chat.js", "text/javascript"),
     "static": Download("/static/style.css", "text/css"),
 }
