@@ -318,7 +318,7 @@ class PpoSettings(StageSettings):
     )
     lora_rank: int = Field(16, ge=1, description="LoRA rank of both adapters.")
     lora_top_layers: int = Field(0, ge=0, description="Adapt only the last n layers of the policy; 0 means all.")
-    value_top_layers: int = Field(10, ge=0, description="Adapt only the last n layers of the value model; 0 means all.")
+    value_top_layers: int = Field(6, ge=0, description="Adapt only the last n layers of the value model; 0 means all.")
     require_bar: bool = Field(
         True, description="Refuse a reward model that does not beat the length-only baseline by its lower 95 % bound."
     )

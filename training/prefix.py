@@ -57,7 +57,7 @@ class Plan:
             shared = _shared([keys[i] for i in members])
             own = shared - self.common + sum(len(keys[i]) - shared for i in members)
             found.append(_Group(tuple(members), shared, own))
-        self.rows = _rows(found, max(1, ROW_TOKENS - self.common))
+        self.rows = _rows(found, max(1, ROW_TOKENS - self.common), self.common)
         self.width = self.common + max(sum(group.own for group in row) for row in self.rows)
 
     def worth_it(self, width: int) -> bool:
@@ -149,16 +149,23 @@ def neighbours(keys: Sequence[Key]) -> list[list[int]]:
     return groups
 
 
-def _rows(groups: Sequence[_Group], room: int) -> list[list[_Group]]:
-    """As few rows as need be, and all of about one width."""
+def _rows(groups: Sequence[_Group], room: int, common: int) -> list[list[_Group]]:
+    """As few rows as need be, and all of about one width; more where a few large groups would leave them uneven."""
     count = min(len(groups), max(1, -(-sum(group.own for group in groups) // room)))
+    spreads = [_spread(groups, n) for n in range(count, min(len(groups), 2 * count) + 1)]
+    best = min(spreads, key=lambda rows: len(rows) * (common + max(sum(groups[i].own for i in row) for row in rows)))
+    return [[groups[i] for i in sorted(row)] for row in best]
+
+
+def _spread(groups: Sequence[_Group], count: int) -> list[list[int]]:
+    """Indices of the groups in so many rows, the largest first and each where there is least."""
     rows: list[list[int]] = [[] for _ in range(count)]
     filled = [0] * count
     for i in sorted(range(len(groups)), key=lambda i: -groups[i].own):
         r = filled.index(min(filled))
         rows[r].append(i)
         filled[r] += groups[i].own
-    return [[groups[i] for i in sorted(row)] for row in rows if row]
+    return [row for row in rows if row]
 
 
 def _shared(keys: Sequence[Key]) -> int:

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from core.errors import StageError
 from core.settings import PpoSettings
 from finetune.ppo.rollouts import Rollout
-from training.head import POSITIONS
 from training.lora import first_block, lora_config
 from training.prefix import Key, Packing, Plan
 from training.trunk import is_llama_shaped, run_blocks
 
+HEAD_ROWS = 128  # × a vocabulary of 49k in fp32 are 25 MB of logits
 POLICY, VALUE = "default", "value"  # PEFT saves the adapter "default" without a folder of its own
 SCALED = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
 
@@ -176,15 +176,43 @@ def token_logps(
     states: Tensor, ids: Tensor, head: Any, temperature: float = 1.0, *, entropy: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """(M, H) states and (M,) ids → (M,) log p in nats, and (M,) entropies without gradients where they are asked for."""
-    logps, entropies = [], []
-    for some, wanted in zip(torch.split(states, POSITIONS), torch.split(ids, POSITIONS), strict=True):
-        logits = head(some).float()
-        logits = logits if temperature == 1.0 else logits / temperature
-        logps.append(-nn.functional.cross_entropy(logits, wanted, reduction="none"))
-        if entropy:
-            with torch.no_grad():
-                entropies.append(logits.logsumexp(-1) - (logits.softmax(-1) * logits).sum(-1))
-    return torch.cat(logps), torch.cat(entropies) if entropy else None
+    logps, entropies = _TokenLogps.apply(states, ids, head.weight, head.bias, temperature, entropy)  # type: ignore[no-untyped-call]
+    return logps, entropies if entropy else None
+
+
+class _TokenLogps(torch.autograd.Function):
+    """log softmax(W h / T)[id], its gradient taken in the forward pass, while the logits of a few rows are at hand.
+
+    The gradient of a token's log p by its state is (W[id] - sum over v of p(v) W[v]) / T: as many numbers as the state has, where
+    autograd would keep the softmax over the vocabulary. The head is frozen and gets none.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, ids: Tensor, weight: Tensor, bias: Any, t: float, entropy: bool) -> Any:
+        logps, entropies, gradients = [], [], []
+        for some, wanted in zip(torch.split(states, HEAD_ROWS), torch.split(ids, HEAD_ROWS), strict=True):
+            logits = nn.functional.linear(some, weight, bias).float()
+            if t != 1.0:
+                logits /= t
+            total = logits.logsumexp(-1, keepdim=True)
+            at = wanted[:, None]
+            logps.append((logits.gather(1, at) - total)[:, 0])
+            if entropy:
+                entropies.append(total[:, 0] - ((logits - total).exp_() * logits).sum(-1))
+            if ctx.needs_input_grad[0]:
+                shares = logits.sub_(total).exp_()
+                shares.scatter_add_(1, at, torch.full_like(total, -1.0))
+                gradients.append(shares.to(weight.dtype) @ weight / -t)
+        if gradients:
+            ctx.save_for_backward(torch.cat(gradients))
+        found = torch.cat(entropies) if entropies else states.new_zeros(0)
+        ctx.mark_non_differentiable(found)
+        return torch.cat(logps), found
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        (gradients,) = ctx.saved_tensors
+        return grads[0][:, None].to(gradients.dtype) * gradients, None, None, None, None, None
 
 
 def _groups(rows: Sequence[Rollout]) -> list[list[int]]:

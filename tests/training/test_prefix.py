@@ -47,6 +47,14 @@ def test_states_come_back_to_where_they_were(monkeypatch: pytest.MonkeyPatch, ro
         assert places[row, : len(key), 0].tolist() == list(range(len(key)))
 
 
+def test_a_few_large_groups_do_not_leave_rows_half_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four groups of 10 beside 2 in common, in rows of about 16: three rows would hold 22, 12 and 12 of 66; four hold 48."""
+    monkeypatch.setattr(prefix, "ROW_TOKENS", 16)
+    keys = [(1, 2, *range(10 * i, 10 * i + 8), *range(100 + j, 101 + j)) for i in range(1, 5) for j in (1, 2)]
+    plan = Plan(keys, [(2 * i, 2 * i + 1) for i in range(4)])
+    assert (len(plan.rows), plan.width) == (4, 12)
+
+
 def test_a_batch_that_shares_little_stays_as_it_is() -> None:
     assert find_packing([(1, 2, 3), (4, 5, 6)], 3, "cpu") is None
     assert find_packing([(1, 2, 3)], 3, "cpu") is None

@@ -172,6 +172,23 @@ def test_token_logps_by_hand() -> None:
     assert cold.exp().tolist() == pytest.approx([1 / 10])
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_the_gradient_of_token_logps_is_that_of_autograd(monkeypatch: pytest.MonkeyPatch, temperature: float) -> None:
+    monkeypatch.setattr("finetune.ppo.model.HEAD_ROWS", 3)  # seven rows in three parts
+    generator = torch.Generator().manual_seed(2)
+    head = nn.Linear(5, 11, bias=True).requires_grad_(False)
+    states = torch.randn(7, 5, generator=generator).requires_grad_()
+    ids, weights = torch.randint(0, 11, (7,), generator=generator), torch.randn(7, generator=generator)
+    plain = (head(states) / temperature).log_softmax(-1)[torch.arange(7), ids]
+    (expected,) = torch.autograd.grad((plain * weights).sum(), states)
+    found, entropy = token_logps(states, ids, head, temperature, entropy=True)
+    assert torch.allclose(found, plain, atol=1e-6)
+    assert entropy is not None
+    assert not entropy.requires_grad
+    (gradient,) = torch.autograd.grad((found * weights).sum(), states)
+    assert torch.allclose(gradient, expected, atol=1e-6)
+
+
 def test_a_model_of_another_shape_is_refused() -> None:
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
