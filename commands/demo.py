@@ -40,7 +40,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     # The update reads openings only; nobody chats beside the demo.
     "collect": {"max_completion_tokens": 24, "concurrency": 96},
     "snapshot": {"include_simulated": True, "heldout_frac": 0.15, "max_imported_pairs": 64},
-    "reward": {"epochs": 0.4, "batch_size": 4, "learning_rate": 2e-3},  # few pairs: more and larger steps
+    "reward": {"members": 2, "epochs": 0.4, "batch_size": 4, "learning_rate": 2e-3},  # few pairs: more and larger steps
     "update": {
         "label_smoothing": 0.0,  # the script never errs by chance
         "learning_rate": 7e-4,

@@ -142,6 +142,7 @@ class Members:
         import torch
 
         found = torch.zeros(len(self.names), len(ids))
+        known = set(self.trunk.states) if self.trunk is not None else set()
         order = sorted(range(len(ids)), key=lambda i: ids[i])
         with torch.no_grad():
             for batch in _batches(order, ids):
@@ -152,7 +153,7 @@ class Members:
                 for k, name in enumerate(self.names):
                     found[k, batch] = self.forward(name, rows, groups).cpu()
                 if self.trunk is not None:
-                    self.trunk.forget()
+                    self.trunk.forget(known)
                     self.trunk.keeping = False
         return found
 

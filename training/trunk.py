@@ -9,6 +9,7 @@ Memory: tokens × hidden size × 4 bytes, e.g. 90 MB for 200 pairs of two 100-to
 """
 
 import math
+from collections.abc import Collection
 from typing import Any
 
 from core.errors import StageError
@@ -102,10 +103,10 @@ class Trunk:
         keys = [tuple(row[:n].tolist()) for row, n in zip(input_ids, lengths, strict=True)]
         self._below(keys, input_ids, attention_mask, groups)
 
-    def forget(self) -> None:
-        """Free the kept states."""
-        self.room += sum(_bytes(states) for states in self.states.values())
-        self.states.clear()
+    def forget(self, but: Collection[Key] = ()) -> None:
+        """Free the kept states, but for these."""
+        for key in [key for key in self.states if key not in but]:
+            self.room += _bytes(self.states.pop(key))
 
     def _below(self, keys: list[Key], input_ids: Any, attention_mask: Any, groups: Groups | None = None) -> Any:
         """(B, T, H) states below the first adapted block, from the store where they are known."""

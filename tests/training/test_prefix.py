@@ -8,7 +8,7 @@ import torch
 
 from tests.tiny import load_tiny, make_tiny_adapter, make_tiny_base
 from training import prefix
-from training.prefix import Packing, Plan, find_packing
+from training.prefix import Packing, Plan, find_packing, neighbours
 from training.trunk import share_trunk
 
 KEYS = [(5, 6, 7, 8, 9, 10), (5, 6, 7, 20, 21), (5, 6, 7, 8, 30), (5, 6, 7, 40, 41, 42)]
@@ -89,3 +89,11 @@ def test_logits_and_gradients_equal_the_plain_batch(
     assert plain_grads.keys() == packed_grads.keys() != set()
     for name, grad in plain_grads.items():
         assert torch.allclose(grad, packed_grads[name], atol=1e-5), name
+
+
+def test_neighbours_are_those_that_begin_alike() -> None:
+    prompt, other = tuple(range(10, 20)), tuple(range(30, 40))
+    keys = [(1, *prompt, 5), (1, *other, 6), (1, *prompt, 7, 8), (1, 2), (1, *prompt)]
+    assert sorted(sorted(group) for group in neighbours(keys)) == [[0, 2, 4], [1], [3]]
+    assert neighbours([]) == []
+    assert neighbours([(1, 2, 3)] * 2) == [[0], [1]]  # what all share is shared anyway

@@ -187,3 +187,58 @@ def test_an_adapter_of_disk_works_as_one_that_is_trained(base: Path, tmp_path: P
     adapter = make_tiny_adapter(base, tmp_path / "adapter")
     model = load_tiny(base, adapter)  # all layers adapted, but none of them trained
     assert isinstance(share_trunk(model, 1), Trunk)
+
+
+# What a caller decides ------------------------------------------------------------------------------------------------
+
+
+def test_groups_of_any_size_equal_the_plain_forward(base: Path) -> None:
+    """Three texts of one prompt and one of another; with lower states that are new, that are known, and of both kinds."""
+    plain, model = adapted(base), adapted(base)
+    trunk = share_trunk(model, 1)
+    assert trunk is not None
+    keys = [[5, 6, 7, 8, 9, 10, 11, 20 + i] + [30] * i for i in range(3)] + [[40, 41, 42]]
+    groups = [[0, 1, 2], [3]]
+    width = max(map(len, keys))
+    inputs = {
+        "input_ids": torch.tensor([key + [0] * (width - len(key)) for key in keys]),
+        "attention_mask": torch.tensor([[1] * len(key) + [0] * (width - len(key)) for key in keys]),
+    }
+    expected = plain.get_base_model().base_model(**inputs).last_hidden_state
+    with torch.no_grad():
+        trunk.prepare(*(value[[1, 3]] for value in inputs.values()), [[0], [1]])
+        for _ in range(2):
+            found = trunk.forward(**inputs, groups=groups, use_cache=False).last_hidden_state
+            assert same(found, expected, inputs)
+    assert (trunk.misses, trunk.hits) == (2 + 2, 2 + 4)
+
+
+def test_what_has_no_room_is_computed_anew(base: Path) -> None:
+    plain, model = adapted(base), adapted(base)
+    one = 7 * 64 * 4 / 1e6  # MB of the first sequence's states
+    trunk = share_trunk(model, 1, keep_mb=one)
+    assert trunk is not None
+    with torch.no_grad():
+        for _ in range(2):
+            assert same(model(**batch()).logits, plain(**batch()).logits, batch())
+    assert [len(key) for key in trunk.states] == [7]
+    assert (trunk.misses, trunk.hits) == (5, 1)
+    trunk.forget()
+    assert (trunk.states, trunk.room) == ({}, one * 1e6)
+
+
+def test_what_is_not_to_be_kept_is_not(base: Path) -> None:
+    model = adapted(base)
+    trunk = share_trunk(model, 1)
+    assert trunk is not None
+    with torch.no_grad():
+        model(**batch())
+        trunk.keeping = False
+        model(**batch(seed=4))
+        known = set(trunk.states)
+        assert len(known) == 3
+        trunk.keeping = True
+        model(**batch(seed=5))
+        assert len(trunk.states) == 6
+        trunk.forget(known)
+    assert set(trunk.states) == known
