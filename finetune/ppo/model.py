@@ -89,9 +89,13 @@ class LoraActorCritic:
         return self._token_logps(self._completion_states(rows, POLICY), rows, entropy=entropy)
 
     def values(self, rows: Sequence[Rollout]) -> Tensor:
-        """The value model's guess before each token of what is still to come."""
-        states: Tensor = self._completion_states(rows, VALUE)
-        found: Tensor = self.head(states.float())[:, 0]
+        """The value model's guess before each token of what is still to come.
+
+        The head reads states brought to a root mean square of 1: how large a base's are differs much, and with it how far
+        a step of Adam would throw all values at once.
+        """
+        states = self._completion_states(rows, VALUE).float()
+        found: Tensor = self.head(nn.functional.rms_norm(states, states.shape[-1:]))[:, 0]
         return found
 
     def forget(self) -> None:

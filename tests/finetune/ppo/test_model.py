@@ -67,7 +67,9 @@ def test_values_are_those_of_a_model_with_the_value_adapter_and_its_head(
         ids = torch.tensor([[*row.prompt.ids, *row.ids]])
         with torch.no_grad():
             states = plain.get_base_model().base_model(input_ids=ids).last_hidden_state
-            expected.append(models.head(states[0, len(row.prompt.ids) - 1 : -1])[:, 0])
+            states = states[0, len(row.prompt.ids) - 1 : -1]
+            unit = states / states.square().mean(-1, keepdim=True).sqrt()
+            expected.append(models.head(unit)[:, 0])
     models.policy_logps(rows)  # whoever came before must not matter
     found = models.values(rows)
     assert torch.allclose(found, torch.cat(expected), atol=1e-5)

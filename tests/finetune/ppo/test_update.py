@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ def test_what_is_rewarded_is_learnt(base: Path, tmp_path: Path) -> None:
     log = facts["log"]
     assert log[0]["reward"] < 0.6
     assert log[-1]["reward"] > 0.95
-    assert log[-1]["explained_variance"] > 0.1
+    assert statistics.median(row["explained_variance"] for row in log[9:]) > 0.05
 
 
 def test_adapters_move_and_the_base_does_not(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
