@@ -37,6 +37,7 @@ NOTES = (
     N_("likelihoods"), N_("%(version)s: %(n)s suite prompts"), N_("%(n)s completions"),
     N_("%(n)s tasks judged (simulated)"), N_("step %(n)s, loss %(loss)s"),
     N_("step %(n)s, reward %(reward)s, KL %(kl)s"), N_("step %(n)s"), N_("frozen layers: %(n)s"),
+    N_("completions scored: %(n)s"),
 )  # fmt: skip
 """What stages say of themselves while they run, see `finetune` and `training.run`."""
 

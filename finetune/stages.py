@@ -45,6 +45,7 @@ from policy.models import GateReport, PolicyVersion
 from policy.versions import active_version, ensure_base_version, promote, register_candidate
 from reward.models import Kind, RewardModel, bar_words
 from reward.rules import why_not
+from training.run import part_of
 
 Stage = Callable[[StageContext], None]
 
@@ -134,7 +135,7 @@ def _make_reward_model(
         facts = work(
             *splits, base_model_path(context.settings), context.work_dir("reward") / kind, out, settings,
             device=context.settings.device, snapshot_sha256=snapshot.content_sha256,
-            progress=lambda done, note: context.progress(begin + done * (end - begin), note),
+            progress=part_of(context.progress, begin, end),
         )  # fmt: skip
     with context.db.session() as session:
         session.add(

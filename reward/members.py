@@ -137,13 +137,14 @@ class Members:
         head = self.model.get_base_model().score.modules_to_save[name].weight
         return torch.nn.functional.linear(states.float(), head.float())[:, 0]
 
-    def scores(self, ids: Sequence[list[int]]) -> Any:
+    def scores(self, ids: Sequence[list[int]], progress: Progress = silent) -> Any:
         """(K, N) values of all members, without gradients; sequences that begin alike are put together."""
         import torch
 
         found = torch.zeros(len(self.names), len(ids))
         known = set(self.trunk.states) if self.trunk is not None else set()
         order = sorted(range(len(ids)), key=lambda i: ids[i])
+        done = 0
         with torch.no_grad():
             for batch in _batches(order, ids):
                 rows = [ids[i] for i in batch]
@@ -155,7 +156,14 @@ class Members:
                 if self.trunk is not None:
                     self.trunk.forget(known)
                     self.trunk.keeping = False
+                done += len(batch)
+                progress(done / len(ids), f"completions scored: {done}/{len(ids)}")
         return found
+
+    def release(self) -> None:
+        """Free what training has kept of the frozen layers."""
+        if self.trunk is not None:
+            self.trunk.forget()
 
     def save(self, folder: Path) -> None:
         """Each member as a PEFT adapter in a folder of its name below `folder`."""

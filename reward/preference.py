@@ -28,7 +28,7 @@ from reward.scoring import PROBE, RewardScorer
 from training.device import Device
 from training.encode import encode_completion, encode_prompt
 from training.loop import Schedule, fit
-from training.run import Progress, silent, write_run
+from training.run import Progress, part_of, silent, write_run
 
 __all__ = ["RewardScorer", "check_reload", "encode_pair", "evaluate", "train_reward"]
 
@@ -37,6 +37,8 @@ RELOAD_TOLERANCE = 1e-3
 OFFSET_PAIRS = 64
 AVERAGED = "averaged"
 CURVE = (0.25, 0.5, 1.0)
+TRAINING_SHARE = 0.7
+"""Of the stage's progress; the rest is the evaluation."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ def train_reward(  # noqa: PLR0913 (inputs, outputs and settings of a stage)
             f" least {MIN_PAIRS} and 1. Collect more judgments."
         )
     seen = [_seen(kept, settings, k) for k in range(settings.members)]
-    log = _fit_members(members, seen, settings, work, snapshot_sha256, progress)
+    log = _fit_members(members, seen, settings, work, snapshot_sha256, part_of(progress, 0.0, TRAINING_SHARE))
     members.save(out)
     scored_by = members.names
     if settings.combine == "averaged" and len(members.names) > 1:
@@ -100,12 +102,14 @@ def train_reward(  # noqa: PLR0913 (inputs, outputs and settings of a stage)
     averaged = scored_by != members.names
     trained = Members.load({AVERAGED: out / AVERAGED}, base, device) if averaged else members
     offsets = _offsets(trained, kept)
+    members.release()
     scorer = RewardScorer(trained, offsets, settings.sd_weight)
     made = {"scored_by": scored_by, "offsets": offsets, "probe": scorer.score(PROBE)}
     write_run(out, "reward", settings.model_dump(), **made)
     reloaded = RewardScorer.load(out, base, device)
     check_reload(scorer, reloaded, heldout)
-    facts = evaluate(reloaded, kept, heldout) | {
+    del members, trained, scorer  # one base in memory is enough for the rest
+    facts = evaluate(reloaded, kept, heldout, part_of(progress, TRAINING_SHARE, 1.0)) | {
         **{f"dropped_{why}": n for why, n in dropped.items()},
         "dropped_long_heldout": dropped_heldout["long"],
         "n_train": len(kept),
@@ -133,13 +137,16 @@ def check_reload(trained: RewardScorer, reloaded: RewardScorer, pairs: Sequence[
         )
 
 
-def evaluate(scorer: RewardScorer, train: Sequence[Preference], heldout: Sequence[Preference]) -> dict[str, Any]:
+def evaluate(
+    scorer: RewardScorer, train: Sequence[Preference], heldout: Sequence[Preference], progress: Progress = silent
+) -> dict[str, Any]:
     """Held-out pairs scored and judged by `evaluate_pairs`; and the accuracy of each member alone.
 
     The bar: the accuracy's lower 95 % bound lies above that of a baseline which sees lengths only.
     """
     pairs = [encode_pair(scorer.tokenizer, pair) for pair in heldout]
-    scores = scorer.member_scores([pair[side] for side in ("chosen_ids", "rejected_ids") for pair in pairs])  # (K, 2N)
+    ids = [pair[side] for side in ("chosen_ids", "rejected_ids") for pair in pairs]
+    scores = scorer.member_scores(ids, progress)  # (K, 2N)
     chosen, rejected = scores[:, : len(pairs)], scores[:, len(pairs) :]
     baseline = length_only_accuracy([p for p in train if not p.tie], heldout)
     together = penalised(scores, scorer.sd_weight).tolist()

@@ -14,6 +14,7 @@ from reward.ensemble import penalised
 from reward.members import Members
 from training.device import Device
 from training.encode import encode
+from training.run import Progress, silent
 
 Item = tuple[list[dict[str, str]], str]
 """A prompt and a completion."""
@@ -73,11 +74,11 @@ class RewardScorer:
         found: list[float] = penalised(self.member_scores(ids), self.sd_weight).tolist()
         return found
 
-    def member_scores(self, ids: Sequence[list[int]]) -> Any:
+    def member_scores(self, ids: Sequence[list[int]], progress: Progress = silent) -> Any:
         """(K, N) rewards by member, offsets taken off."""
         import torch
 
-        return self.members.scores(ids) - torch.tensor(self.offsets)[:, None]
+        return self.members.scores(ids, progress) - torch.tensor(self.offsets)[:, None]
 
 
 def read_record(folder: Path, stage: str) -> dict[str, Any]:

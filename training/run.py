@@ -50,6 +50,11 @@ def silent(done_frac: float, note: str) -> None:
     """A Progress that tells nobody."""
 
 
+def part_of(progress: Progress, begin: float, end: float) -> Progress:
+    """A Progress whose 0…1 is `begin`…`end` of another's."""
+    return lambda done_frac, note: progress(begin + done_frac * (end - begin), note)
+
+
 def code_revision() -> str:
     """The git commit of this code, or "unknown" where it runs without git."""
     root = Path(__file__).resolve().parent.parent
