@@ -8,6 +8,8 @@ problem details for other programs, and a plain page for people.
 """
 
 import logging
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from flask import Flask, Response, jsonify, render_template, request
 from flask_wtf.csrf import CSRFError, CSRFProtect
@@ -23,10 +25,13 @@ import access.people_pages
 import access.views
 import commands.cli
 import console.quality_views
+import console.reward_views
 import console.views
 import feedback.api.annotation
 import feedback.api.docs
+import feedback.api.invitations
 import feedback.api.judgments
+import feedback.api.people
 import feedback.api.rules
 import feedback.api.tasks
 import feedback.rules.pages
@@ -101,12 +106,16 @@ def create_app(settings: Settings | None = None, db: Database | None = None) -> 
     app.register_blueprint(feedback.rules.pages.blueprint)
     app.register_blueprint(console.views.blueprint)
     app.register_blueprint(console.quality_views.blueprint)
+    app.register_blueprint(console.reward_views.blueprint)
     app.register_blueprint(serving.views.blueprint)
     app.register_blueprint(serving.health.blueprint)
     app.register_blueprint(serving.api.blueprint)
     app.register_blueprint(feedback.api.docs.blueprint)
     app.register_blueprint(feedback.webhooks.views.blueprint)
-    apis = (feedback.api.annotation, feedback.api.tasks, feedback.api.judgments, feedback.api.rules)
+    apis = (
+        feedback.api.annotation, feedback.api.tasks, feedback.api.judgments, feedback.api.rules, feedback.api.people,
+        feedback.api.invitations,
+    )  # fmt: skip
     for api in apis:
         app.register_blueprint(api.blueprint)
     for api in (*apis, serving.api):
@@ -143,7 +152,7 @@ def _beyond_the_database(_: DataError) -> tuple[Response | str, int]:
 def _domain_error(error: DunnockError) -> tuple[Response | str, int]:
     if error.status >= 500:
         log.error("%s: %s", type(error).__name__, error.message)
-    return _answer(error.status, error.code, error.message, error.param)
+    return _answer(error.status, error.code, error.message, error.param, error.members)
 
 
 def _http_error(error: HTTPException) -> tuple[Response | str, int] | Response:
@@ -160,12 +169,15 @@ def _unexpected_error(error: Exception) -> tuple[Response | str, int]:
     return _answer(500, "internal_error", message, None)
 
 
-def _answer(status: int, code: str, message: str, param: str | None) -> tuple[Response | str, int]:
+def _answer(
+    status: int, code: str, message: str, param: str | None, members: Mapping[str, int | str] = MappingProxyType({})
+) -> tuple[Response | str, int]:
     if request.path.startswith("/v1/"):
         kind = "invalid_request_error" if status < 500 else "server_error"
         return jsonify(error={"message": message, "type": kind, "param": param, "code": code}), status
     if _for_program():
-        body = jsonify(type=f"urn:dunnock:{code}", title=code.replace("_", " "), status=status, detail=message)
+        told = {"type": f"urn:dunnock:{code}", "title": code.replace("_", " "), "status": status, "detail": message}
+        body = jsonify({**members, **told})
         body.mimetype = "application/problem+json"
         return body, status
     try:

@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 from access.keys import authenticate
 from access.models import Person
 from access.people import LockedPerson, lock_person
+from core.body import Body, parse_body
 from core.errors import Forbidden, Unauthenticated
 from core.web import runtime
 
@@ -69,17 +70,30 @@ def calling_person_id(scope: str, session: Session) -> int:
     return _named(_browser_id())
 
 
-def calling_manager(session: Session) -> Person:
-    """The lead or admin who asks, by a key with the scope "manage" or a session; their role counts as it is now.
+def calling_manager(session: Session, scope: str = "manage") -> Person:
+    """The lead or admin who asks, by a key with the scope or a session; their role counts as it is now. Whoever changes
+    something asks in the transaction that changes it.
 
     Raises:
         Unauthenticated: nobody who can be named.
         Forbidden: a key without the scope, or a person who is neither.
     """
-    person = session.get_one(Person, calling_person_id("manage", session))
+    person = session.get_one(Person, calling_person_id(scope, session))
     if person.role not in MANAGERS:
         raise Forbidden(f"this is for people with the role {' or '.join(MANAGERS)}; {person.login} is {person.role}")
     return person
+
+
+def managers_body(kind: type[Body], scope: str = "manage") -> Body:
+    """The request's body, which is not looked at before it is known that a lead or an admin sends it.
+
+    Raises:
+        Unauthenticated, Forbidden: as `calling_manager`.
+        InvalidInput: as `parse_body`.
+    """
+    with runtime().db.read() as session:
+        calling_manager(session, scope)
+    return parse_body(kind)
 
 
 def _named(person_id: int | None) -> int:

@@ -164,6 +164,14 @@ def list_invitations(session: Session, before: int | None = None) -> tuple[list[
     return rows[:PAGE], rows[PAGE - 1][0].id if len(rows) > PAGE else None
 
 
+def invitations_after(session: Session, after: int, limit: int) -> tuple[list[tuple[Invitation, str]], int | None]:
+    """As `list_invitations`, oldest first, and the id that the next page goes on after, or None."""
+    query = select(Invitation, Person.login).join(Person, Person.id == Invitation.made_by_id)
+    query = query.where(Invitation.id > after).order_by(Invitation.id).limit(limit + 1)
+    rows = [(row, maker) for row, maker in session.execute(query)]
+    return rows[:limit], rows[limit - 1][0].id if len(rows) > limit else None
+
+
 def state_of(row: Invitation) -> str:
     """ "open", "used", "revoked" or "expired"."""
     if row.used_at is not None:

@@ -13,7 +13,7 @@ from core.db import table_of, utcnow
 from core.errors import Forbidden, InvalidInput, NotFound, Unauthenticated
 from core.language import gettext
 
-SCOPES = ("chat", "feedback", "annotate", "manage")
+SCOPES = ("chat", "feedback", "annotate", "manage", "people")
 PAGE = 50
 
 

@@ -8,7 +8,7 @@ import datetime as dt
 from dataclasses import dataclass
 from typing import Protocol
 
-from sqlalchemy import func, select
+from sqlalchemy import func, or_, select
 from sqlalchemy.orm import Session
 
 from access.audit import record
@@ -94,17 +94,21 @@ def why_not(actor: Actor, person: Person) -> str | None:
 
 
 def changeable(session: Session, actor: Actor, person_id: int) -> Person:
-    """The person, if the actor may change them. Where the database has row locks, admins' rows are locked first and
-    in order, then the person's: of two admins who remove each other one comes second and does not deadlock.
+    """The person, if the actor may change them. Where the database has row locks, theirs, the actor's and all admins'
+    are taken in order: of two admins who remove each other one comes second, does not deadlock, and is an admin no more.
 
     Raises:
         NotFound: there is none.
-        Forbidden: it is themselves, or the role is above what they look after.
+        Forbidden: it is themselves, the role is above what they look after, or the actor has lost their own meanwhile.
     """
-    session.scalars(select(Person.id).where(Person.role == "admin").order_by(Person.id).with_for_update()).all()
-    person = session.scalar(select(Person).where(Person.id == person_id).with_for_update())
+    concerned = or_(Person.role == "admin", Person.id.in_((actor.id, person_id)))
+    locked = select(Person.id, Person.role, Person.active).where(concerned).order_by(Person.id).with_for_update()
+    roles = {id_: role for id_, role, active in session.execute(locked) if active}
+    person = session.get(Person, person_id, populate_existing=True)
     if person is None:
         raise NotFound(gettext("there is no person %(person_id)s", person_id=person_id))
+    if roles.get(actor.id) != actor.role:
+        raise Forbidden(gettext("your own role was changed just now; nothing was done"))
     if reason := why_not(actor, person):
         raise Forbidden(reason)
     return person

@@ -27,7 +27,9 @@ def build_report(session: Session, cycle_id: int) -> dict[str, Any]:
     gate = session.scalar(
         select(GateReport).where(GateReport.policy_version_id == (version.id if version is not None else -1))
     )
-    reward = session.scalar(select(RewardModel).where(RewardModel.cycle_id == cycle_id))
+    reward = session.scalar(
+        select(RewardModel).where(RewardModel.cycle_id == cycle_id, RewardModel.kind == "preference")
+    )
     if version is None or gate is None or reward is None:
         raise NotFound(f"cycle {cycle_id} has no gate report to tell of")
     stages = session.scalars(select(StageRun).where(StageRun.cycle_id == cycle_id).order_by(StageRun.id)).all()

@@ -28,7 +28,7 @@ STAGE_WORDS = {
     "collect": (_l("Collect"), _l("the served policy answers the seed prompts")),
     "rate": (_l("Rate"), _l("a script judges the new tasks, marked as simulated")),
     "snapshot": (_l("Snapshot"), _l("judgments become a frozen, hashed dataset")),
-    "reward": (_l("Reward model"), _l("learns which completion people prefer")),
+    "reward": (_l("Reward models"), _l("learn which completion people prefer, and which ones break rules")),
     "update": (_l("Update"), _l("a fresh adapter is trained on the preferences")),
     "gate": (_l("Gate"), _l("candidate and incumbent answer the frozen suites")),
     "promote": (_l("Promote"), _l("the candidate goes live, or the incumbent stays")),
@@ -36,7 +36,7 @@ STAGE_WORDS = {
 NOTES = (
     N_("likelihoods"), N_("%(version)s: %(n)s suite prompts"), N_("%(n)s completions"),
     N_("%(n)s tasks judged (simulated)"), N_("step %(n)s, loss %(loss)s"),
-    N_("step %(n)s, reward %(reward)s, KL %(kl)s"), N_("step %(n)s"),
+    N_("step %(n)s, reward %(reward)s, KL %(kl)s"), N_("step %(n)s"), N_("frozen layers: %(n)s"),
 )  # fmt: skip
 """What stages say of themselves while they run, see `finetune` and `training.run`."""
 

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from flask import Response, jsonify
+
 from console import words
 from core.language import gettext
 from feedback.quality.estimate import Estimate, Reason
@@ -57,6 +59,7 @@ class Table:
     as_of: dt.datetime | None = None
     older: int | None = None  # where the next page of a list begins
     filters: dict[str, Any] = field(default_factory=dict)
+    endpoint: str = "quality.table"  # where its files come from; its name, a form and the filters make their address
 
     @property
     def drawn(self) -> bool:
@@ -136,6 +139,15 @@ def as_csv(table: Table) -> Iterator[str]:
     yield _line([name for name, _, _ in parts])
     for row in table.rows:
         yield _line([_csv_cell(row.get(column), part) for _, column, part in parts])
+
+
+def file_of(table: Table, form: str, name: str) -> Response:
+    """The table as a response: JSON, or a CSV file of this name."""
+    if form == "json":
+        return jsonify(as_json(table))
+    answer = Response("".join(as_csv(table)), mimetype="text/csv")
+    answer.headers["Content-Disposition"] = f'attachment; filename="{name}.csv"'
+    return answer
 
 
 def _parts(table: Table) -> list[tuple[str, str, str]]:

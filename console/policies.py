@@ -119,7 +119,9 @@ def lineage(session: Session, version: PolicyVersion) -> Lineage:
     """The rows that a version was made from and judged by."""
     reward = None
     if version.cycle_id is not None:
-        reward = session.scalar(select(RewardModel).where(RewardModel.cycle_id == version.cycle_id))
+        reward = session.scalar(
+            select(RewardModel).where(RewardModel.cycle_id == version.cycle_id, RewardModel.kind == "preference")
+        )
     return Lineage(
         version=version,
         cycle=session.get(Cycle, version.cycle_id) if version.cycle_id is not None else None,

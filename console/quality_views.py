@@ -7,12 +7,12 @@ uPlot, whose files are served out of the installed `youplot` wheel; without a sc
 from importlib.util import find_spec
 from pathlib import Path
 
-from flask import Blueprint, Response, flash, jsonify, redirect, render_template, request, send_from_directory, url_for
+from flask import Blueprint, Response, flash, redirect, render_template, request, send_from_directory, url_for
 from flask_login import current_user
 from sqlalchemy.orm import Session
 from werkzeug.wrappers import Response as AnyResponse
 
-from access.models import Person
+from access.roster import find_person
 from access.views import current_person, require_role
 from console import figures, quality, quality_lists, quality_reader, words
 from console.quality import TABLES
@@ -25,7 +25,6 @@ from feedback.quality.annotators import SORTS, standing_of
 
 READERS = ("reviewer", "lead")  # an admin may do whatever a role may
 CHANGERS = ("lead",)
-MAX_REASON = 500
 LIBRARY = {"uplot.iife.min.js": "text/javascript", "uplot.min.css": "text/css"}
 LIBRARY_AGE_S = 86_400
 
@@ -99,18 +98,15 @@ def table(name: str, form: str) -> Response:
         )
     with runtime().db.read() as session:
         found = TABLES[name](quality.for_export(_reader(session)))
-        if form == "json":
-            return jsonify(figures.as_json(found))
-        answer = Response("".join(figures.as_csv(found)), mimetype="text/csv")
-    answer.headers["Content-Disposition"] = f'attachment; filename="dunnock-{name}.csv"'
-    return answer
+        return figures.file_of(found, form, f"dunnock-{name}")
 
 
 @blueprint.get("/quality/annotators/<int:person_id>/<any(pause, resume):action>")
 @require_role(*CHANGERS)
 def ask_standing(person_id: int, action: str) -> str:
     with runtime().db.read() as session:
-        person = _annotator(session, person_id)
+        find_person(session, person_id)
+        person = standing_of(session, [person_id])[person_id]
         why = quality_reader.standing_why(person["why"])
         return render_template("console/standing.html", person=person, why=why, action=action)
 
@@ -118,19 +114,22 @@ def ask_standing(person_id: int, action: str) -> str:
 @blueprint.post("/quality/annotators/<int:person_id>/<any(pause, resume):action>")
 @require_role(*CHANGERS)
 def set_standing(person_id: int, action: str) -> AnyResponse:
-    reason, by = request.form.get("reason", "").strip()[:MAX_REASON], current_person().login
+    act = pause if action == "pause" else resume
     with runtime().db.session() as session:
-        person = _annotator(session, person_id)
-        if action == "pause" and person["standing"] == "paused":
-            flash(_("%(login)s was paused already; nothing was changed.", login=person["login"]))
-        elif action == "resume" and person["standing"] == "good":
-            flash(_("%(login)s may work already; nothing was changed.", login=person["login"]))
-        elif action == "pause":
-            pause(session, person_id, by, reason)
-            flash(_("%(login)s gets no more tasks until somebody lets them go on.", login=person["login"]))
-        else:
-            resume(session, person_id, by, reason)
-            flash(_("%(login)s may go on.", login=person["login"]))
+        changed = act(session, person_id, current_person().login, request.form.get("reason", ""))
+        login = find_person(session, person_id).login
+    if action == "pause":
+        flash(
+            _("%(login)s gets no more tasks until somebody lets them go on.", login=login)
+            if changed
+            else _("%(login)s was paused already; nothing was changed.", login=login)
+        )
+    else:
+        flash(
+            _("%(login)s may go on.", login=login)
+            if changed
+            else _("%(login)s may work already; nothing was changed.", login=login)
+        )
     return redirect(url_for("quality.annotators"), 303)
 
 
@@ -184,10 +183,3 @@ def _filters() -> Filters:
         raise InvalidInput(_("simulated=%(simulated)r; it is 0 or 1", simulated=simulated), param="simulated")
     rule = request.args.get("rule", "")[:60]
     return Filters(int(days), simulated == "1", rule, sort, int(before) if before else None)
-
-
-def _annotator(session: Session, person_id: int) -> dict[str, str]:
-    """Login and standing of a person; their row is locked where the database has such locks."""
-    if session.get(Person, person_id, with_for_update=True) is None:
-        raise NotFound(_("there is no person %(person_id)s", person_id=person_id))
-    return standing_of(session, [person_id])[person_id]

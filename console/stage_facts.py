@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from console import words
+from console.rewards import why
 from core.language import N_, gettext, ngettext, retold
 from core.language import lazy_gettext as _l
 
@@ -13,6 +14,8 @@ COUNT_WORDS = {
     "from_rating": _l("ratings"),
     "from_rule": _l("rule verdicts"),
     "from_import": _l("imported pairs"),
+    "from_ranking": _l("rankings"),
+    "from_tie": _l("ties"),
     "left_out_tie": _l("ties"),
     "left_out_simulated": _l("simulated"),
     "left_out_surplus": _l("surplus judgments"),
@@ -20,6 +23,7 @@ COUNT_WORDS = {
     "left_out_double": _l("doubles"),
     "left_out_frozen_suite": _l("too close to a frozen suite"),
 }
+BOOTSTRAPS = {"annotator": _l("the annotators"), "prompt cluster": _l("the prompts")}
 SMOOTHING = (
     N_("the setting says so"),
     N_("the flip rate is undefined: %(why)s"),
@@ -108,7 +112,56 @@ def _reward_facts(r: dict[str, Any]) -> list[str]:
             if r["clears_bar"]
             else gettext("Its lower bound does not beat length alone, so it may have learned little else.")
         )
-    return [*facts, _trained(r.get("n_train"), r)]
+    facts += _certainty(r.get("calibration") or {})
+    if isinstance(members := r.get("members"), int) and members > 1:
+        drawn = str(BOOTSTRAPS.get(r.get("bootstrap", ""), r.get("bootstrap", "")))
+        facts.append(gettext("%(n)s members, each of a draw of %(what)s.", n=members, what=drawn))
+    facts.append(_trained(r.get("n_train"), r))
+    if rules := r.get("rules"):
+        facts += _rule_facts(rules)
+    return facts
+
+
+def _certainty(calibration: dict[str, Any]) -> list[str]:
+    before, after = calibration.get("ece"), calibration.get("ece_scaled")
+    if after is not None:
+        told = gettext(
+            "Its confidence is %(before)s off, %(after)s after temperature scaling.",
+            before=words.percent(before), after=words.percent(after),
+        )  # fmt: skip
+        return [told]
+    if before is None:
+        return []
+    reason = why(calibration.get("undefined", ""))
+    told = gettext(
+        "Its confidence is %(before)s off; after temperature scaling undefined, because %(reason)s.",
+        before=words.percent(before), reason=reason,
+    )  # fmt: skip
+    return [told]
+
+
+def _rule_facts(rules: dict[str, Any]) -> list[str]:
+    if reason := rules.get("undefined"):
+        return [gettext("No rule reward model, because %(reason)s.", reason=why(reason))]
+    unseen = rules.get("unseen") or {}
+    auc = unseen.get("auc") or unseen
+    n_train = words.number(rules.get("n_train"))
+    if "value" not in auc:
+        reason = why(auc.get("undefined", ""))
+        return [
+            gettext(
+                "Rule reward model from %(n)s verdicts; on unseen rules undefined, because %(reason)s.",
+                n=n_train, reason=reason,
+            )
+        ]  # fmt: skip
+    return [
+        gettext(
+            "Rule reward model from %(n)s verdicts; on rules that it did not see its AUC is %(auc)s (95 %% interval"
+            " %(low)s–%(high)s, n %(asked)s).",
+            n=n_train, auc=words.number(auc["value"], 2), low=words.number(auc["low"], 2),
+            high=words.number(auc["high"], 2), asked=words.number(auc["n"]),
+        )
+    ]  # fmt: skip
 
 
 def _update_facts(r: dict[str, Any]) -> list[str]:

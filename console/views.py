@@ -17,6 +17,7 @@ from access.audit import record
 from access.views import current_person, require_role
 from console import cycles, policies, words
 from console.demo_report import read_report
+from console.rewards import rewards_of
 from console.stage_facts import made_from
 from core.errors import Conflict, InvalidInput
 from core.language import gettext
@@ -94,6 +95,7 @@ def show_cycle(cycle_id: int) -> str:
             cycle=cycle,
             live=cycles.live_state(session, cycle),
             stages=cycles.stage_views(session, cycle),
+            rewards=rewards_of(session, cycle_id),
             version=session.scalar(select(PolicyVersion).where(PolicyVersion.cycle_id == cycle_id)),
         )
 

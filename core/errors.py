@@ -27,6 +27,7 @@ class DunnockError(Exception):
         status: the HTTP status that `app.py` answers with.
         code: a stable machine-readable word, as in the OpenAI error object.
         param: the request field at fault, if there is one.
+        members: what else a program may want to know, by name: members of the problem document (RFC 9457, section 3.2).
     """
 
     status = 500
@@ -37,6 +38,7 @@ class DunnockError(Exception):
         self.message = message
         self.code = code or type(self).code
         self.param = param
+        self.members: dict[str, int | str] = {}
 
 
 class SettingsError(DunnockError):

@@ -67,6 +67,7 @@ class Operation:
     Attributes:
         scope: what a key must be good for; None where nobody is asked.
         errors: the statuses that it may end with beside 401 and 403 (calls with a scope) and 413 (calls with a body).
+        problems: more of them, whose documents have members of their own.
         media: what it answers with; an event stream or JSON lines have rows of `answer`.
     """
 
@@ -75,6 +76,7 @@ class Operation:
     query: type[BaseModel] | None = None
     scope: str | None = None
     errors: tuple[int, ...] = ()
+    problems: Mapping[int, type[BaseModel]] = field(default_factory=dict)
     media: tuple[str, ...] = ("application/json",)
     tag: str = field(default="")
 
@@ -87,13 +89,14 @@ def operation(
     query: type[BaseModel] | None = None,
     scope: str | None = None,
     errors: tuple[int, ...] = (),
+    problems: Mapping[int, type[BaseModel]] | None = None,
     media: tuple[str, ...] = ("application/json",),
 ) -> Callable[[View], View]:
     """Decorator of views under `/api/v1` and `/v1`: say what they take and give; see `Operation`."""
     told = answers if isinstance(answers, Mapping) else {200: answers}
 
     def decorate(view: View) -> View:
-        view.__dict__["openapi"] = Operation(told, body, query, scope, errors, media, tag)
+        view.__dict__["openapi"] = Operation(told, body, query, scope, errors, problems or {}, media, tag)
         return view
 
     return decorate
@@ -137,7 +140,8 @@ def _schemas(operations: list[Operation]) -> tuple[Refs, dict[str, Any]]:
     wanted: list[Key] = [(Problem, "serialization"), (OpenAIError, "serialization")]
     for described in operations:
         wanted += [(model, "validation") for model in (described.body, described.query) if model]
-        wanted += [(model, "serialization") for model in described.answers.values() if model]
+        answers = (*described.answers.values(), *described.problems.values())
+        wanted += [(model, "serialization") for model in answers if model]
     refs, definitions = models_json_schema(list(dict.fromkeys(wanted)), ref_template=REF)
     return dict(refs.items()), definitions.get("$defs", {})
 
@@ -167,16 +171,18 @@ def _responses(rule: Rule, described: Operation, refs: Refs) -> dict[str, Any]:
         said = (model.__doc__ or "Done.").strip().split("\n")[0] if model else "Done."
         schema = refs[model, "serialization"] if model else {}
         found[str(status)] = {"description": said, "content": {media: {"schema": schema} for media in described.media}}
-    errors = {*described.errors, *((401, 403) if described.scope else ()), *((400, 413) if described.body else ())}
+    errors = {
+        *described.errors,
+        *described.problems,
+        *((401, 403) if described.scope else ()),
+        *((400, 413) if described.body else ()),
+    }
     errors |= {400} if described.query else set()
     errors |= {404, 405} if "<int:" in rule.rule else set()
     openai = rule.rule.startswith("/v1")
-    media, schema = (
-        ("application/json", refs[OpenAIError, "serialization"])
-        if openai
-        else ("application/problem+json", refs[Problem, "serialization"])
-    )
+    media, usual = ("application/json", OpenAIError) if openai else ("application/problem+json", Problem)
     for status in sorted(errors):
+        schema = refs[described.problems.get(status, usual), "serialization"]
         found[str(status)] = {"description": ERRORS[status], "content": {media: {"schema": schema}}}
     return found
 

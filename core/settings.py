@@ -164,25 +164,67 @@ class SnapshotSettings(StageSettings):
         0.8, gt=0, le=1, description="MinHash similarity above which two prompts are one cluster."
     )
     max_imported_pairs: int = Field(2000, ge=0, description="Imported pairs taken into one snapshot, newest first.")
+    round_decay: float = Field(
+        0.9,
+        gt=0,
+        le=1,
+        description="Weight of a judgment for each round since the first snapshot that held it; 1: all alike.",
+    )
 
 
 class RewardSettings(StageSettings):
-    """The preference reward model: TRL RewardTrainer with LoRA and a scalar head."""
+    """The reward models: an ensemble of LoRA adapters with scalar heads that learns preferences, and one that learns rules."""
 
+    members: int = Field(
+        4,
+        ge=1,
+        le=16,
+        description="Members of the preference ensemble; each beyond one sees a resample of the annotators.",
+    )
+    combine: Literal["ensemble", "averaged"] = Field(
+        "ensemble",
+        description="`ensemble` scores with all members, their mean less a part of their spread; `averaged` with one whose weights are the mean of theirs (WARM), at the cost of one.",
+    )
+    sd_weight: float = Field(
+        0.5, ge=0, description="How much of the members' standard deviation is taken off their mean."
+    )
+    rule_weight: float = Field(
+        1.0,
+        ge=0,
+        description="What breaking a rule of middling severity for certain takes off a score; high takes 1.5 times that, low half.",
+    )
     epochs: float = Field(1.0, gt=0, description="Passes over the training pairs.")
     learning_rate: float = Field(5e-4, gt=0, description="AdamW step size.")
     batch_size: int = Field(8, ge=1, description="Pairs per step.")
     max_length_tokens: int = Field(256, ge=16, description="Longer pairs are dropped, counted and reported.")
     lora_rank: int = Field(8, ge=1, description="LoRA rank.")
     lora_top_layers: int = Field(10, ge=0, description="Adapt only the last n layers; 0 means all.")
+    margin_per_step: float = Field(
+        0.1, ge=0, description="How far apart rewards should be, at least, for each step of a preference's strength."
+    )
     center_rewards_coefficient: float = Field(
         0.01, ge=0, description="Weight of the squared-sum term that keeps rewards near zero."
     )
+    rule_epochs: float = Field(2.0, gt=0, description="Passes of the rule reward model over its verdicts.")
+    rule_folds: int = Field(
+        3,
+        ge=2,
+        description="The rules are held out in so many parts, one after the other, to see what it makes of unseen ones.",
+    )
+    learning_curve: bool = Field(
+        False,
+        description="Also train on 25, 50 and 100 % of the prompts, to see what more judgments would bring; costs 1.75 members.",
+    )
+    keep_mb: int = Field(
+        1500,
+        ge=0,
+        description="Memory for the states below the adapted layers, kept through a run; what has no room is computed each time.",
+    )
     save_steps: int = Field(10, ge=1, description="Optimiser steps between checkpoints.")
-    seed: int = Field(0, description="Seed of initialisation and order.")
+    seed: int = Field(0, description="Seed of initialisation, order and resamples.")
     require_bar: bool = Field(
         False,
-        description="Stop the cycle when the reward model does not beat the length-only baseline by its lower 95 % bound.",
+        description="A reward model that does not clear its bar is stored, but stops the cycle and may train no policy.",
     )
 
 

@@ -6,12 +6,19 @@ judgments), a ranking (neighbours in the mean order, better ≻ worse), a rating
 contrast (kept ≻ broken on the same prompt), an imported pair. One act of one annotator counts once.
 Superseded and surplus judgments are left out, and those of tasks that measure annotators (known answers, repeats);
 simulated ones too, unless asked for. What a reviewer settled stands for the judgments that contradicted each other.
+
+Each pair keeps the votes it rests on: who (as a number), how strongly, and how much their word weighs
+(`feedback.quality.reliability`). Direction, margin, target and weight follow from the votes by `weigh`, so that a part of
+the annotators gives the pair as it would be without the others. Pairs that nobody prefers a side of are ties: they teach
+a reward model that two texts are worth the same, and nothing else takes them.
 """
 
+import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import NamedTuple
 
 from sqlalchemy import Select, select
 from sqlalchemy.orm import Session, aliased, joinedload, selectinload
@@ -28,15 +35,59 @@ from feedback.models import (
     Task,
     TaskItem,
 )
+from feedback.quality.reliability import JudgmentWeights
+from feedback.rule_examples import RuleExample, rule_examples
 
 RATING_GAP = 2
+CORRECTED = 3.0
+CONTRASTED = 2.0
 SIGN = {"a": 1, "b": -1}
 WITH_TEXTS = (selectinload(Task.items).joinedload(TaskItem.completion).joinedload(Completion.prompt),)
 
 
+class Vote(NamedTuple):
+    """One annotator's word on a pair: `strength` in steps, positive for the chosen side; `weight` 0 … 1."""
+
+    annotator: int
+    strength: float
+    weight: float = 1.0
+
+
+class Weighed(NamedTuple):
+    """What votes say together: net strength for the chosen side, P(chosen is better), and the mean weight."""
+
+    net: float
+    target: float
+    weight: float
+
+
+def weigh(votes: Sequence[Vote]) -> Weighed:
+    """Votes as one: net and target are means weighted by weight, the target's by strength too (a tie counts half, at 1).
+
+    So the target lies above one half exactly where the net strength is positive. All weights 1 and one vote of strength s
+    give (s, 1, 1), or (0, 0.5, 1) for a tie.
+
+    Raises:
+        ValueError: there are no votes, or none of them weighs anything.
+    """
+    total = math.fsum(v.weight for v in votes)
+    if total <= 0:
+        raise ValueError(f"{len(votes)} votes of no weight say nothing; leave the pair out")
+    stake = [v.weight * (abs(v.strength) or 1.0) for v in votes]
+    for_it = math.fsum(
+        s * (1.0 if v.strength > 0 else 0.0 if v.strength < 0 else 0.5) for s, v in zip(stake, votes, strict=True)
+    )
+    net = math.fsum(v.weight * v.strength for v in votes) / total
+    return Weighed(net, for_it / math.fsum(stake), total / len(votes))
+
+
 @dataclass(frozen=True)
 class Preference:
-    """One training pair. `chosen` and `rejected` are the assistant's texts alone; `margin` is in strength steps."""
+    """One training pair. `chosen` and `rejected` are the assistant's texts alone; `margin` is in strength steps.
+
+    `target` is P(chosen is better): 1 where all agree, 0.5 for a tie. `weight` is how much the pair counts, 1 by default.
+    `votes` is what both rest on; none for pairs that were made elsewhere, or frozen before there were votes.
+    """
 
     prompt: list[dict[str, str]]
     chosen: str
@@ -49,6 +100,14 @@ class Preference:
     simulated: bool = False
     chosen_complete: bool = True  # False: cut at the token limit, so that no end of turn must be learnt there
     rejected_complete: bool = True
+    weight: float = 1.0
+    target: float = 1.0
+    votes: list[Vote] = field(default_factory=list)
+
+    @property
+    def tie(self) -> bool:
+        """Whether nobody prefers a side, or as many as prefer the other."""
+        return self.target == 0.5
 
 
 @dataclass(frozen=True)
@@ -66,49 +125,84 @@ class Side:
 
 @dataclass
 class Gathered:
-    """Preferences with the judgments they rest on, and what was left out and why."""
+    """Preferences and ties with the judgments they rest on, and what was left out and why."""
 
     preferences: list[Preference] = field(default_factory=list)
+    ties: list[Preference] = field(default_factory=list)
     judgment_ids: set[int] = field(default_factory=set)
     counts: Counter[str] = field(default_factory=Counter)
+    weights: JudgmentWeights = field(default_factory=JudgmentWeights)
+    rules: list[RuleExample] = field(default_factory=list)
+
+    def vote(self, judgment: Judgment, strength: float) -> Vote:
+        """A judgment as a vote; one of nobody known is of an annotator of its own."""
+        who = judgment.annotator_id if judgment.annotator_id is not None else -judgment.id
+        return Vote(who, strength, self.weights.on_pairs(judgment))
 
     def add(
         self,
         prompt: Prompt,
-        chosen: Side,
-        rejected: Side,
-        margin: float,
+        one: Side,
+        other: Side,
+        votes: Sequence[Vote],
         source: str,
         judgments: Iterable[Judgment] = (),
         *,
+        margin: float = 0.0,
         simulated: bool = False,
     ) -> None:
-        """Add a pair unless its texts are equal; `judgments` are the ones it rests on, one simulated marks it so."""
+        """Add a pair unless its texts are equal.
+
+        Args:
+            votes: strengths in favour of `one`; empty for a pair from elsewhere, whose chosen side `one` is.
+            judgments: the ones it rests on; one simulated marks it so.
+            margin: of a pair without votes.
+        """
         acts = list(judgments)
-        if chosen.text.strip() == rejected.text.strip():
+        if one.text.strip() == other.text.strip():
             self.counts["left_out_equal_texts"] += 1
             return
+        said = weigh(votes) if votes else Weighed(margin, 1.0, 1.0)
+        if votes and said.net < 0:
+            one, other = other, one
+            votes = [vote._replace(strength=-vote.strength) for vote in votes]
+            said = weigh(votes)
+        tied = bool(votes) and said.net == 0
         self.judgment_ids |= {j.id for j in acts}
-        self.counts[f"from_{source.split(':', maxsplit=1)[0]}"] += 1
-        self.preferences.append(
+        self.counts["from_tie" if tied else f"from_{source.split(':', maxsplit=1)[0]}"] += 1
+        (self.ties if tied else self.preferences).append(
             Preference(
-                prompt.messages, chosen.text, rejected.text, margin, source,
+                prompt.messages, one.text, other.text, said.net, source,
                 category=prompt.category, harmful=prompt.harmful, simulated=simulated or any(j.simulated for j in acts),
-                chosen_complete=chosen.complete, rejected_complete=rejected.complete,
+                chosen_complete=one.complete, rejected_complete=other.complete,
+                weight=said.weight, target=0.5 if tied else said.target, votes=list(votes),
             )
         )  # fmt: skip
 
 
-def gather(session: Session, *, include_simulated: bool, max_imported_pairs: int) -> Gathered:
-    """All preferences that the database holds now, in a stable order."""
+def gather(
+    session: Session,
+    *,
+    include_simulated: bool,
+    max_imported_pairs: int,
+    weights: Callable[[list[Judgment]], JudgmentWeights] | None = None,
+) -> Gathered:
+    """All preferences that the database holds now, in a stable order.
+
+    Args:
+        weights: what judgments weigh, given those that stand; without it each weighs 1.
+    """
     gathered = Gathered()
     acts = standing_acts(session, include_simulated=include_simulated, counts=gathered.counts)
     by_id = {j.id: j for j in acts}
+    gathered.weights = weights(acts) if weights else JudgmentWeights()
     corrected = _from_corrections(session, gathered, by_id)
     _from_choices(session, gathered, [j for j in acts if j.kind == "pairwise" and j.id not in corrected])
     _from_rankings(session, gathered, [j for j in acts if j.kind == "ranking" and j.id not in corrected])
     _from_ratings(session, gathered, acts)
     _from_rules(session, gathered, by_id)
+    gathered.rules, used = rule_examples(session, by_id, gathered.weights)
+    gathered.judgment_ids |= used
     _from_imports(session, gathered, include_simulated, max_imported_pairs)
     return gathered
 
@@ -166,7 +260,8 @@ def _from_corrections(session: Session, gathered: Gathered, by_id: dict[int, Jud
             task = tasks.get(judgment.task_id) if judgment.task_id is not None else None
             worse = _worse_side(task, judgment.choice, completion) or completion
             edited, other = Side(correction.text), Side.of(worse)
-            gathered.add(completion.prompt, edited, other, 3.0, f"correction:{correction.id}", [judgment])
+            vote = gathered.vote(judgment, CORRECTED)
+            gathered.add(completion.prompt, edited, other, [vote], f"correction:{correction.id}", [judgment])
     return used
 
 
@@ -182,31 +277,27 @@ def _worse_side(task: Task | None, choice: str | None, completion: Completion) -
 
 def _from_choices(session: Session, gathered: Gathered, judgments: list[Judgment]) -> None:
     for task, acts in _by_task(session, judgments):
-        net = sum(SIGN.get(j.choice or "", 0) * (j.strength or 0) for j in acts) / len(acts)
-        if net == 0:
-            gathered.counts["left_out_tie"] += 1
-            continue
+        votes = [gathered.vote(j, SIGN.get(j.choice or "", 0) * (j.strength or 0)) for j in acts]
         a, b = (Side.of(completion) for completion in task.completions)
-        chosen, rejected = (a, b) if net > 0 else (b, a)
-        gathered.add(task.completions[0].prompt, chosen, rejected, abs(net), f"choice:{task.id}", acts)
+        gathered.add(task.completions[0].prompt, a, b, votes, f"choice:{task.id}", acts)
 
 
 def _from_rankings(session: Session, gathered: Gathered, judgments: list[Judgment]) -> None:
     """Neighbours in the order of a task's mean ranks: better ≻ worse, by how many ranks they lie apart."""
     for task, acts in _by_task(session, judgments):
-        orders = [ranks for j in acts if j.choice != "all_wrong" and (ranks := (j.answer or {}).get("ranks"))]
+        orders = [(j, ranks) for j in acts if j.choice != "all_wrong" and (ranks := (j.answer or {}).get("ranks"))]
         if not orders:
             gathered.counts["left_out_all_wrong"] += 1
             continue
-        mean = [sum(ranks[n] for ranks in orders) / len(orders) for n in range(len(task.items))]
-        order = sorted(range(len(mean)), key=mean.__getitem__)
-        for better, worse in pairwise(order):
-            gap = mean[worse] - mean[better]
-            if gap == 0:
-                gathered.counts["left_out_tie"] += 1
-                continue
+        weight = [gathered.vote(j, 0.0).weight for j, _ in orders]
+        mean = [
+            math.fsum(w * ranks[n] for w, (_, ranks) in zip(weight, orders, strict=True)) / math.fsum(weight)
+            for n in range(len(task.items))
+        ]
+        for better, worse in pairwise(sorted(range(len(mean)), key=mean.__getitem__)):
+            votes = [gathered.vote(j, ranks[worse] - ranks[better]) for j, ranks in orders]
             chosen, rejected = task.completions[better], task.completions[worse]
-            gathered.add(chosen.prompt, Side.of(chosen), Side.of(rejected), gap, f"ranking:{task.id}", acts)
+            gathered.add(chosen.prompt, Side.of(chosen), Side.of(rejected), votes, f"ranking:{task.id}", acts)
 
 
 def _by_task(session: Session, judgments: list[Judgment]) -> Iterator[tuple[Task, list[Judgment]]]:
@@ -240,12 +331,18 @@ def _from_ratings(session: Session, gathered: Gathered, judgments: list[Judgment
     for completion in session.scalars(query):
         by_prompt[completion.prompt_id].append(completion)
     for prompt_id, completions in sorted(by_prompt.items()):
-        mean = {c.id: sum(m for m, _ in marks[c.id]) / len(marks[c.id]) for c in completions}
+        mean = {c.id: _mean_mark(gathered, marks[c.id]) for c in completions}
         best, worst = max(completions, key=lambda c: mean[c.id]), min(completions, key=lambda c: mean[c.id])
         gap = mean[best.id] - mean[worst.id]
         if gap >= RATING_GAP:
             acts = [j for c in (best, worst) for _, j in marks[c.id]]
-            gathered.add(best.prompt, Side.of(best), Side.of(worst), gap / 2, f"rating:{prompt_id}", acts)
+            votes = [gathered.vote(j, gap / 2) for j in acts]
+            gathered.add(best.prompt, Side.of(best), Side.of(worst), votes, f"rating:{prompt_id}", acts)
+
+
+def _mean_mark(gathered: Gathered, marks: list[tuple[float, Judgment]]) -> float:
+    weights = [gathered.vote(j, 0.0).weight for _, j in marks]
+    return math.fsum(w * m for w, (m, _) in zip(weights, marks, strict=True)) / math.fsum(weights)
 
 
 def _from_rules(session: Session, gathered: Gathered, by_id: dict[int, Judgment]) -> None:
@@ -273,7 +370,11 @@ def _from_rules(session: Session, gathered: Gathered, by_id: dict[int, Judgment]
                 if good_id in broken or bad_id in kept or texts in paired:
                     continue
                 paired.add(texts)
-                gathered.add(good.prompt, Side.of(good), Side.of(bad), 2.0, f"rule:{rule_version_id}", [first, second])
+                votes = [
+                    gathered.vote(j, CONTRASTED)._replace(weight=gathered.weights.on_rules(j)) for j in (first, second)
+                ]
+                source, acts = f"rule:{rule_version_id}", [first, second]
+                gathered.add(good.prompt, Side.of(good), Side.of(bad), votes, source, acts)
 
 
 def _texts(prompt: list[dict[str, str]], one: str, other: str) -> tuple[str, frozenset[str]]:
@@ -294,4 +395,4 @@ def _from_imports(session: Session, gathered: Gathered, include_simulated: bool,
             continue
         margin = pair.margin if pair.margin is not None else 1.0
         chosen, rejected = Side.of(pair.chosen), Side.of(pair.rejected)
-        gathered.add(pair.prompt, chosen, rejected, margin, f"import:{pair.id}", simulated=pair.simulated)
+        gathered.add(pair.prompt, chosen, rejected, (), f"import:{pair.id}", margin=margin, simulated=pair.simulated)

@@ -1,4 +1,4 @@
-"""Which of the new tasks should teach most: those whose completions the newest reward model can hardly tell apart.
+"""Which of the new tasks should teach most: those whose completions the newest reward models can hardly tell apart.
 
 The rest stays a uniform sample of everything, which is what evaluations may lean on. A first round has no reward model,
 and all its tasks are uniform.
@@ -9,18 +9,15 @@ from collections import Counter
 from sqlalchemy import select
 from sqlalchemy.orm import selectinload
 
-from core.artifacts import verify_folder
 from feedback.models import Completion, Task, TaskItem
 from feedback.tasks import set_informative
 from finetune.context import StageContext
-from policy.base import base_model_path
-from reward.models import RewardModel
+from finetune.rewards import open_rewards
 
 
 def rank_new_tasks(context: StageContext) -> Counter[str]:
     """Score the pairs of this cycle's open tasks and rank them; returns how many went into which pool."""
     with context.db.read() as session:
-        model = session.scalar(select(RewardModel).order_by(RewardModel.id.desc()).limit(1))
         tasks = session.scalars(
             select(Task)
             .options(selectinload(Task.items).joinedload(TaskItem.completion).joinedload(Completion.prompt))
@@ -28,15 +25,11 @@ def rank_new_tasks(context: StageContext) -> Counter[str]:
             .where(Task.pool == "uniform", Task.taken == 0)
             .order_by(Task.id)
         ).all()
-    if model is None or not tasks:
+    service = open_rewards(context.db, context.settings) if tasks else None
+    if service is None:
         return Counter(uniform=len(tasks))
-    from reward.preference import RewardScorer
-
-    folder = context.artifact_dir / model.path
-    verify_folder(folder, model.sha256)
-    scorer = RewardScorer.load(folder, base_model_path(context.settings), context.settings.device)
     texts = [(completion.prompt.messages, completion.text) for task in tasks for completion in task.completions]
-    scores = iter(scorer.score(texts))
+    scores = iter(service.score(texts))
     margins = {task.id: abs(next(scores) - next(scores)) for task in tasks}
     shares = context.settings.assignment
     both = shares.uniform + shares.informative

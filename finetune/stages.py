@@ -3,9 +3,9 @@
     collect   active policy + seed prompts      → completions and tasks
     rate      this cycle's tasks                → simulated judgments (demo only)
     snapshot  all judgments and imports         → a frozen, hashed dataset
-    reward    the snapshot                      → a reward model, reloaded and compared
+    reward    the snapshot                      → reward models of preferences and rules, reloaded and compared
     update    the snapshot and the base (PPO: and
-              the reward model)                 → an adapter, registered as a candidate
+              the reward models)                → an adapter, registered as a candidate
     gate      frozen suites, both policies      → a gate report
     promote   the gate report                   → a promotion, or a refusal; the incumbent stays
 
@@ -13,6 +13,7 @@ A stage writes its artifact first and its rows last, in one transaction with its
 between leaves an unused folder, and the next attempt does the same work again.
 """
 
+import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ from core.db import utcnow
 from core.errors import Cancelled, StageError
 from core.settings import GateSettings, PpoSettings, RewardSettings, SnapshotSettings, UpdateSettings
 from evals.suites import frozen_texts
-from feedback.dataset import find_snapshot, freeze, load_pairs
+from feedback.dataset import find_snapshot, freeze, load_pairs, load_rule_examples
 from feedback.models import Snapshot
 from feedback.preferences import Preference
 from finetune.collect import collect, rate_scripted
@@ -36,12 +37,14 @@ from finetune.gate import as_rows, run_gate
 from finetune.gate_evidence import gather_evidence
 from finetune.models import StageRun
 from finetune.peak import peak_mb
+from finetune.rewards import rule_weights
 from finetune.smoothing import label_smoothing
 from policy.base import base_model_name, base_model_path, base_sha256
 from policy.client import verify_adapter
 from policy.models import GateReport, PolicyVersion
 from policy.versions import active_version, ensure_base_version, promote, register_candidate
-from reward.models import RewardModel
+from reward.models import Kind, RewardModel, bar_words
+from reward.rules import why_not
 
 Stage = Callable[[StageContext], None]
 
@@ -80,32 +83,67 @@ def _snapshot(context: StageContext) -> None:
 
 
 def _reward(context: StageContext) -> None:
-    from reward.preference import train_reward
+    """The preference reward model and, where there are enough verdicts, that of rules; each registered when it is done.
 
+    A model that this cycle has made already, before it failed or was killed, is not made again.
+    """
     settings = RewardSettings(**context.stage_settings("reward"))
-    snapshot, train, heldout = _pairs(context)
-    relative = f"rewards/cycle-{context.cycle_id}"
-    with new_folder(context.artifact_dir / relative) as out:
-        facts = train_reward(
-            train, heldout, base_model_path(context.settings), context.work_dir("reward"), out, settings,
-            device=context.settings.device, snapshot_sha256=snapshot.content_sha256, progress=context.progress,
-        )  # fmt: skip
+    snapshot, train, heldout = _pairs(context, ties=True)
+    folder = context.artifact_dir / snapshot.path
+    verdicts = [load_rule_examples(folder, split) for split in ("train", "heldout")]
+    why = why_not(verdicts[0])
+    share = len(train) / (len(train) + (0 if why else 2 * len(verdicts[0])))
+    facts = _make_reward_model(context, snapshot, "preference", (train, heldout), settings, 0.0, share)
+    rules = (
+        {"undefined": why} if why else _make_reward_model(context, snapshot, "rules", verdicts, settings, share, 1.0)
+    )
     if settings.require_bar and not facts["clears_bar"]:
         raise StageError(
-            f"the reward model's accuracy has a lower 95 % bound of {facts['low']:.3f}, not above the length-only"
-            f" baseline's {facts['length_only']:.3f}; collect more judgments, or set DUNNOCK_REWARD__REQUIRE_BAR=false"
+            f"the reward model is kept, but may train no policy: {bar_words(facts)}; collect more judgments, or set"
+            " DUNNOCK_REWARD__REQUIRE_BAR=false"
         )
-    digest = hash_folder(context.artifact_dir / relative)
     with context.db.session() as session:
-        if session.scalar(select(RewardModel).where(RewardModel.cycle_id == context.cycle_id)) is None:
-            session.add(
-                RewardModel(
-                    cycle_id=context.cycle_id, snapshot_id=snapshot.id, path=relative, sha256=digest,
-                    evaluation=_brief(facts), clears_bar=facts["clears_bar"],
-                )
-            )  # fmt: skip
-        context.record.done(session, facts, peak_mb())
+        context.record.done(session, facts | {"rules": rules}, peak_mb())
     shutil.rmtree(context.work_dir("reward"), ignore_errors=True)
+
+
+def _make_reward_model(
+    context: StageContext,
+    snapshot: Snapshot,
+    kind: Kind,
+    splits: Sequence[Any],
+    settings: RewardSettings,
+    begin: float,
+    end: float,
+) -> dict[str, Any]:
+    """Train and register one reward model; `begin` and `end` are its part of the stage's progress. Returns its facts."""
+    from reward.preference import train_reward
+    from reward.rules import train_rules
+
+    relative = f"rewards/cycle-{context.cycle_id}" + ("-rules" if kind == "rules" else "")
+    folder = context.artifact_dir / relative
+    with context.db.read() as session:
+        made = session.scalar(
+            select(RewardModel).where(RewardModel.cycle_id == context.cycle_id, RewardModel.kind == kind)
+        )
+    if made is not None:
+        verify_folder(folder, made.sha256)
+        return made.evaluation | {"log": json.loads((folder / "run.json").read_text(encoding="utf-8"))["log"]}
+    work: Callable[..., dict[str, Any]] = train_rules if kind == "rules" else train_reward
+    with new_folder(folder) as out:
+        facts = work(
+            *splits, base_model_path(context.settings), context.work_dir("reward") / kind, out, settings,
+            device=context.settings.device, snapshot_sha256=snapshot.content_sha256,
+            progress=lambda done, note: context.progress(begin + done * (end - begin), note),
+        )  # fmt: skip
+    with context.db.session() as session:
+        session.add(
+            RewardModel(
+                kind=kind, cycle_id=context.cycle_id, snapshot_id=snapshot.id, path=relative,
+                sha256=hash_folder(folder), evaluation=_brief(facts), clears_bar=facts["clears_bar"],
+            )
+        )  # fmt: skip
+    return facts
 
 
 def _update(context: StageContext) -> None:
@@ -156,16 +194,22 @@ def _update_by_reward(
     from finetune import rloo
     from finetune.ppo.rollouts import Rollout
     from finetune.ppo.update import EngineRollouts, update_policy
-    from reward.preference import RewardScorer
+    from reward.service import RewardService
 
     settings = PpoSettings(**context.stage_settings("ppo"))
-    reward = _reward_model(context, settings)
-    scorer = RewardScorer.load(context.artifact_dir / reward.path, base, context.settings.device)
+    reward, rules = _reward_models(context, settings)
+    with context.db.read() as session:
+        weights = rule_weights(session, RewardSettings(**context.stage_settings("reward"))) if rules else []
+    service = RewardService.open(context.artifact_dir, base, reward, rules, weights, device=context.settings.device)
 
     def score(rows: Sequence[Rollout]) -> list[float]:
-        return scorer.score_ids([[*row.prompt.ids, *row.ids] for row in rows])
+        """A completion that was cut is scored as if it had ended; that it did not is what the missing-EOS penalty is for."""
+        return service.score([([{"role": r, "content": c} for r, c in row.prompt.messages], row.text) for row in rows])
 
-    facts = {"snapshot_sha256": snapshot.content_sha256, "reward_sha256": reward.sha256, "reward_model": reward.path}
+    facts = {
+        "snapshot_sha256": snapshot.content_sha256, "reward_sha256": reward.sha256, "reward_model": reward.path,
+        "rules_sha256": rules.sha256 if rules else None, "rules": [w.name for w in weights],
+    }  # fmt: skip
     given = (train, score, base, context.work_dir("update"), out, settings)
     common: Any = {"device": context.settings.device, "facts": facts, "progress": context.progress}
     if update.method in ("rloo", "grpo"):
@@ -176,10 +220,12 @@ def _update_by_reward(
     return update_policy(*given, engine=engine, **common)
 
 
-def _reward_model(context: StageContext, settings: PpoSettings) -> RewardModel:
-    """The cycle's reward model, its folder checked against its hash."""
+def _reward_models(context: StageContext, settings: PpoSettings) -> tuple[RewardModel, RewardModel | None]:
+    """The cycle's preference reward model, and that of rules where there is one that clears its bar."""
     with context.db.read() as session:
-        reward = session.scalar(select(RewardModel).where(RewardModel.cycle_id == context.cycle_id))
+        of_cycle = select(RewardModel).where(RewardModel.cycle_id == context.cycle_id)
+        found = {model.kind: model for model in session.scalars(of_cycle)}
+    reward, rules = found.get("preference"), found.get("rules")
     if reward is None:
         raise StageError(
             f"cycle {context.cycle_id} has no reward model to learn from; give the round a reward stage, or use"
@@ -190,8 +236,7 @@ def _reward_model(context: StageContext, settings: PpoSettings) -> RewardModel:
             "the reward model does not clear its bar over the length-only baseline, so a policy may not be trained on it;"
             " collect more judgments, or set DUNNOCK_PPO__REQUIRE_BAR=false for a trial"
         )
-    verify_folder(context.artifact_dir / reward.path, reward.sha256)
-    return reward
+    return reward, rules if rules is not None and rules.clears_bar else None
 
 
 def _gate(context: StageContext) -> None:
@@ -259,8 +304,8 @@ STAGES: dict[str, Stage] = {
 }
 
 
-def _pairs(context: StageContext) -> tuple[Snapshot, list[Preference], list[Preference]]:
-    """The cycle's snapshot, verified against its recorded hash, and its two splits."""
+def _pairs(context: StageContext, *, ties: bool = False) -> tuple[Snapshot, list[Preference], list[Preference]]:
+    """The cycle's snapshot, verified against its recorded hash, and its two splits; ties are in the first, if wanted."""
     with context.db.read() as session:
         result = session.scalar(
             select(StageRun.result).where(StageRun.cycle_id == context.cycle_id, StageRun.name == "snapshot")
@@ -269,7 +314,7 @@ def _pairs(context: StageContext) -> tuple[Snapshot, list[Preference], list[Pref
             raise StageError("the snapshot stage has not finished; stages run in order")
         snapshot = find_snapshot(session, result["snapshot_id"])
     folder = context.artifact_dir / snapshot.path
-    train = load_pairs(folder, "train", expected_sha256=snapshot.content_sha256)
+    train = load_pairs(folder, "train", expected_sha256=snapshot.content_sha256, ties=ties)
     return snapshot, train, load_pairs(folder, "heldout")
 
 

@@ -1,24 +1,66 @@
-"""Table of trained reward models."""
+"""Table of trained reward models, and which of them may be used."""
 
 import datetime as dt
-from typing import Any
+from typing import Any, Literal
 
-from sqlalchemy import ForeignKey, String, Text
-from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy import CheckConstraint, ForeignKey, String, Text, UniqueConstraint, select
+from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from core.db import Base, utcnow
+from core.errors import NotFound, StageError
+
+Kind = Literal["preference", "rules"]
 
 
 class RewardModel(Base):
-    """A trained and reloaded reward model, with its held-out accuracy beside a length-only baseline."""
+    """A trained and reloaded reward model, with what it made of held-out judgments."""
 
     __tablename__ = "reward_model"
+    __table_args__ = (
+        UniqueConstraint("cycle_id", "kind"),
+        CheckConstraint("kind IN ('preference','rules')", name="kind"),
+    )
 
     id: Mapped[int] = mapped_column(primary_key=True)
-    cycle_id: Mapped[int | None] = mapped_column(ForeignKey("cycle.id"), unique=True)
+    kind: Mapped[str] = mapped_column(String(12), default="preference")
+    cycle_id: Mapped[int | None] = mapped_column(ForeignKey("cycle.id"))
     snapshot_id: Mapped[int] = mapped_column(ForeignKey("snapshot.id"))
     path: Mapped[str] = mapped_column(Text)  # relative to the artifact folder
     sha256: Mapped[str] = mapped_column(String(64))
-    evaluation: Mapped[dict[str, Any]]  # accuracy, n, low, high, length_only, dropped
+    evaluation: Mapped[dict[str, Any]]  # what `reward.preference` or `reward.rules` found, without the log
     clears_bar: Mapped[bool]
     created_at: Mapped[dt.datetime] = mapped_column(default=utcnow)
+
+
+def newest_model(session: Session, kind: Kind) -> RewardModel | None:
+    """The newest reward model of a kind, whatever it is worth."""
+    return session.scalar(select(RewardModel).where(RewardModel.kind == kind).order_by(RewardModel.id.desc()).limit(1))
+
+
+def usable_model(session: Session, *, require_bar: bool) -> RewardModel:
+    """The preference reward model that a policy may be trained with: the newest one.
+
+    Args:
+        require_bar: refuse one that does not clear its bar (`DUNNOCK_REWARD__REQUIRE_BAR`).
+
+    Raises:
+        NotFound: there is none.
+        StageError: it does not clear its bar, and the settings ask for that.
+    """
+    model = newest_model(session, "preference")
+    if model is None:
+        raise NotFound("there is no reward model yet; the reward stage of a cycle makes one")
+    if require_bar and not model.clears_bar:
+        raise StageError(
+            f"reward model {model.id} may train no policy: {bar_words(model.evaluation)}. Collect more judgments, or set"
+            " DUNNOCK_REWARD__REQUIRE_BAR=false"
+        )
+    return model
+
+
+def bar_words(evaluation: dict[str, Any]) -> str:
+    """Why a preference reward model does not clear its bar."""
+    return (
+        f"its accuracy has a lower 95 % bound of {evaluation['low']:.3f}, not above the length-only baseline's"
+        f" {evaluation['length_only']:.3f}"
+    )

@@ -1,72 +1,53 @@
-"""The preference reward model: TRL's RewardTrainer, LoRA and a scalar head on the frozen base.
+"""The preference reward model: an ensemble of LoRA adapters with scalar heads on the frozen base.
 
-In: preferences of a snapshot. Out: a folder with adapter, head and `run.json`, reloaded and compared
-before anyone may register it. Training and scoring encode with `training.encode`, so that
-template and end of text never differ between the two. Loss: −log σ(r_chosen − r_rejected) with a centring term (Eisenstein
-et al. 2023, arXiv:2312.09244); Bradley-Terry as in Ouyang et al. 2022, arXiv:2203.02155, eq. 1.
-Not covered here: ensembles, weights, rule rewards.
+In: preferences and ties of a snapshot. Out: a folder with the members, each a PEFT adapter, and `run.json`, reloaded and
+compared before anyone may register it. Training and scoring encode with `training.encode` and read the value at the last
+token, so that template and end of text never differ between the two. The loss is in `reward.loss`, what each member sees
+in `reward.ensemble`, what is measured in `reward.evaluation`.
+
+The loop is ours: stock trainers drop the columns that weights, margins and ties stand in, train one member a run, and push
+what sides, members and epochs share through the model each time. Resumable: a killed run ends with the weights of an
+unbroken one.
 """
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from core.errors import StageError
-from core.intervals import rate
 from core.settings import RewardSettings
 from feedback.dataset import Preference
-from training.device import Device, find_device, find_dtype
-from training.encode import encode, encode_completion, encode_prompt
-from training.lora import first_block, lora_config
-from training.run import Progress, common_arguments, last_checkpoint, progress_callback, silent, write_run
-from training.trunk import share_trunk
+from reward.ensemble import bootstrap_by, penalised, resample, write_average
+from reward.evaluation import demand_apart, evaluate_pairs, length_only_accuracy
+from reward.loss import preference_loss
+from reward.members import Members
+from reward.scoring import PROBE, RewardScorer
+from training.device import Device
+from training.encode import encode_completion, encode_prompt
+from training.loop import Schedule, fit
+from training.run import Progress, silent, write_run
+
+__all__ = ["RewardScorer", "check_reload", "encode_pair", "evaluate", "train_reward"]
 
 MIN_PAIRS = 8
 RELOAD_TOLERANCE = 1e-3
-SCORE_BATCH = 32
+OFFSET_PAIRS = 64
+AVERAGED = "averaged"
+CURVE = (0.25, 0.5, 1.0)
 
 
-class RewardScorer:
-    """Scores completions with a trained reward model.
+@dataclass(frozen=True)
+class Pair:
+    """An encoded pair as one member learns it: token ids of both sides, target, margin and weight."""
 
-    Args:
-        model: a sequence classifier with one label, in eval mode.
-        tokenizer: the base's tokenizer, padding on the right.
-    """
-
-    def __init__(self, model: Any, tokenizer: Any) -> None:
-        self.model = model.eval()
-        self.tokenizer = tokenizer
-
-    @classmethod
-    def load(cls, folder: Path, base: Path, device: Device = "auto") -> "RewardScorer":
-        """Load adapter and head from `folder` onto the base."""
-        from peft import PeftModel
-
-        model, tokenizer = _classifier(base, device)
-        wrapped = PeftModel.from_pretrained(model, str(folder))
-        share_trunk(wrapped, 0)
-        return cls(wrapped, tokenizer)
-
-    def score(self, items: Sequence[tuple[list[dict[str, str]], str]]) -> list[float]:
-        """One reward per (prompt, completion), in the units of the Bradley-Terry logit."""
-        return self.score_ids([encode(self.tokenizer, prompt, completion) for prompt, completion in items])
-
-    def score_ids(self, ids: Sequence[list[int]]) -> list[float]:
-        """One reward per encoded conversation."""
-        import torch
-
-        order = sorted(range(len(ids)), key=lambda i: ids[i])  # completions of a prompt are neighbours
-        scores = [0.0] * len(ids)
-        for start in range(0, len(order), SCORE_BATCH):
-            near = order[start : start + SCORE_BATCH]
-            rows = near[::2] + near[1::2]  # neighbours stand where the trunk shares beginnings
-            batch = self.tokenizer.pad({"input_ids": [ids[i] for i in rows]}, padding_side="right", return_tensors="pt")
-            with torch.inference_mode():
-                logits = self.model(**batch.to(self.model.device), use_cache=False).logits  # (B, 1)
-            for i, value in zip(rows, logits[:, 0].tolist(), strict=True):
-                scores[i] = value
-        return scores
+    chosen: list[int]
+    rejected: list[int]
+    target: float
+    margin: float
+    weight: float
 
 
 def train_reward(  # noqa: PLR0913 (inputs, outputs and settings of a stage)
@@ -84,116 +65,88 @@ def train_reward(  # noqa: PLR0913 (inputs, outputs and settings of a stage)
     """Train, save, reload, compare and evaluate a reward model.
 
     Args:
+        train: pairs and ties.
+        heldout: of which ties are left out of the evaluation.
         work: folder of checkpoints, kept between attempts.
-        out: an existing empty folder that receives adapter and head.
+        out: an existing empty folder that receives the members.
 
     Returns:
-        accuracy with n, low, high (Wilson 95 %) on `heldout`, length_only, clears_bar, steps; pairs left out for their
-        length as dropped_long and dropped_long_heldout.
+        What `evaluate` says of `heldout`; n_train, ties, steps, log; pairs left out for their length as dropped_long and
+        dropped_long_heldout, and those that are equal once they are cut as dropped_equal; how members were made.
 
     Raises:
-        StageError: too few pairs, a non-finite loss, or scores that change on reloading.
+        StageError: too few pairs, splits that share a cluster, a non-finite loss, no room, or scores that change on
+            reloading.
     """
-    from datasets import Dataset
-    from trl import RewardConfig, RewardTrainer
-
-    model, tokenizer = _classifier(base, device, seed=settings.seed)
-    rows, usable = ([encode_pair(tokenizer, pair) for pair in pairs] for pairs in (train, heldout))
-    kept = [row for row in rows if _longest(row) <= settings.max_length_tokens]
-    dropped_heldout = sum(_longest(row) > settings.max_length_tokens for row in usable)
-    heldout = [p for p, row in zip(heldout, usable, strict=True) if _longest(row) <= settings.max_length_tokens]
-    if len(kept) < MIN_PAIRS or not heldout:
+    demand_apart(train, heldout)
+    members = Members.fresh(
+        base, settings.members, rank=settings.lora_rank, top_layers=settings.lora_top_layers, seed=settings.seed,
+        device=device, keep_mb=settings.keep_mb,
+    )  # fmt: skip
+    kept, dropped = _usable(members.tokenizer, train, settings.max_length_tokens)
+    heldout, dropped_heldout = _usable(members.tokenizer, [p for p in heldout if not p.tie], settings.max_length_tokens)
+    if sum(not p.tie for p in kept) < MIN_PAIRS or not heldout:
         raise StageError(
-            f"{len(kept)} training and {len(heldout)} held-out pairs are usable; a reward model needs at least"
-            f" {MIN_PAIRS} and 1. Collect more judgments."
+            f"{sum(not p.tie for p in kept)} training and {len(heldout)} held-out pairs are usable; a reward model needs at"
+            f" least {MIN_PAIRS} and 1. Collect more judgments."
         )
-    trainer = RewardTrainer(
-        model=model,
-        args=RewardConfig(
-            **common_arguments(settings, work, find_device(device)),
-            center_rewards_coefficient=settings.center_rewards_coefficient,
-        ),
-        train_dataset=Dataset.from_list(kept),
-        processing_class=tokenizer,
-        peft_config=lora_config(
-            model, rank=settings.lora_rank, top_layers=settings.lora_top_layers, task="SEQ_CLS", save=["score"]
-        ),
-        callbacks=[progress_callback(progress)],
-    )
-    share_trunk(trainer.model, first_block(model, settings.lora_top_layers))
-    trainer.train(resume_from_checkpoint=last_checkpoint(work))
-    trainer.model.save_pretrained(out)
-    (out / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
-
-    scorer = RewardScorer.load(out, base, device)
-    check_reload(RewardScorer(trainer.model, tokenizer), scorer, heldout)
-    facts = evaluate(scorer, train, heldout) | {
-        "dropped_long": len(rows) - len(kept),
-        "dropped_long_heldout": dropped_heldout,
+    seen = [_seen(kept, settings, k) for k in range(settings.members)]
+    log = _fit_members(members, seen, settings, work, snapshot_sha256, progress)
+    members.save(out)
+    scored_by = members.names
+    if settings.combine == "averaged" and len(members.names) > 1:
+        write_average(out, members.names, AVERAGED)
+        scored_by = [AVERAGED]
+    averaged = scored_by != members.names
+    trained = Members.load({AVERAGED: out / AVERAGED}, base, device) if averaged else members
+    offsets = _offsets(trained, kept)
+    scorer = RewardScorer(trained, offsets, settings.sd_weight)
+    made = {"scored_by": scored_by, "offsets": offsets, "probe": scorer.score(PROBE)}
+    write_run(out, "reward", settings.model_dump(), **made)
+    reloaded = RewardScorer.load(out, base, device)
+    check_reload(scorer, reloaded, heldout)
+    facts = evaluate(reloaded, kept, heldout) | {
+        **{f"dropped_{why}": n for why, n in dropped.items()},
+        "dropped_long_heldout": dropped_heldout["long"],
         "n_train": len(kept),
-        "steps": trainer.state.global_step,
-        "log": [row for row in trainer.state.log_history if "loss" in row],
+        "ties": sum(p.tie for p in kept),
+        "members": settings.members,
+        "combine": settings.combine,
+        "bootstrap": bootstrap_by(kept) if settings.members > 1 else "none",
+        "steps": len(log),
+        "log": log,
     }
-    write_run(out, "reward", settings.model_dump(), snapshot_sha256=snapshot_sha256, **facts)
+    if settings.learning_curve:
+        facts["learning_curve"] = _learning_curve(kept, heldout, base, work / "curve", settings, device)
+    write_run(out, "reward", settings.model_dump(), snapshot_sha256=snapshot_sha256, **(made | facts))
     return facts
 
 
 def check_reload(trained: RewardScorer, reloaded: RewardScorer, pairs: Sequence[Preference]) -> None:
     """Raise StageError unless the saved model scores as the trained one did: a lost head is the classic."""
     items = [(p.prompt, p.chosen) for p in pairs[:8]]
-    worst = max(abs(a - b) for a, b in zip(trained.score(items), reloaded.score(items), strict=True))
-    if not worst <= RELOAD_TOLERANCE:
+    apart = [abs(a - b) for a, b in zip(trained.score(items), reloaded.score(items), strict=True)]
+    if not all(d <= RELOAD_TOLERANCE for d in apart):
         raise StageError(
-            f"scores changed by up to {worst:.4g} when the reward model was saved and loaded; at most {RELOAD_TOLERANCE}"
+            f"scores changed by up to {max(apart):.4g} when the reward model was saved and loaded; at most {RELOAD_TOLERANCE}"
             " is expected. Nothing is registered."
         )
 
 
 def evaluate(scorer: RewardScorer, train: Sequence[Preference], heldout: Sequence[Preference]) -> dict[str, Any]:
-    """Held-out accuracy with its interval, beside a baseline that sees lengths only.
+    """Held-out pairs scored and judged by `evaluate_pairs`; and the accuracy of each member alone.
 
-    The bar: the accuracy's lower 95 % bound lies above the baseline's accuracy.
+    The bar: the accuracy's lower 95 % bound lies above that of a baseline which sees lengths only.
     """
     pairs = [encode_pair(scorer.tokenizer, pair) for pair in heldout]
-    scores = scorer.score_ids([pair[side] for side in ("chosen_ids", "rejected_ids") for pair in pairs])
-    right = sum(c > r for c, r in zip(scores[: len(pairs)], scores[len(pairs) :], strict=True))
-    found = rate(right, len(heldout))
-    baseline = length_only_accuracy(train, heldout)
-    return {
-        "accuracy": found["rate"],
-        "n": found["n"],
-        "low": found["low"],
-        "high": found["high"],
-        "length_only": baseline,
-        "clears_bar": found["low"] > baseline,
-    }
-
-
-def length_only_accuracy(train: Sequence[Preference], heldout: Sequence[Preference]) -> float:
-    """Accuracy of always taking the longer side (or the shorter, whichever did better on `train`); a tie counts half."""
-
-    def longer_wins(pairs: Sequence[Preference]) -> float:
-        points = [0.5 if len(p.chosen) == len(p.rejected) else float(len(p.chosen) > len(p.rejected)) for p in pairs]
-        return sum(points) / len(points)
-
-    return longer_wins(heldout) if longer_wins(train) >= 0.5 else 1 - longer_wins(heldout)
-
-
-def _classifier(base: Path, device: Device, seed: int = 0) -> tuple[Any, Any]:
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
-
-    set_seed(seed)  # the head is new
-    target = find_device(device)
-    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, dtype=find_dtype(target)).to(target)
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    model.config.pad_token_id = tokenizer.pad_token_id
-    return model, tokenizer
-
-
-def _longest(row: dict[str, list[int]]) -> int:
-    return max(len(row["chosen_ids"]), len(row["rejected_ids"]))
+    scores = scorer.member_scores([pair[side] for side in ("chosen_ids", "rejected_ids") for pair in pairs])  # (K, 2N)
+    chosen, rejected = scores[:, : len(pairs)], scores[:, len(pairs) :]
+    baseline = length_only_accuracy([p for p in train if not p.tie], heldout)
+    together = penalised(scores, scorer.sd_weight).tolist()
+    facts = evaluate_pairs(heldout, together[: len(pairs)], together[len(pairs) :], length_only=baseline)
+    facts["member_accuracies"] = (chosen > rejected).float().mean(1).tolist()
+    facts["member_sd"] = scores.std(0, correction=0).mean().item()
+    return facts
 
 
 def encode_pair(tokenizer: Any, pair: Preference) -> dict[str, list[int]]:
@@ -209,3 +162,150 @@ def encode_pair(tokenizer: Any, pair: Preference) -> dict[str, list[int]]:
         n = min(len(chosen), len(rejected))
         chosen, rejected = chosen[:n], rejected[:n]
     return {"chosen_ids": prompt + chosen, "rejected_ids": prompt + rejected}
+
+
+def _usable(
+    tokenizer: Any, pairs: Sequence[Preference], max_length_tokens: int
+) -> tuple[list[Preference], dict[str, int]]:
+    """Pairs that can be trained on, and how many are too long, or equal once they are encoded and cut."""
+    kept, dropped = [], {"long": 0, "equal": 0}
+    for pair in pairs:
+        row = encode_pair(tokenizer, pair)
+        if max(map(len, row.values())) > max_length_tokens:
+            dropped["long"] += 1
+        elif row["chosen_ids"] == row["rejected_ids"]:
+            dropped["equal"] += 1
+        else:
+            kept.append(pair)
+    return kept, dropped
+
+
+def _seen(pairs: Sequence[Preference], settings: RewardSettings, k: int) -> list[Preference]:
+    """What member `k` learns from: all pairs where it is the only one, else its own draw of annotators."""
+    if settings.members == 1:
+        return list(pairs)
+    drawn = [p for p in resample(pairs, settings.seed * 1_000_003 + k) if p is not None]
+    return drawn or list(pairs)  # a single annotator or cluster is always drawn; nothing else can leave none
+
+
+def _encoded(tokenizer: Any, pairs: Sequence[Preference], settings: RewardSettings) -> list[Pair]:
+    """Encoded pairs with their weights at a mean of 1, so that the learning rate means the same whatever they are."""
+    mean = sum(p.weight for p in pairs) / len(pairs)
+    found = []
+    for pair in pairs:
+        row = encode_pair(tokenizer, pair)
+        margin = 0.0 if pair.tie else settings.margin_per_step * abs(pair.margin)
+        found.append(Pair(row["chosen_ids"], row["rejected_ids"], pair.target, margin, pair.weight / mean))
+    return found
+
+
+def _fit_members(
+    members: Members,
+    seen: Sequence[Sequence[Preference]],
+    settings: RewardSettings,
+    work: Path,
+    about: str,
+    progress: Progress,
+) -> list[dict[str, Any]]:
+    """Train one member after the other; a log with a line per step of each, steps counted through."""
+    rows = [_encoded(members.tokenizer, pairs, settings) for pairs in seen]
+    schedules = [_schedule(settings, k) for k in range(len(rows))]
+    steps = [s.steps(len(r)) for s, r in zip(schedules, rows, strict=True)]
+    _prepare(members, rows, schedules, progress)
+    log: list[dict[str, Any]] = []
+    for k, name in enumerate(members.names):
+        done = sum(steps[:k])
+
+        def tell(frac: float, note: str, *, done: int = done, n: int = steps[k]) -> None:
+            step = done + round(frac * n)
+            progress(step / sum(steps), f"step {step}/{sum(steps)}, {note.rpartition(', ')[2]}")
+
+        told = fit(
+            members.parameters(name), len(rows[k]), _loss_of(members, name, rows[k], settings), schedules[k],
+            work / name, fingerprint=_fingerprint(settings, about, name, rows[k]), progress=tell,
+        )  # fmt: skip
+        log += [{**row, "step": row["step"] + done, "member": k} for row in told]
+    return log
+
+
+def _schedule(settings: RewardSettings, k: int) -> Schedule:
+    return Schedule(
+        settings.epochs, settings.batch_size, settings.learning_rate, settings.save_steps, settings.seed + 7919 * k
+    )
+
+
+def _loss_of(members: Members, name: str, rows: Sequence[Pair], settings: RewardSettings) -> Callable[[list[int]], Any]:
+    import torch
+
+    def loss(batch: list[int]) -> Any:
+        pairs = [rows[i] for i in batch]
+        n = len(pairs)
+        ids = [p.chosen for p in pairs] + [p.rejected for p in pairs]
+        values = members.forward(name, ids, [(i, i + n) for i in range(n)])  # (2B,)
+        target, margin, weight = (
+            torch.tensor([getattr(p, of) for p in pairs], device=values.device) for of in ("target", "margin", "weight")
+        )
+        return preference_loss(
+            values[:n], values[n:], target, margin, weight, centre=settings.center_rewards_coefficient
+        )
+
+    return loss
+
+
+def _prepare(
+    members: Members, rows: Sequence[Sequence[Pair]], schedules: Sequence[Schedule], progress: Progress
+) -> None:
+    """Compute once what lies below the adapters, of the pairs that any member will come to."""
+    groups: dict[tuple[tuple[int, ...], ...], tuple[int, int]] = {}
+    ids: list[list[int]] = []
+    for pairs, schedule in zip(rows, schedules, strict=True):
+        wanted = sorted({i for step in range(schedule.steps(len(pairs))) for i in schedule.rows(step, len(pairs))})
+        for pair in (pairs[i] for i in wanted):
+            key = tuple(sorted((tuple(pair.chosen), tuple(pair.rejected))))
+            if key not in groups:
+                groups[key] = (len(ids), len(ids) + 1)
+                ids += [list(side) for side in key]
+    members.prepare(ids, list(groups.values()), progress)
+
+
+def _offsets(members: Members, pairs: Sequence[Preference]) -> list[float]:
+    """What each member gives on average to both sides of some training pairs."""
+    some = sorted(pairs, key=lambda p: hashlib.sha256((p.cluster + p.chosen).encode()).digest())[:OFFSET_PAIRS]
+    rows = [encode_pair(members.tokenizer, pair) for pair in some]
+    found: list[float] = members.scores([ids for row in rows for ids in row.values()]).mean(1).tolist()
+    return found
+
+
+def _learning_curve(
+    train: Sequence[Preference],
+    heldout: Sequence[Preference],
+    base: Path,
+    work: Path,
+    settings: RewardSettings,
+    device: Device,
+) -> list[dict[str, Any]]:
+    """Held-out accuracy of a single member on growing shares of the prompt clusters: [{share, n_train, accuracy, …}]."""
+    alone = settings.model_copy(update={"members": 1, "combine": "ensemble"})
+    found = []
+    for share in CURVE:
+        part = [p for p in train if int(p.cluster[8:16] or "0", 16) / 2**32 < share]
+        if sum(not p.tie for p in part) < MIN_PAIRS:
+            found.append({"share": share, "n_train": len(part), "undefined": f"fewer than {MIN_PAIRS} pairs"})
+            continue
+        members = Members.fresh(
+            base, 1, rank=settings.lora_rank, top_layers=settings.lora_top_layers, seed=settings.seed, device=device,
+            keep_mb=settings.keep_mb,
+        )  # fmt: skip
+        _fit_members(members, [part], alone, work / f"{share:g}", "curve", silent)
+        figures = evaluate(RewardScorer(members, [0.0], 0.0), part, heldout)
+        found.append(
+            {"share": share, "n_train": len(part), **{k: figures[k] for k in ("accuracy", "n", "low", "high")}}
+        )
+    return found
+
+
+def _fingerprint(settings: RewardSettings, about: str, name: str, rows: Sequence[Pair]) -> str:
+    digest = hashlib.sha256(json.dumps([settings.model_dump(), about, name], sort_keys=True).encode())
+    for row in rows:
+        digest.update(repr(row).encode())
+    return digest.hexdigest()

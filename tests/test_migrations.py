@@ -12,9 +12,9 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import insert, inspect, select, text
+from sqlalchemy import delete, insert, inspect, select, text
+from sqlalchemy.exc import IntegrityError
 
-import reward.models  # noqa: F401  # the tables that no other import brings
 from access.audit import record
 from access.keys import create_key
 from core.db import Base, Database, utcnow
@@ -27,6 +27,7 @@ from feedback.kinds.ranking import RankingForm
 from feedback.models import ImportedPair, RuleVersion
 from feedback.rules.store import active_rules, ensure_rules, find_rule, starter_rules
 from feedback.tasks import create_gold
+from reward.models import RewardModel
 from tests import factories
 from tests.conftest import migrate
 from tests.console.rows import make_promoted
@@ -120,6 +121,7 @@ def fill(database: Database, settings: Settings) -> None:
             )
         )  # fmt: skip
         make_promoted(session, settings)
+        session.execute(delete(RewardModel).where(RewardModel.kind == "rules"))  # gone below 0008
 
 
 def test_one_head() -> None:
@@ -208,6 +210,26 @@ def test_what_an_older_schema_cannot_hold_goes_and_the_rest_stays(empty: Databas
     after = rows_of(empty)
     assert all(after[name] == before[name] for name in ("task", "task_item", "judgment", "assignment", "correction"))
     assert differences(empty) == []
+
+
+def test_reward_models_of_rules_go_and_those_of_preferences_stay(empty: Database, settings: Settings) -> None:
+    migrate(empty)
+    with empty.session() as session:
+        make_promoted(session, settings)
+    before = [row for row in rows_of(empty)["reward_model"] if "preference" in row]
+    assert len(rows_of(empty)["reward_model"]) == 2
+    command.downgrade(config_of(empty), "0006")
+    migrate(empty)
+    assert rows_of(empty)["reward_model"] == before
+    with empty.session() as session:
+        model = session.scalars(select(RewardModel)).one()
+        values = {name: getattr(model, name) for name in ("cycle_id", "snapshot_id", "path", "sha256", "evaluation")}
+        session.add(RewardModel(kind="rules", clears_bar=True, **values))
+        session.flush()
+        session.add(RewardModel(kind="rules", clears_bar=True, **values))
+        with pytest.raises(IntegrityError):
+            session.flush()
+        session.rollback()
 
 
 def test_rules_from_before_they_had_titles(empty: Database) -> None:

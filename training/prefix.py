@@ -20,6 +20,12 @@ ROW_TOKENS = 384
 Key = tuple[int, ...]
 """The token ids of a sequence, without padding."""
 
+Groups = Sequence[Sequence[int]]
+"""Indices of the sequences of each group; every index once."""
+
+NEAR = 8
+"""Neighbours that share so many tokens beyond what all share are worth a group."""
+
 
 @dataclass(frozen=True)
 class _Group:
@@ -43,7 +49,7 @@ class Plan:
         width: P, the width of a packed row.
     """
 
-    def __init__(self, keys: Sequence[Key], groups: Sequence[Sequence[int]]) -> None:
+    def __init__(self, keys: Sequence[Key], groups: Groups) -> None:
         self.keys = keys
         self.common = _shared(keys)
         found = []
@@ -116,13 +122,31 @@ class Packing:
         return states[self.packed_row, self.packed_column]
 
 
-def find_packing(keys: Sequence[Key], width: int, device: Any) -> Packing | None:
-    """A packing of a trainer's batch, in which rows i and i + N/2 are a pair, where it saves enough; else None."""
+def find_packing(keys: Sequence[Key], width: int, device: Any, groups: Groups | None = None) -> Packing | None:
+    """A packing of a batch where it saves enough, else None.
+
+    Args:
+        groups: by default those of a trainer's batch, in which rows i and i + N/2 are a pair.
+    """
     half = len(keys) // 2
-    if not keys or len(keys) % 2:
+    if not keys or (groups is None and len(keys) % 2):
         return None
-    plan = Plan(keys, [(i, i + half) for i in range(half)])
+    plan = Plan(keys, [(i, i + half) for i in range(half)] if groups is None else groups)
     return Packing(plan, width, device) if plan.worth_it(width) else None
+
+
+def neighbours(keys: Sequence[Key]) -> list[list[int]]:
+    """Groups of sequences that begin alike: those that lie next to each other when sorted, and share enough."""
+    if not keys:
+        return []
+    enough = _shared(keys) + NEAR
+    groups: list[list[int]] = []
+    for i in sorted(range(len(keys)), key=keys.__getitem__):
+        if groups and _shared([keys[groups[-1][0]], keys[i]]) >= enough:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return groups
 
 
 def _rows(groups: Sequence[_Group], room: int) -> list[list[_Group]]:

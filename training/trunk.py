@@ -8,10 +8,11 @@ neighbours, so equal sequences may share them across batches. Exact up to the or
 Memory: tokens × hidden size × 4 bytes, e.g. 90 MB for 200 pairs of two 100-token sequences at width 576.
 """
 
+import math
 from typing import Any
 
 from core.errors import StageError
-from training.prefix import find_packing
+from training.prefix import Groups, Key, find_packing
 
 
 def is_llama_shaped(decoder: Any) -> bool:
@@ -37,14 +38,17 @@ def run_blocks(decoder: Any, blocks: Any, forward: Any, *, norm: bool = True, **
         decoder.layers, decoder.norm = layers, final
 
 
-def share_trunk(model: Any, first_adapted: int) -> "Trunk | None":
+def share_trunk(model: Any, first_adapted: int, *, keep_mb: float = math.inf) -> "Trunk | None":
     """Make `model` (a PEFT-wrapped decoder of Llama's shape) start at block `first_adapted`, and share beginnings.
+
+    Args:
+        keep_mb: most memory for kept states; what has no room is computed anew each time.
 
     Returns:
         The trunk, or None where the model is not of that shape and stays as it is.
     """
     decoder = model.get_base_model().base_model
-    return Trunk(decoder, first_adapted) if is_llama_shaped(decoder) else None
+    return Trunk(decoder, first_adapted, keep_mb) if is_llama_shaped(decoder) else None
 
 
 class Trunk:
@@ -52,9 +56,12 @@ class Trunk:
 
     Args:
         decoder: the inner decoder (embedding, blocks, norm), whose blocks below `first` are frozen.
+
+    Attributes:
+        keeping: whether states of sequences that are new are kept.
     """
 
-    def __init__(self, decoder: Any, first: int) -> None:
+    def __init__(self, decoder: Any, first: int, keep_mb: float = math.inf) -> None:
         from torch import nn
 
         self.decoder = decoder
@@ -62,42 +69,72 @@ class Trunk:
         self.upper = nn.ModuleList(decoder.layers[first:])
         self.plain_forward = decoder.forward
         self.states: dict[tuple[int, ...], Any] = {}
+        self.room = keep_mb * 1e6
+        self.keeping = True
         self.hits = self.misses = 0
         if any(p.requires_grad for p in self.lower.parameters()):
             raise StageError(f"blocks below {first} have trainable parameters; their states cannot be reused")
         decoder.forward = self.forward
 
-    def forward(self, input_ids: Any = None, attention_mask: Any = None, **kwargs: Any) -> Any:
-        """(B, T) ids → what the decoder returns; only sequences not seen before pass through the lower blocks."""
+    def forward(
+        self, input_ids: Any = None, attention_mask: Any = None, *, groups: Groups | None = None, **kwargs: Any
+    ) -> Any:
+        """(B, T) ids → what the decoder returns; only sequences not seen before pass through the lower blocks.
+
+        Args:
+            groups: rows that share a beginning, every row once; by default rows i and i + B/2 are a pair.
+        """
         if input_ids is None or (attention_mask is not None and not _right_padded(attention_mask)):
             return self.plain_forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         kwargs.pop("inputs_embeds", None)  # None: we had ids
         lengths = [input_ids.shape[1]] * len(input_ids) if attention_mask is None else attention_mask.sum(1).tolist()
         keys = [tuple(row[:n].tolist()) for row, n in zip(input_ids, lengths, strict=True)]
         hidden = (
-            self._below(keys, input_ids, attention_mask) if len(self.lower) else self.decoder.embed_tokens(input_ids)
+            self._below(keys, input_ids, attention_mask, groups)
+            if len(self.lower)
+            else self.decoder.embed_tokens(input_ids)
         )
-        return self._shared(self.upper, keys, hidden, attention_mask, **kwargs)
+        return self._shared(self.upper, keys, hidden, attention_mask, groups, **kwargs)
 
-    def _below(self, keys: list[tuple[int, ...]], input_ids: Any, attention_mask: Any) -> Any:
+    def prepare(self, input_ids: Any, attention_mask: Any, groups: Groups) -> None:
+        """Keep the states of these sequences, and do nothing above them."""
+        lengths = attention_mask.sum(1).tolist()
+        keys = [tuple(row[:n].tolist()) for row, n in zip(input_ids, lengths, strict=True)]
+        self._below(keys, input_ids, attention_mask, groups)
+
+    def forget(self) -> None:
+        """Free the kept states."""
+        self.room += sum(_bytes(states) for states in self.states.values())
+        self.states.clear()
+
+    def _below(self, keys: list[Key], input_ids: Any, attention_mask: Any, groups: Groups | None = None) -> Any:
         """(B, T, H) states below the first adapted block, from the store where they are known."""
         import torch
 
-        new = [i for i, key in enumerate(keys) if key not in self.states]
+        states = {key: self.states[key] for key in keys if key in self.states}
+        new = [i for i, key in enumerate(keys) if key not in states]
         self.hits, self.misses = self.hits + len(keys) - len(new), self.misses + len(new)
         if new:
             mask = None if attention_mask is None else attention_mask[new]
             with torch.no_grad():
                 embedded = self.decoder.embed_tokens(input_ids[new])
-                states = self._shared(self.lower, [keys[i] for i in new], embedded, mask, norm=False).last_hidden_state
+                found = self._shared(
+                    self.lower, [keys[i] for i in new], embedded, mask, _among(new, groups), norm=False
+                ).last_hidden_state
             for row, i in enumerate(new):
-                self.states[keys[i]] = states[row, : len(keys[i])].clone()
-        hidden = torch.nn.utils.rnn.pad_sequence([self.states[key] for key in keys], batch_first=True)
+                states[keys[i]] = found[row, : len(keys[i])].clone()
+                size = _bytes(states[keys[i]])
+                if self.keeping and size <= self.room and keys[i] not in self.states:
+                    self.states[keys[i]] = states[keys[i]]
+                    self.room -= size
+        hidden = torch.nn.utils.rnn.pad_sequence([states[key] for key in keys], batch_first=True)
         return torch.nn.functional.pad(hidden, (0, 0, 0, input_ids.shape[1] - hidden.shape[1]))
 
-    def _shared(self, blocks: Any, keys: list[tuple[int, ...]], states: Any, mask: Any, **kwargs: Any) -> Any:
+    def _shared(
+        self, blocks: Any, keys: list[Key], states: Any, mask: Any, groups: Groups | None, **kwargs: Any
+    ) -> Any:
         """Run `blocks` over (N, T, H) states, what rows begin with alike only once."""
-        packing = find_packing(keys, states.shape[1], states.device)
+        packing = find_packing(keys, states.shape[1], states.device, groups)
         if packing is None or kwargs.get("use_cache"):
             return self._run(blocks, inputs_embeds=states, attention_mask=mask, **kwargs)
         kwargs["position_ids"] = packing.positions
@@ -107,6 +144,19 @@ class Trunk:
 
     def _run(self, blocks: Any, **inputs: Any) -> Any:
         return run_blocks(self.decoder, blocks, self.plain_forward, **inputs)
+
+
+def _among(rows: list[int], groups: Groups | None) -> Groups | None:
+    """The groups of these rows alone, by their places among them."""
+    if groups is None:
+        return None
+    place = {row: n for n, row in enumerate(rows)}
+    found = [[place[i] for i in members if i in place] for members in groups]
+    return [members for members in found if members]
+
+
+def _bytes(states: Any) -> int:
+    return int(states.numel() * states.element_size())
 
 
 def _right_padded(mask: Any) -> bool:

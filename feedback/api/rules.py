@@ -1,78 +1,139 @@
-"""`/api/v1/rules` and `/api/v1/people`: who judges, and by which rules.
+"""`/api/v1/rules`: reading, making, editing, retiring and comparing rules.
 
-Rules are read with the scope `annotate`, since judgments name their versions. Making and editing them belongs here too, as
-`POST /rules` and `POST /rules/<slug>/versions`, once `feedback.rules` can.
+Rules are read with the scope `annotate`, since judgments name their versions; leads and admins write them with `manage`. What
+may be written is what `feedback.rules` takes from the page too.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from flask import Blueprint, Response, jsonify
-from sqlalchemy import func, select
-from sqlalchemy.orm import contains_eager
+from sqlalchemy.orm import Session
 
-from access.callers import calling_manager, calling_person_id
-from access.models import Person
+from access.callers import calling_manager, calling_person_id, managers_body
 from core.body import parse_query
-from core.errors import NotFound
 from core.openapi import operation
 from core.web import runtime
-from feedback.api.schemas import Page, PersonPage, RuleAnswer, RuleList, RuleQuery
-from feedback.models import Annotator, Rule, RuleVersion
+from feedback.api.rule_schemas import (
+    RuleAnswer,
+    RuleBody,
+    RuleConflict,
+    RuleDiff,
+    RuleDiffQuery,
+    RuleEditBody,
+    RuleList,
+    RuleQuery,
+    RuleSwitchBody,
+    RuleVersionAnswer,
+)
+from feedback.models import RuleVersion
+from feedback.rules import store
+from feedback.rules.words import Change, as_json, diff
 
 blueprint = Blueprint("api_rules", __name__, url_prefix="/api/v1")
 
-VERSIONS = select(RuleVersion).join(RuleVersion.rule).options(contains_eager(RuleVersion.rule))
+READ, WRITE = "annotate", "manage"
+COLUMNS = (
+    "id", "version", "title", "category", "text", "refusal_text", "severity", "active", "kept_examples",
+    "broken_examples", "note",
+)  # fmt: skip
+STATES = {None: "", True: "active", False: "retired"}
 
 
 @blueprint.get("/rules")
-@operation("Rules", RuleList, query=RuleQuery, scope="annotate")
+@operation("Rules", RuleList, query=RuleQuery, scope=READ)
 def list_rules() -> Response:
     """All rules in their newest version."""
     query = parse_query(RuleQuery)
-    newest = select(func.max(RuleVersion.id)).group_by(RuleVersion.rule_id)
-    wanted = VERSIONS.where(RuleVersion.id.in_(newest)).order_by(RuleVersion.rule_id)
-    if query.active is not None:
-        wanted = wanted.where(RuleVersion.active == query.active)
     with runtime().db.read() as session:
-        calling_person_id("annotate", session)
-        return jsonify(data=[_version(row) for row in session.scalars(wanted)])
+        calling_person_id(READ, session)
+        found = store.list_rules(session, state=STATES[query.active], whole=True)
+        return jsonify(data=[_told(version) for version in found.versions])
 
 
 @blueprint.get("/rules/<slug>")
-@operation("Rules", RuleAnswer, scope="annotate", errors=(400, 404))
+@operation("Rules", RuleAnswer, scope=READ, errors=(400, 404))
 def show_rule(slug: str) -> Response:
     """One rule in all its versions, the newest first."""
     with runtime().db.read() as session:
-        calling_person_id("annotate", session)
-        versions = session.scalars(VERSIONS.where(Rule.slug == slug).order_by(RuleVersion.version.desc())).all()
-    if not versions:
-        raise NotFound(f"there is no rule {slug!r}")
-    return jsonify(slug=slug, versions=[_version(row) for row in versions])
+        calling_person_id(READ, session)
+        return jsonify(slug=slug, versions=[_told(version) for version in store.all_versions(session, slug)])
 
 
-@blueprint.get("/people")
-@operation("People", PersonPage, query=Page, scope="manage")
-def list_people() -> Response:
-    """People by id, a page at a time, with how they stand as annotators."""
-    query = parse_query(Page)
-    wanted = select(Person, Annotator.standing).outerjoin(Annotator, Annotator.person_id == Person.id)
+@blueprint.get("/rules/<slug>/diff")
+@operation("Rules", RuleDiff, query=RuleDiffQuery, scope=READ, errors=(404,))
+def show_diff(slug: str) -> Response:
+    """What differs between two versions of a rule, field by field and word by word."""
     with runtime().db.read() as session:
-        calling_manager(session)
-        found = session.execute(wanted.where(Person.id > query.after).order_by(Person.id).limit(query.limit + 1)).all()
-    rows = [(row.Person, row.standing or "good") for row in found[: query.limit]]
-    after = rows[-1][0].id if len(found) > len(rows) else None
-    return jsonify(data=[_person(person, standing) for person, standing in rows], next_after=after)
+        calling_person_id(READ, session)
+        query = parse_query(RuleDiffQuery)
+        changes = diff(*(store.find_version(session, slug, number) for number in (query.first, query.second)))
+    told = [
+        {
+            "name": change.name, "before": as_json(change.before), "after": as_json(change.after),
+            "diffs": [[{"kind": kind, "text": text} for kind, text in runs] for runs in change.diffs],
+        }
+        for change in changes
+    ]  # fmt: skip
+    return jsonify({"slug": slug, "from": query.first, "to": query.second, "changes": told})
 
 
-def _version(row: RuleVersion) -> dict[str, Any]:
-    names = (
-        "id", "version", "title", "category", "text", "refusal_text", "severity", "active", "kept_examples",
-        "broken_examples",
-    )  # fmt: skip
-    told = {name: getattr(row, name) for name in names}
-    return told | {"slug": row.rule.slug, "created_at": row.created_at.isoformat()}
+@blueprint.post("/rules")
+@operation("Rules", {201: RuleVersionAnswer}, body=RuleBody, scope=WRITE, errors=(409,))
+def create() -> tuple[Response, int]:
+    """Make a rule, which is active at once. Its slug is made of its title and stays for good.
+
+    The same call again by the same person answers as the first did.
+    """
+    body = managers_body(RuleBody)
+    return _written(body.note, lambda session, change: store.create_rule(session, body.words(), change))
 
 
-def _person(person: Person, standing: str) -> dict[str, Any]:
-    told = {name: getattr(person, name) for name in ("id", "login", "role", "scripted", "active")}
-    return told | {"standing": standing, "created_at": person.created_at.isoformat()}
+@blueprint.post("/rules/<slug>/versions")
+@operation(
+    "Rules", {201: RuleVersionAnswer}, body=RuleEditBody, scope=WRITE, errors=(404,), problems={409: RuleConflict}
+)
+def edit(slug: str) -> tuple[Response, int]:
+    """Edit a rule: a new version, made from `base`, which must be the newest one. What is left out stays as it is there.
+
+    The same call again by the same person answers as the first did.
+    """
+    body = managers_body(RuleEditBody)
+    return _written(
+        body.note, lambda session, change: store.edit_rule(session, slug, body, base=body.base, change=change)
+    )
+
+
+@blueprint.post("/rules/<slug>/retire")
+@operation(
+    "Rules", {201: RuleVersionAnswer}, body=RuleSwitchBody, scope=WRITE, errors=(404,), problems={409: RuleConflict}
+)
+def retire(slug: str) -> tuple[Response, int]:
+    """Retire a rule: a new version with the same words, by which nobody is asked to judge."""
+    body = managers_body(RuleSwitchBody)
+    return _written(body.note, lambda session, change: store.retire_rule(session, slug, base=body.base, change=change))
+
+
+@blueprint.post("/rules/<slug>/restore")
+@operation(
+    "Rules", {201: RuleVersionAnswer}, body=RuleSwitchBody, scope=WRITE, errors=(404,), problems={409: RuleConflict}
+)
+def restore(slug: str) -> tuple[Response, int]:
+    """Restore a retired rule: a new version with the same words, which is active."""
+    body = managers_body(RuleSwitchBody)
+    return _written(body.note, lambda session, change: store.restore_rule(session, slug, base=body.base, change=change))
+
+
+def _written(note: str, act: Callable[[Session, Change], RuleVersion]) -> tuple[Response, int]:
+    """What an act of the caller makes, in one transaction with the question whether they may."""
+    with runtime().db.session() as session:
+        who = calling_manager(session, WRITE)
+        return jsonify(_told(act(session, Change(author_id=who.id, login=who.login, note=note)))), 201
+
+
+def _told(version: RuleVersion) -> dict[str, Any]:
+    return {name: getattr(version, name) for name in COLUMNS} | {
+        "slug": version.rule.slug,
+        "author": version.author.login if version.author else None,
+        "created_at": version.created_at.isoformat(),
+    }

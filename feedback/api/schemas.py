@@ -1,4 +1,4 @@
-"""What `/api/v1` answers with, and the queries that it takes: the schemas of its document."""
+"""What `/api/v1` takes and answers with, the schemas of its document: the frame of all, annotation, tasks and judgments."""
 
 import datetime as dt
 from typing import Any, Literal
@@ -244,68 +244,3 @@ class ExportRow(BaseModel):
     """A row of JSON a line; its fields are those of the form (docs/data.md)."""
 
     model_config = ConfigDict(extra="allow")
-
-
-# Rules and people -----------------------------------------------------------------------------------------------------
-
-
-class RuleExample(Answer):
-    """A conversation in which a rule is kept, or broken."""
-
-    text: str
-    reason: str = ""
-
-
-class RuleVersionAnswer(Answer):
-    """What a rule says, from one edit to the next."""
-
-    id: int = Field(description="What judgments name it by.")
-    slug: str
-    version: int
-    title: str
-    category: str
-    text: str
-    refusal_text: str
-    kept_examples: list[RuleExample]
-    broken_examples: list[RuleExample]
-    severity: int = Field(description="1 low … 3 high.")
-    active: bool
-    created_at: dt.datetime
-
-
-class RuleQuery(Query):
-    """Which rules."""
-
-    active: bool | None = Field(None, description="Only those whose newest version is in force, or is not.")
-
-
-class RuleList(Answer):
-    """Rules in their newest version."""
-
-    data: list[RuleVersionAnswer]
-
-
-class RuleAnswer(Answer):
-    """A rule in all its versions, the newest first."""
-
-    slug: str
-    versions: list[RuleVersionAnswer]
-
-
-class PersonAnswer(Answer):
-    """Somebody who signs in or judges."""
-
-    id: int
-    login: str
-    role: Literal["annotator", "reviewer", "lead", "admin"]
-    scripted: bool
-    active: bool
-    standing: Literal["good", "warned", "paused"] = Field(description="As an annotator.")
-    created_at: dt.datetime
-
-
-class PersonPage(Answer):
-    """A page of people."""
-
-    data: list[PersonAnswer]
-    next_after: int | None

@@ -9,8 +9,8 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, joinedload, selectinload
 
 from access.audit import record
-from access.callers import calling_manager
-from core.body import parse_body, parse_query
+from access.callers import calling_manager, managers_body
+from core.body import parse_query
 from core.errors import Conflict, NotFound
 from core.openapi import operation
 from core.web import runtime
@@ -29,21 +29,22 @@ COLUMNS = tuple(TaskAnswer.model_fields)
 @operation("Tasks", {201: TaskDetail, 200: TaskDetail}, body=TaskBody, scope=SCOPE, errors=(409,))
 def create() -> tuple[Response, int]:
     """Make a task. Equal contents under one `source` are one task: a second call answers 200 with the first."""
-    login, body = _manager(), parse_body(TaskBody)
+    body = managers_body(TaskBody)
     for _ in range(TRIES):
         with contextlib.suppress(
             IntegrityError
         ):  # somebody made the same task or prompt at the same moment: it is there now
-            return _create(login, body)
+            return _create(body)
     raise Conflict("others make the same task at the same moment; send it again")
 
 
-def _create(login: str, body: TaskBody) -> tuple[Response, int]:
+def _create(body: TaskBody) -> tuple[Response, int]:
     with runtime().db.session() as session:
+        manager = calling_manager(session)
         task, new = load_task(session, body)
         if new:
             after = {"kind": task.kind, "pool": task.pool, "required_n": task.required_n, "priority": task.priority}
-            record(session, login, "task.create", f"task:{task.id}", after=after)
+            record(session, manager.login, "task.create", f"task:{task.id}", after=after)
         return jsonify(_detail(session, task)), 201 if new else 200
 
 
@@ -76,14 +77,15 @@ def show(task_id: int) -> Response:
 @operation("Tasks", TaskDetail, body=PriorityBody, scope=SCOPE, errors=(404,))
 def set_priority(task_id: int) -> Response:
     """Set a task's priority. Who works on it goes on; the order of the others follows."""
-    login, body = _manager(), parse_body(PriorityBody)
+    body = managers_body(PriorityBody)
     with runtime().db.session() as session:
+        manager = calling_manager(session)
         task = _find(session, task_id)
         before, task.priority = task.priority, body.priority
         session.flush()
         if before != body.priority:
             changed = ({"priority": before}, {"priority": body.priority})
-            record(session, login, "task.priority", f"task:{task_id}", *changed)
+            record(session, manager.login, "task.priority", f"task:{task_id}", *changed)
         return jsonify(_detail(session, task))
 
 
@@ -104,12 +106,6 @@ def cancel(task_id: int) -> Response:
         elif task.state != "cancelled":
             raise Conflict(f"task {task_id} is done; there is nothing to cancel")
         return jsonify(_detail(session, task))
-
-
-def _manager() -> str:
-    """The login of the lead who asks, who is looked at before what they sent is."""
-    with runtime().db.read() as session:
-        return calling_manager(session).login
 
 
 def _find(session: Session, task_id: int) -> Task:

@@ -6,6 +6,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from access.audit import record
+from access.models import Person
 from core.db import utcnow
 from core.errors import InvalidInput, NotFound
 from core.language import N_, gettext
@@ -18,6 +19,8 @@ STANDING_WHYS = (
     N_("%(right)s of your last %(n)s tasks with a known answer were answered as known"),
 )
 """Why somebody stands as they do, where no lead said it in words of their own."""
+
+MAX_REASON = 500  # characters
 
 
 def annotator_of(session: Session, person_id: int) -> Annotator:
@@ -39,25 +42,46 @@ def set_standing(session: Session, annotator: Annotator, standing: str, why: str
     record(session, actor, f"annotator.{standing}", f"person:{annotator.person_id}", before, after)
 
 
-def pause(session: Session, person_id: int, actor: str, reason: str) -> Annotator:
-    """Give an annotator no more tasks until `resume`."""
-    annotator = annotator_of(session, person_id)
-    set_standing(session, annotator, "paused", reason.strip() or BY_LEAD, actor)
-    return annotator
+def pause(session: Session, person_id: int, actor: str, reason: str) -> bool:
+    """Give an annotator no more tasks until `resume`.
 
-
-def resume(session: Session, person_id: int, actor: str, reason: str) -> Annotator:
-    """Let a warned or paused annotator go on; what they have answered so far is not held against them any more.
+    Returns:
+        Whether anything was changed: False where they were paused already.
 
     Raises:
-        NotFound: they were never warned or paused.
+        NotFound: there is no such person.
     """
-    annotator = session.get(Annotator, person_id)
-    if annotator is None:
-        raise NotFound(gettext("person %(person_id)s was never warned or paused", person_id=person_id))
+    annotator = _locked(session, person_id)
+    if annotator.standing == "paused":
+        return False
+    set_standing(session, annotator, "paused", reason.strip()[:MAX_REASON] or BY_LEAD, actor)
+    return True
+
+
+def resume(session: Session, person_id: int, actor: str, reason: str) -> bool:
+    """Let a warned or paused annotator go on; what they have answered so far is not held against them any more.
+
+    Returns:
+        Whether anything was changed: False where they may work already.
+
+    Raises:
+        NotFound: there is no such person.
+    """
+    annotator = _locked(session, person_id)
+    if annotator.standing == "good":
+        return False
     newest = session.scalar(select(func.max(GoldResult.judgment_id)).where(GoldResult.annotator_id == person_id))
     annotator.judged_from = (newest or 0) + 1
-    set_standing(session, annotator, "good", reason.strip() or GO_ON, actor)
+    set_standing(session, annotator, "good", reason.strip()[:MAX_REASON] or GO_ON, actor)
+    return True
+
+
+def _locked(session: Session, person_id: int) -> Annotator:
+    """The row of a person, whose own is held where the database has such locks: of two leads one comes second."""
+    if session.get(Person, person_id, with_for_update=True) is None:
+        raise NotFound(gettext("there is no person %(person_id)s", person_id=person_id))
+    annotator = annotator_of(session, person_id)
+    session.refresh(annotator)
     return annotator
 
 

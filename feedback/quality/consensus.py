@@ -14,7 +14,9 @@ as it was shown. "Same" and "both bad" prefer no side and are left out.
 
 import math
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from sqlalchemy import select
@@ -24,6 +26,10 @@ from core.language import N_
 from feedback.models import TaskItem
 from feedback.quality.acts import Act, Window, load_acts
 from feedback.quality.estimate import Estimate, Reason, missing
+
+VERDICTS = ("broken", "kept")
+UNSEEN = 0.01
+"""What a matrix gives to what it never saw: EM on few tasks ends at 0 and 1, which no single verdict bears."""
 
 LEAST_TASKS = 20
 LEAST_ACTS = 10
@@ -51,12 +57,35 @@ class Settled:
 
 
 @dataclass(frozen=True)
+class Verdicts:
+    """Dawid and Skene's estimates: how often a rule is broken, and what each person says of what is."""
+
+    prior: dict[str, float]  # by truth
+    says: dict[int, dict[str, dict[str, float]]]  # by person, truth, and what they say
+
+    def broken(self, votes: Iterable[tuple[int | None, str]]) -> float:
+        """P(broken | who said "broken" or "kept"), by Bayes' rule; somebody unknown is as the mean of all."""
+        logs = {truth: math.log(max(p, UNSEEN)) for truth, p in self.prior.items()}
+        for who, said in votes:
+            matrix = self.says.get(who, self._mean) if who is not None else self._mean
+            for truth in logs:
+                logs[truth] += math.log(min(max(matrix[truth].get(said, 0.0), UNSEEN), 1 - UNSEEN))
+        return 1 / (1 + math.exp(logs["kept"] - logs["broken"]))
+
+    @cached_property
+    def _mean(self) -> dict[str, dict[str, float]]:
+        n = len(self.says)
+        return {t: {s: math.fsum(m[t].get(s, 0.0) for m in self.says.values()) / n for s in VERDICTS} for t in VERDICTS}
+
+
+@dataclass(frozen=True)
 class Consensus:
     """Tasks with what people say of them together, the least certain first, and reliability by annotator."""
 
     settled: list[Settled] = field(default_factory=list)
     reliability: dict[int, Estimate] = field(default_factory=dict)
     undefined: Reason | None = None
+    verdicts: Verdicts | None = None  # of rules alone
 
 
 def rule_consensus(session: Session, window: Window) -> Consensus:
@@ -84,7 +113,12 @@ def dawid_skene(acts: list[Act]) -> Consensus:
         Settled(int(task), max(row, key=row.__getitem__), float(max(row.values())), len(by_task[task]), by_task[task][0].rule)
         for task, row in model.probas_.to_dict("index").items()
     ]  # fmt: skip
-    return Consensus(sorted(settled, key=lambda s: s.probability), _of_each(acts, right))
+    says = {
+        worker: {t: {said: matrix.get((worker, said), {}).get(t, 0.0) for said in VERDICTS} for t in VERDICTS}
+        for worker in {act.annotator_id for act in acts}
+    }
+    verdicts = Verdicts({truth: float(prior.get(truth, 0.0)) for truth in VERDICTS}, says)
+    return Consensus(sorted(settled, key=lambda s: s.probability), _of_each(acts, right), verdicts=verdicts)
 
 
 def pair_consensus(session: Session, window: Window) -> Consensus:

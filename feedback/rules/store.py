@@ -2,7 +2,8 @@
 
 A rule is a lasting name (its slug); what it says lives in versions, numbered from 1. A version is never changed. Whoever
 edits, retires or restores a rule adds one, says on which version it stands, and is refused with `EditConflict` when
-somebody else was faster. Judgments name the version that was shown. Nothing here knows of Flask.
+somebody else was faster. The very same act of the same person, sent again, is the version that it made. Judgments name the
+version that was shown. Nothing here knows of Flask.
 """
 
 import hashlib
@@ -22,7 +23,7 @@ from access.audit import record
 from core.errors import Conflict, InvalidInput, NotFound
 from core.language import gettext
 from feedback.models import Rule, RuleVersion
-from feedback.rules.words import Change, RuleWords, diff, words_of
+from feedback.rules.words import Change, RuleEdit, RuleWords, as_json, diff, words_of
 
 STARTER_RULES = Path(__file__).with_name("starter.json")
 MAX_RULES = 300
@@ -40,6 +41,8 @@ class EditConflict(Conflict):
         newest: number of the one that is current now.
     """
 
+    code = "edit_conflict"
+
     def __init__(self, base: RuleVersion, newest: RuleVersion) -> None:
         who = newest.author.login if newest.author else "the starter set"
         super().__init__(
@@ -47,6 +50,7 @@ class EditConflict(Conflict):
             "nothing was changed. Look at what is new, then try again"
         )
         self.base, self.newest = base.version, newest.version
+        self.members = {"base": self.base, "newest": self.newest}
 
 
 # The starter set ------------------------------------------------------------------------------------------------------
@@ -112,15 +116,19 @@ class RuleList:
     n_retired: int
 
 
-def list_rules(session: Session, *, category: str = "", state: str = "", search: str = "") -> RuleList:
-    """The rules that fit, without their examples; at most `MAX_RULES`, so there are no pages.
+def list_rules(
+    session: Session, *, category: str = "", state: str = "", search: str = "", whole: bool = False
+) -> RuleList:
+    """The rules that fit; at most `MAX_RULES`, so there are no pages.
 
     Args:
         category: one of `CATEGORIES`, or "" for all.
         state: "active", "retired", or "" for both.
         search: words that all occur in the title, the text or the slug, in any case.
+        whole: with their examples and authors.
     """
-    query = _newest().options(defer(RuleVersion.kept_examples), defer(RuleVersion.broken_examples))
+    left_out = (defer(RuleVersion.kept_examples), defer(RuleVersion.broken_examples))
+    query = _newest().options(*((joinedload(RuleVersion.author),) if whole else left_out))
     if category:
         query = query.where(RuleVersion.category == category)
     wanted = search.casefold().split()
@@ -142,7 +150,7 @@ def find_rule(session: Session, slug: str) -> RuleVersion:
     """
     version = session.scalar(_versions(slug).limit(1))
     if version is None:
-        raise NotFound(gettext("there is no rule %(slug)r", slug=slug))
+        raise _no_rule(slug)
     return version
 
 
@@ -167,6 +175,22 @@ def history(
         query = query.where(RuleVersion.version < before)
     found = list(session.scalars(query))
     return found[:limit], found[limit - 1].version if len(found) > limit else None
+
+
+def all_versions(session: Session, slug: str) -> list[RuleVersion]:
+    """Every version of a rule, newest first, with their authors.
+
+    Raises:
+        NotFound: there is no such rule.
+    """
+    found = list(session.scalars(_versions(slug)))
+    if not found:
+        raise _no_rule(slug)
+    return found
+
+
+def _no_rule(slug: str) -> NotFound:
+    return NotFound(gettext("there is no rule %(slug)r", slug=slug))
 
 
 @cache
@@ -206,7 +230,7 @@ def create_rule(session: Session, words: RuleWords, change: Change) -> RuleVersi
     """A new rule, active, in its version 1; its slug is made of the title and stays for good.
 
     Raises:
-        Conflict: a rule has that slug, or there are `MAX_RULES` already.
+        Conflict: a rule of other words or by somebody else has that slug, or there are `MAX_RULES` already.
     """
     if session.scalar(select(func.count()).select_from(Rule)) >= MAX_RULES:  # type: ignore[operator]  # a count is a number
         raise Conflict(
@@ -218,6 +242,9 @@ def create_rule(session: Session, words: RuleWords, change: Change) -> RuleVersi
     insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
     rule_id = session.scalar(insert(Rule).values(slug=slug).on_conflict_do_nothing().returning(Rule.id))
     if rule_id is None:
+        first = find_version(session, slug, 1)
+        if _is_same_act(first, words, True, change):
+            return first
         raise Conflict(
             gettext("there is a rule %(slug)r already; edit that one, or choose another title", slug=slug),
             param="title",
@@ -229,10 +256,11 @@ def create_rule(session: Session, words: RuleWords, change: Change) -> RuleVersi
     return version
 
 
-def edit_rule(session: Session, slug: str, words: RuleWords, *, base: int, change: Change) -> RuleVersion:
+def edit_rule(session: Session, slug: str, words: RuleWords | RuleEdit, *, base: int, change: Change) -> RuleVersion:
     """A new version with these words; the rule stays active or retired, as it was.
 
     Args:
+        words: all of them, or those that are to differ from `base`.
         base: number of the version that the words were made from.
 
     Raises:
@@ -240,10 +268,13 @@ def edit_rule(session: Session, slug: str, words: RuleWords, *, base: int, chang
         EditConflict: `base` is not the newest version any more.
         InvalidInput: the note is empty, the words are those of `base`, or there never was a version `base`.
     """
-    newest = _locked(session, slug, base)
-    if words == words_of(newest):
+    stands, newest = _locked(session, slug, base)
+    whole = words.onto(words_of(stands)) if isinstance(words, RuleEdit) else words
+    if made := _made_before(session, stands, newest, whole, stands.active, change):
+        return made
+    if whole == words_of(newest):
         raise InvalidInput(gettext("no word was changed, so there is nothing to save"), code="nothing_changed")
-    return _follow(session, newest, words, newest.active, change, "rule.edit")
+    return _follow(session, newest, whole, newest.active, change, "rule.edit")
 
 
 def retire_rule(session: Session, slug: str, *, base: int, change: Change) -> RuleVersion:
@@ -276,7 +307,9 @@ def slug_of(title: str) -> str:
 
 
 def _switch(session: Session, slug: str, base: int, change: Change, *, active: bool) -> RuleVersion:
-    newest = _locked(session, slug, base)
+    stands, newest = _locked(session, slug, base)
+    if made := _made_before(session, stands, newest, words_of(stands), active, change):
+        return made
     if newest.active is active:
         raise Conflict(
             gettext("this rule is active already; nothing was changed")
@@ -286,8 +319,8 @@ def _switch(session: Session, slug: str, base: int, change: Change, *, active: b
     return _follow(session, newest, words_of(newest), active, change, "rule.restore" if active else "rule.retire")
 
 
-def _locked(session: Session, slug: str, base: int) -> RuleVersion:
-    """The newest version, the rule's row locked so that two edits come in turn; it must be `base`."""
+def _locked(session: Session, slug: str, base: int) -> tuple[RuleVersion, RuleVersion]:
+    """The version `base` and the newest, the rule's row locked so that two edits come in turn."""
     session.scalar(select(Rule.id).where(Rule.slug == slug).with_for_update())
     newest = find_rule(session, slug)
     if newest.version < base:
@@ -299,9 +332,28 @@ def _locked(session: Session, slug: str, base: int) -> RuleVersion:
             ),
             param="base",
         )
-    if newest.version != base:
-        raise EditConflict(find_version(session, slug, base), newest)
-    return newest
+    return newest if newest.version == base else find_version(session, slug, base), newest
+
+
+def _made_before(
+    session: Session, stands: RuleVersion, newest: RuleVersion, words: RuleWords, active: bool, change: Change
+) -> RuleVersion | None:
+    """The version that this very act made when it was sent first; None where its base is the newest still.
+
+    Raises:
+        EditConflict: the version after its base was made by another act.
+    """
+    if stands.version == newest.version:
+        return None
+    made = find_version(session, stands.rule.slug, stands.version + 1)
+    if _is_same_act(made, words, active, change):
+        return made
+    raise EditConflict(stands, newest)
+
+
+def _is_same_act(made: RuleVersion, words: RuleWords, active: bool, change: Change) -> bool:
+    acts = (made.author_id, made.note, made.active, words_of(made)), (change.author_id, change.note, active, words)
+    return acts[0] == acts[1]
 
 
 def _follow(
@@ -314,8 +366,8 @@ def _follow(
     changes = diff(newest, version)
     record(
         session, change.login, action, f"rule:{newest.rule.slug}",
-        {"version": newest.version} | {c.name: _plain(c.before) for c in changes},
-        {"version": version.version, "note": change.note} | {c.name: _plain(c.after) for c in changes},
+        {"version": newest.version} | {c.name: as_json(c.before) for c in changes},
+        {"version": version.version, "note": change.note} | {c.name: as_json(c.after) for c in changes},
     )  # fmt: skip
     return version
 
@@ -335,7 +387,3 @@ def _add(
     )  # fmt: skip
     session.add(version)
     return version
-
-
-def _plain(value: Any) -> Any:
-    return [example.model_dump() for example in value] if isinstance(value, tuple) else value

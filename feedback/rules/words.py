@@ -30,7 +30,11 @@ def _category(value: str) -> str:
     return value
 
 
+Title = Annotated[str, Field(min_length=1, max_length=MAX_TITLE), BeforeValidator(_line)]
 Text = Annotated[str, Field(min_length=1, max_length=MAX_TEXT), BeforeValidator(_text)]
+Category = Annotated[str, AfterValidator(_category), Field(json_schema_extra={"enum": list(CATEGORIES)})]
+Severity = Annotated[int, Field(ge=1, le=3, description="1 low … 3 high.")]
+Note = Annotated[str, Field(max_length=MAX_NOTE), BeforeValidator(_line)]
 
 
 class Example(BaseModel):
@@ -45,18 +49,40 @@ class Example(BaseModel):
         return f"{self.text}\n({self.reason})" if self.reason else self.text
 
 
+Examples = Annotated[tuple[Example, ...], Field(max_length=MAX_EXAMPLES)]
+
+
 class RuleWords(BaseModel):
     """All that a lead writes of a rule; the fields are those of a `RuleVersion`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    title: Annotated[str, Field(min_length=1, max_length=MAX_TITLE), BeforeValidator(_line)]
+    title: Title
     text: Text
-    category: Annotated[str, AfterValidator(_category)] = "other"
-    severity: int = Field(2, ge=1, le=3, description="1 low … 3 high")
+    category: Category = "other"
+    severity: Severity = 2
     refusal_text: Text
-    kept_examples: tuple[Example, ...] = Field((), max_length=MAX_EXAMPLES)
-    broken_examples: tuple[Example, ...] = Field((), max_length=MAX_EXAMPLES)
+    kept_examples: Examples = ()
+    broken_examples: Examples = ()
+
+
+class RuleEdit(BaseModel):
+    """Words that a rule is to have; what is None stays as it is."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    title: Title | None = None
+    text: Text | None = None
+    category: Category | None = None
+    severity: Severity | None = None
+    refusal_text: Text | None = None
+    kept_examples: Examples | None = None
+    broken_examples: Examples | None = None
+
+    def onto(self, words: RuleWords) -> RuleWords:
+        """All words of a rule that had these."""
+        said = {name: getattr(self, name) for name in RuleWords.model_fields}
+        return words.model_copy(update={name: value for name, value in said.items() if value is not None})
 
 
 class Change(BaseModel):
@@ -66,7 +92,7 @@ class Change(BaseModel):
 
     author_id: int
     login: str
-    note: Annotated[str, Field(max_length=MAX_NOTE), BeforeValidator(_line)] = ""
+    note: Note = ""
 
 
 def words_of(version: RuleVersion) -> RuleWords:
@@ -88,6 +114,11 @@ class FieldChange:
     before: Any
     after: Any
     diffs: list[list[Run]]
+
+
+def as_json(value: Any) -> Any:
+    """A field's value as JSON has it."""
+    return [example.model_dump() for example in value] if isinstance(value, tuple) else value
 
 
 def diff(before: RuleVersion, after: RuleVersion) -> list[FieldChange]:

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 from sqlalchemy import select
@@ -88,9 +89,10 @@ def test_the_last_admin_stays(session: Session, staff: dict[str, Person]) -> Non
         change_role(session, staff["admin"], second.id, "lead")
     other = make_person(session, "other", "admin")
     set_active(session, other, second.id, False)
+    script = make_person(session, "script", "admin", scripted=True)  # it cannot sign in, so it does not count
     for act in (
-        lambda: change_role(session, second, other.id, "lead"),
-        lambda: set_active(session, second, other.id, False),
+        lambda: change_role(session, script, other.id, "lead"),
+        lambda: set_active(session, script, other.id, False),
     ):
         with pytest.raises(Conflict, match="last admin"):
             act()
@@ -124,9 +126,31 @@ def test_two_admins_who_remove_each_other_at_once(db: Database, attempt: int) ->
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(outcomes) == ["conflict", "done"]
+    assert sorted(outcomes) == ["done", "forbidden"]  # who comes second is let in no more
     with db.read() as session:
         assert len(session.scalars(select(Person.id).where(Person.active.is_(True))).all()) == 1
+
+
+@pytest.mark.parametrize("role", ["lead", "admin"])
+@pytest.mark.parametrize("changed", [{"role": "annotator"}, {"active": False}])
+def test_who_has_lost_their_role_meanwhile_changes_nobody(
+    session: Session, staff: dict[str, Person], role: str, changed: dict[str, object]
+) -> None:
+    """The request was let in before."""
+    actor, target = staff[role], staff["annotator"]
+    asked = SimpleNamespace(id=actor.id, login=actor.login, role=actor.role)
+    make_person(session, "second", "admin")
+    for name, value in changed.items():
+        setattr(actor, name, value)
+    session.flush()
+    for act in (
+        lambda: change_role(session, asked, target.id, "reviewer"),
+        lambda: set_active(session, asked, target.id, False),
+        lambda: end_all_sessions(session, asked, target.id),
+    ):
+        with pytest.raises(Forbidden, match="changed just now"):
+            act()
+    assert session.scalars(select(AuditLog)).all() == []
 
 
 def test_the_list_searches_filters_and_pages(session: Session) -> None:

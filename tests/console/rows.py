@@ -1,7 +1,9 @@
 """Small factories of a round's rows: a cycle with its stages, what it made, and how the gate judged it."""
 
 import datetime as dt
+import hashlib
 import math
+import random
 from typing import Any
 
 from sqlalchemy.orm import Session
@@ -9,12 +11,15 @@ from sqlalchemy.orm import Session
 from core.db import utcnow
 from core.intervals import rate
 from core.settings import Settings
+from feedback.dataset import Preference
 from feedback.models import Snapshot
 from finetune.cycle import DEMO_STAGES, STAGES
 from finetune.models import Cycle, StageRun
 from policy.models import GateReport, PolicyVersion
 from policy.versions import ensure_base_version, promote, register_candidate
+from reward.evaluation import auc, calibration, evaluate_pairs
 from reward.models import RewardModel
+from reward.rules import ONE_RULE
 
 SECONDS = {
     "collect": 41.0,
@@ -46,6 +51,8 @@ def stage_results(version: str) -> dict[str, dict[str, Any]]:
         "reward": {
             "accuracy": 0.81, "n": 84, "low": 0.713, "high": 0.879, "length_only": 0.595, "clears_bar": True,
             "n_train": 306, "dropped_long": 4, "steps": 39, "log": loss_log(0.7, 0.28, 39),
+            "calibration": {"ece": 0.121, "ece_scaled": 0.042}, "members": 4, "bootstrap": "annotator",
+            "rules": rule_evaluation(),
         },
         "update": {
             "n_pairs": 306, "dropped_long": 4, "steps": 78, "loss": 1.214, "trainable_parameters": 4_884_480,
@@ -54,6 +61,53 @@ def stage_results(version: str) -> dict[str, dict[str, Any]]:
         "gate": {"passed": True, "failed": [], "policy_version": version},
         "promote": {"promoted": True, "policy_version": version, "promotion_id": 2},
     }  # fmt: skip
+
+
+def pair_evaluation(category: str = "violence", *, small: bool = False) -> dict[str, Any]:
+    """What is recorded of a preference reward model, by the code that records it; `small` leaves figures undefined."""
+    rng = random.Random(0)
+    pairs, chosen, rejected = [], [], []
+    for i in range(12 if small else 200):
+        cluster = hashlib.sha256(str(i).encode()).hexdigest()[:16]
+        category = rng.choice([None, category, "self_harm"])
+        text = "x" * rng.randrange(400)
+        pairs.append(Preference([], text, "y" * 200, category=category, cluster=cluster))
+        gap = rng.gauss(1.0, 1.5)
+        middle = rng.gauss(0, 1)
+        chosen.append(middle + gap / 2)
+        rejected.append(middle - gap / 2)
+    found = evaluate_pairs(pairs, chosen, rejected, length_only=0.595)
+    curve = [{"share": 0.25, "n_train": 6, "undefined": "fewer than 8 pairs"}] + [
+        {"share": share, "n_train": round(310 * share), "accuracy": a, "n": 200, "low": a - 0.06, "high": a + 0.06}
+        for share, a in ((0.5, 0.7), (1.0, 0.75))
+    ]
+    return found | {
+        "members": 4, "member_accuracies": [0.74, 0.71, 0.73, 0.75], "bootstrap": "annotator", "n_train": 310, "ties": 9,
+        "steps": 156, "dropped_long": 4, "learning_curve": curve,
+    }  # fmt: skip
+
+
+def rule_evaluation(rule: str = "no_threats", *, small: bool = False) -> dict[str, Any]:
+    """What is recorded of a rule reward model; `small`: of one rule alone."""
+    seen = auc([0.9, 0.8, 0.3, 0.4], [True, False, False, True])
+    if small:
+        why = ONE_RULE % {"n": 1}
+        nothing = auc([], [])
+        return {
+            "unseen": {"n": 0, "rules": 0, "undefined": why}, "per_rule": [{"rule": rule, "seen": seen, "unseen": nothing}],
+            "clears_bar": False, "n_train": 20, "steps": 6,
+        }  # fmt: skip
+    said, was = [0.1, 0.2, 0.8, 0.9] * 20, [0.05, 0.95, 0.95, 0.95] * 20
+    figures = calibration(said, was)
+    unseen = {
+        "n": 80, "rules": 3, "auc": auc(said, [y > 0.5 for y in was]), **figures,
+        **{f"{name}_scaled": value for name, value in figures.items()},
+    }  # fmt: skip
+    rows = [
+        {"rule": rule, "seen": seen, "unseen": auc([0.9, 0.2], [True, False])},
+        {"rule": "one_sided", "seen": auc([0.5], [True]), "unseen": auc([], [])},
+    ]
+    return {"unseen": unseen, "seen": {}, "per_rule": rows, "clears_bar": True, "n_train": 160, "rules": 3, "steps": 80}
 
 
 def make_cycle(session: Session, settings: Settings, state: str = "promoted", **more: Any) -> Cycle:
@@ -84,8 +138,15 @@ def make_stages(session: Session, cycle: Cycle, done: tuple[str, ...] = DEMO_STA
     session.flush()
 
 
-def make_candidate(session: Session, settings: Settings, *, cycle: Cycle | None = None) -> PolicyVersion:
-    """A candidate with cycle, snapshot and reward model, beside the version "base"; the gate has not judged it."""
+def make_candidate(
+    session: Session,
+    settings: Settings,
+    *,
+    cycle: Cycle | None = None,
+    rule: str = "no_threats",
+    category: str = "violence",
+) -> PolicyVersion:
+    """A candidate with cycle, snapshot and reward models, beside the version "base"; the gate has not judged it."""
     base = ensure_base_version(session, "SmolLM2-135M-Instruct", "b" * 64)
     cycle = cycle or make_cycle(session, settings, state="failed", outcome="promote: the engine could not be reached")
     make_stages(session, cycle, STAGES[:3])
@@ -95,16 +156,14 @@ def make_candidate(session: Session, settings: Settings, *, cycle: Cycle | None 
     )  # fmt: skip
     session.add(snapshot)
     session.flush()
-    evaluation = {"accuracy": 0.81, "n": 84, "low": 0.713, "high": 0.879, "length_only": 0.595}
-    reward = RewardModel(
-        cycle_id=cycle.id,
-        snapshot_id=snapshot.id,
-        path="rewards/x",
-        sha256="c" * 64,
-        evaluation=evaluation,
-        clears_bar=True,
-    )
-    session.add(reward)
+    told = {"accuracy": 0.81, "n": 84, "low": 0.713, "high": 0.879}
+    for kind, evaluation in (("preference", pair_evaluation(category) | told), ("rules", rule_evaluation(rule))):
+        session.add(
+            RewardModel(
+                kind=kind, cycle_id=cycle.id, snapshot_id=snapshot.id, path=f"rewards/{kind}", sha256="c" * 64,
+                evaluation=evaluation, clears_bar=True,
+            )
+        )  # fmt: skip
     return register_candidate(
         session, base=base, cycle_id=cycle.id, snapshot_id=snapshot.id, adapter_path=f"adapters/v{cycle.id}",
         adapter_sha256="a" * 64, reference="base, adapters off",

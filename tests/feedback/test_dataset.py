@@ -1,6 +1,8 @@
 """Snapshots: what goes in, which side it goes to, and that a frozen one stays what it was."""
 
 import json
+import random
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,13 @@ from core.db import Database
 from core.errors import ArtifactError, InvalidInput, NotFound
 from core.settings import SnapshotSettings
 from evals.suites import frozen_texts
-from feedback.dataset import find_snapshot, freeze, load_pairs
+from feedback.dataset import Vote, find_snapshot, freeze, load_pairs, load_rule_examples
 from feedback.exchange.importing import Pair, _add
 from feedback.models import Completion, Judgment, Snapshot, SnapshotJudgment
 from feedback.preferences import Preference
-from tests.factories import make_pairwise_task, make_prompt
+from tests.factories import make_pairwise_task, make_person, make_prompt
+from tests.feedback.quality.rows import checks, make_rule
+from tests.feedback.quality.rows import choose as choose_side
 
 HALF = SnapshotSettings(heldout_frac=0.5)
 NOUNS = [
@@ -116,8 +120,10 @@ def test_the_manifest_says_what_is_in_it(session: Session, tmp_path: Path) -> No
     assert manifest["n_train"] + manifest["n_heldout"] == 16
     assert manifest["n_train"] == len(load_pairs(tmp_path / snapshot.path, "train"))
     assert (manifest["n_simulated"], manifest["n_clusters"]) == (1, 16)
-    assert manifest["counts"] == {"from_choice": 16, "left_out_tie": 1, "redactions": 0}
-    assert manifest["judgment_ids"] == [j.id for j in judgments]
+    assert manifest["counts"] == {"from_choice": 16, "from_tie": 1, "redactions": 0}
+    assert manifest["judgment_ids"] == [j.id for j in [*judgments, tie]]
+    assert (manifest["n_ties"], manifest["n_rules_train"], manifest["n_rules_heldout"]) == (1, 0, 0)
+    assert manifest["weights"]["pairs"]["undefined"].startswith("only 0 tasks")
 
 
 def test_what_is_loaded_is_what_was_judged(session: Session, tmp_path: Path) -> None:
@@ -310,3 +316,122 @@ def test_pairs_are_json_that_other_tools_read(session: Session, tmp_path: Path) 
         json.loads(line) for line in (tmp_path / snapshot.path / "train.jsonl").read_text().splitlines()
     ]
     assert {"prompt", "chosen", "rejected", "margin", "simulated", "cluster"} <= rows[0].keys()
+
+
+# --- weights, ties and verdicts
+
+
+def test_ties_are_there_for_who_asks(session: Session, tmp_path: Path) -> None:
+    for n in range(12):
+        rate(session, ask(n))
+    for n in range(30, 42):
+        tie = rate(session, ask(n))
+        tie.choice, tie.strength = "tie", 0
+    snapshot = freeze(session, tmp_path, HALF)
+    folder = tmp_path / snapshot.path
+    assert len(all_pairs(tmp_path, snapshot)) == 12
+    every = [p for split in ("train", "heldout") for p in load_pairs(folder, split, ties=True)]
+    assert Counter(p.target for p in every) == {1.0: 12, 0.5: 12}
+
+
+def test_ties_alone_are_no_snapshot(session: Session, tmp_path: Path) -> None:
+    for n in range(12):
+        rate(session, ask(n)).choice = "tie"
+    with pytest.raises(InvalidInput, match="0 training and 0 held-out"):
+        freeze(session, tmp_path, HALF)
+
+
+def test_who_errs_weighs_less_and_is_a_number(session: Session, tmp_path: Path) -> None:
+    """Cleo says what chance says; her number is not her id, and the others' pairs weigh more than hers."""
+    make_person(session)  # so that ids are no ranks
+    ana, ben, cleo = (make_person(session) for _ in range(3))
+    rng = random.Random(2)
+    for n in range(60):
+        better = rng.choice("ab")
+        task = make_pairwise_task(session, make_prompt(session, ask(n)), a=f"one {n}", b=f"two {n}")
+        choose_side(session, task, {ana: better, ben: better, cleo: rng.choice("ab")})
+    alone = make_pairwise_task(session, make_prompt(session, ask(70)), a="hers", b="not hers")
+    choose_side(session, alone, {cleo: "a"})
+    snapshot = freeze(session, tmp_path, HALF)
+    pairs = {p.chosen: p for p in all_pairs(tmp_path, snapshot)}
+    assert {vote.annotator for p in pairs.values() for vote in p.votes} == {0, 1, 2}
+    assert all(isinstance(vote, Vote) for p in pairs.values() for vote in p.votes)
+    weights = {vote.annotator: vote.weight for p in pairs.values() for vote in p.votes}
+    assert weights[2] < 0.5 < weights[0]
+    assert pairs["hers"].weight == weights[2]
+    assert pairs["hers"].target == 1.0
+    facts = snapshot.manifest["weights"]["pairs"]
+    assert (facts["annotators"], facts["least"]) == (3, weights[2])
+    assert facts["least"] < facts["mean"] < facts["most"]
+
+
+def test_older_rounds_weigh_less_and_freezing_again_changes_nothing(session: Session, tmp_path: Path) -> None:
+    settings = SnapshotSettings(heldout_frac=0.5, round_decay=0.5)
+    first = {rate(session, ask(n)).id for n in range(12)}
+    one = freeze(session, tmp_path, settings)
+    assert {p.weight for p in all_pairs(tmp_path, one)} == {1.0}
+    assert freeze(session, tmp_path, settings).id == one.id
+    second = {rate(session, ask(n)).id for n in range(12, 24)}
+    two = freeze(session, tmp_path, settings)
+    assert freeze(session, tmp_path, settings).id == two.id
+    rate(session, ask(24))
+    three = freeze(session, tmp_path, settings)
+    found = Counter(p.weight for p in all_pairs(tmp_path, three))
+    assert found == {0.25: len(first), 0.5: len(second), 1.0: 1}
+    assert three.manifest["weights"]["rounds"] == 3
+
+
+def test_verdicts_become_rule_examples(session: Session, tmp_path: Path) -> None:
+    """Two reliable people and one who says "broken" of everything: his word alone moves little."""
+    for n in range(12):
+        rate(session, ask(n))
+    ana, ben, cleo = (make_person(session) for _ in range(3))
+    rule = make_rule(session, "no_threats", "Do not threaten anybody, jo@example.org says.")
+    rng = random.Random(4)
+    said = [{ana: v, ben: v, cleo: "broken"} for v in (rng.choice(["broken", "kept"]) for _ in range(40))]
+    tasks = checks(session, rule.id, said)
+    [one] = checks(session, rule.id, [{cleo: "broken"}])
+    [unsure] = checks(session, rule.id, [{ana: "unsure"}])
+    snapshot = freeze(session, tmp_path, HALF)
+    folder = tmp_path / snapshot.path
+    examples = [e for split in ("train", "heldout") for e in load_rule_examples(folder, split)]
+    found = {e.completion: e for e in examples}
+    assert len(examples) == 41
+    assert unsure.completions[0].text not in found
+    for task, verdicts in zip(tasks, said, strict=True):
+        example = found[task.completions[0].text]
+        assert (example.broken > 0.9) == (verdicts[ana] == "broken")
+        assert (example.broken < 0.1) == (verdicts[ana] == "kept")
+        assert (example.rule, example.verdicts, example.weight) == ("no_threats", 3, 1.0)
+    assert 0.3 < found[one.completions[0].text].broken < 0.7
+    assert snapshot.manifest["n_rules_train"] + snapshot.manifest["n_rules_heldout"] == 41
+    assert len({e.cluster for e in examples}) == len({json.dumps(e.prompt) for e in examples})
+    used = set(session.scalars(select(Judgment.id).where(Judgment.task_id == one.id)))
+    assert used <= set(snapshot.manifest["judgment_ids"])
+
+
+def test_few_verdicts_are_taken_at_nine_in_ten(session: Session, tmp_path: Path) -> None:
+    for n in range(12):
+        rate(session, ask(n))
+    ana, ben = make_person(session), make_person(session)
+    rule = make_rule(session)
+    checks(
+        session, rule.id, [{ana: "broken"}, {ana: "kept"}, {ana: "broken", ben: "broken"}, {ana: "kept", ben: "broken"}]
+    )
+    folder = tmp_path / freeze(session, tmp_path, HALF).path
+    found = sorted(e.broken for split in ("train", "heldout") for e in load_rule_examples(folder, split))
+    assert found == [0.1, 0.5, 0.9, 0.988]  # 0.81 / (0.81 + 0.01)
+
+
+def test_an_older_snapshot_loads(tmp_path: Path) -> None:
+    row = {
+        "prompt": [{"role": "user", "content": "Hi"}],
+        "chosen": "yes",
+        "rejected": "no",
+        "margin": 2.0,
+        "source": "choice:1",
+    }
+    (tmp_path / "train.jsonl").write_text(json.dumps(row) + "\n")
+    (pair,) = load_pairs(tmp_path, "train")
+    assert (pair.weight, pair.target, pair.votes, pair.tie) == (1.0, 1.0, [], False)
+    assert load_rule_examples(tmp_path, "train") == []

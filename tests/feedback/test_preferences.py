@@ -8,9 +8,10 @@ from sqlalchemy.orm import Session
 
 from core.db import Database
 from feedback.models import Completion, Correction, ImportedPair, Judgment, Prompt, RuleJudgment, Task
-from feedback.preferences import Gathered, Preference, gather
+from feedback.preferences import Gathered, Preference, Vote, gather, weigh
+from feedback.quality.reliability import JudgmentWeights
 from feedback.rules.store import active_rules, ensure_rules
-from tests.factories import make_completion, make_pairwise_task, make_prompt
+from tests.factories import make_completion, make_pairwise_task, make_person, make_prompt
 
 
 def found(session: Session, *, simulated: bool = False, imported: int = 100) -> Gathered:
@@ -88,8 +89,10 @@ def test_a_task_gives_the_net_of_its_votes(
     gathered = found(session)
     if pair is None:
         assert gathered.preferences == []
-        assert gathered.counts == Counter(left_out_tie=1)
-        assert gathered.judgment_ids == set()
+        (tie,) = gathered.ties
+        assert (tie.target, tie.margin, tie.tie) == (0.5, 0.0, True)
+        assert gathered.counts == Counter(from_tie=1)
+        assert gathered.judgment_ids == made
     else:
         (preference,) = gathered.preferences
         assert (preference.chosen, preference.rejected) == pair[:2]
@@ -97,6 +100,57 @@ def test_a_task_gives_the_net_of_its_votes(
         assert preference.source == f"choice:{task.id}"
         assert gathered.judgment_ids == made
         assert gathered.counts == Counter(from_choice=1)
+
+
+@pytest.mark.parametrize(
+    ("votes", "weighed"),
+    [
+        ([Vote(1, 2.0)], (2.0, 1.0, 1.0)),
+        ([Vote(1, 0.0, 0.4)], (0.0, 0.5, 0.4)),
+        ([Vote(1, 3.0), Vote(2, -1.0), Vote(3, -1.0)], (1 / 3, 3 / 5, 1.0)),  # strong words outweigh two weak ones
+        ([Vote(1, 2.0), Vote(2, 0.0)], (1.0, 2.5 / 3, 1.0)),
+        ([Vote(1, 1.0, 0.9), Vote(2, -1.0, 0.3)], (0.5, 0.75, 0.6)),
+        ([Vote(1, 2.0, 0.2), Vote(2, -2.0, 0.8)], (-1.2, 0.2, 0.5)),
+    ],
+)
+def test_votes_weighed_by_hand(votes: list[Vote], weighed: tuple[float, float, float]) -> None:
+    assert weigh(votes) == pytest.approx(weighed)
+
+
+def test_votes_of_no_weight_are_refused() -> None:
+    with pytest.raises(ValueError, match="0 votes of no weight"):
+        weigh([])
+    with pytest.raises(ValueError, match="1 votes of no weight"):
+        weigh([Vote(1, 2.0, 0.0)])
+
+
+def test_a_pair_keeps_who_said_what(session: Session) -> None:
+    ana, ben = make_person(session), make_person(session)
+    task = make_task(session)
+    choose(session, task, "a", 1, annotator_id=ana.id)
+    choose(session, task, "b", 3, annotator_id=ben.id)
+    nobody = choose(session, task, "tie", annotator_id=None)
+    (pair,) = found(session).preferences
+    assert (pair.chosen, pair.weight) == ("text b", 1.0)
+    assert pair.target == pytest.approx(3.5 / 5)
+    assert pair.votes == [Vote(ana.id, -1.0), Vote(ben.id, 3.0), Vote(-nobody.id, 0.0)]
+
+
+def test_weights_can_turn_a_pair_round(session: Session) -> None:
+    ana, ben, cleo = (make_person(session) for _ in range(3))
+    task = make_task(session)
+    for who, choice in ((ana, "a"), (ben, "b"), (cleo, "b")):
+        choose(session, task, choice, 2, annotator_id=who.id)
+    session.flush()
+    reliable = {ana.id: 0.9, ben.id: 0.2, cleo.id: 0.1}
+    weights = JudgmentWeights(on_pairs=lambda judgment: reliable[judgment.annotator_id or 0])
+    (plain,) = gather(session, include_simulated=False, max_imported_pairs=0).preferences
+    (weighed,) = gather(
+        session, include_simulated=False, max_imported_pairs=0, weights=lambda acts: weights
+    ).preferences
+    assert (plain.chosen, plain.target) == ("text b", pytest.approx(2 / 3))
+    assert (weighed.chosen, weighed.target) == ("text a", pytest.approx(0.75))
+    assert weighed.weight == pytest.approx(0.4)
 
 
 @pytest.mark.parametrize("reason", ["length", "cancelled", "error"])
@@ -164,7 +218,7 @@ def test_a_superseded_judgment_counts_no_more(session: Session) -> None:
     assert gathered.judgment_ids == {second.id}
     third = choose(session, task, "tie", 0, supersedes_id=second.id)
     assert found(session).preferences == []
-    assert third.id not in found(session).judgment_ids
+    assert found(session).judgment_ids == {third.id}
 
 
 # --- corrections

@@ -30,6 +30,7 @@ from feedback.webhooks.events import delivery as hook_delivery
 from finetune.models import Cycle, StageRun
 from policy.models import PolicyVersion, Promotion
 from policy.versions import promote
+from reward.models import RewardModel
 from tests.console.rows import gate_checks, make_candidate, make_cycle, make_gate_report, make_stages
 from tests.factories import make_person
 from tests.hostile import HOSTILE
@@ -287,7 +288,10 @@ def _access(session: Session, settings: Settings, texts: Texts, found: Filled, a
 def _rounds(session: Session, settings: Settings, texts: Texts, found: Filled) -> None:
     """A promoted version with its gate report, a candidate, a failed cycle and one that runs."""
     texts_of = {"outcome": texts("cycle.outcome")}
-    first = make_candidate(session, settings, cycle=make_cycle(session, settings, **texts_of))
+    first = make_candidate(
+        session, settings, cycle=make_cycle(session, settings, **texts_of), rule=texts("reward.rule", 60),
+        category=texts("reward.category", 60),
+    )  # fmt: skip
     base = session.scalars(select(PolicyVersion).where(PolicyVersion.state == "active")).one()
     base.base_model = texts("base_model")
     report = make_gate_report(session, first, base)
@@ -306,6 +310,8 @@ def _rounds(session: Session, settings: Settings, texts: Texts, found: Filled) -
         "reference": texts("version.name", 60),
     }
     session.add(PolicyVersion(state="refused", base_sha256="1" * 64, **named))
+    of_first = select(RewardModel.id).where(RewardModel.cycle_id == first.cycle_id).order_by(RewardModel.kind)
+    found.address |= dict(zip(("reward", "rule_reward"), session.scalars(of_first), strict=True))
     found.address |= {
         "active": first.name, "candidate": second.name, "cycle": first.cycle_id, "failed": failed.id,
         "running": running.id,

@@ -1,10 +1,11 @@
 """The programming interface keeps to its document: schemathesis makes calls out of it, good and bad, and looks at each answer.
 
-Examples are the same in every run. Half of the ids and names in a call's path are put to ones that exist.
+Examples are the same in every run. Half of the ids, names and numbers of versions in a call are put to ones that exist.
 """
 
 import contextlib
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -21,14 +22,15 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from access.keys import create_key
+from access.invitations import invite
+from access.keys import SCOPES, create_key
 from core.db import Database
 from core.openapi import PREFIXES
 from feedback.assignment.leases import next_assignment
 from feedback.judgments import submit_judgment
 from feedback.kinds.pairwise import PairwiseForm
 from feedback.models import Assignment
-from feedback.rules.store import active_rules, ensure_rules
+from feedback.rules.store import active_rules, ensure_rules, find_rule
 from feedback.tasks import create_gold
 from tests import factories
 from tests.serving.conftest import Served
@@ -58,21 +60,28 @@ def known(app: Flask, database: Database, served: Served) -> dict[str, Any]:
             session, token=found.lease_token, annotator_id=ana.id, form=PairwiseForm(choice="left"), latency_s=1
         )
         token = session.get_one(Assignment, found.id).lease_token
-        secret = create_key(session, served.person, "all", "chat feedback annotate manage")[1]
-    return {
-        "headers": {"Authorization": f"Bearer {secret}"}, "task_id": gold.id, "token": token, "slug": rule.rule.slug,
-        "form": "tasks",
-    }  # fmt: skip
+        secret = create_key(session, served.person, "all", " ".join(SCOPES))[1]
+        invitation, _ = invite(session, served.person, "annotator", "", 3600)
+        return {
+            "headers": {"Authorization": f"Bearer {secret}"}, "task_id": gold.id, "token": token, "slug": rule.rule.slug,
+            "form": "tasks", "person_id": ana.id, "invitation_id": invitation.id,
+        }  # fmt: skip
 
 
 @pytest.mark.parametrize("mode", list(GenerationMode), ids=str)
-def test_no_call_breaks_it_and_every_answer_is_as_told(app: Flask, known: dict[str, Any], mode: GenerationMode) -> None:
+def test_no_call_breaks_it_and_every_answer_is_as_told(
+    app: Flask, database: Database, known: dict[str, Any], mode: GenerationMode
+) -> None:
+    def newest() -> int:
+        with database.read() as session:
+            return find_rule(session, known["slug"]).version
+
     schema = schemathesis.openapi.from_wsgi("/api/v1/openapi.json", app)
-    called = sum(_exercised(found.ok(), mode, known) for found in schema.get_all_operations())
+    called = sum(_exercised(found.ok(), mode, known, newest) for found in schema.get_all_operations())
     assert called > 100
 
 
-def _exercised(call: Any, mode: GenerationMode, known: dict[str, Any]) -> int:
+def _exercised(call: Any, mode: GenerationMode, known: dict[str, Any], newest: Callable[[], int]) -> int:
     """Make calls of one sort; returns how many."""
     called = 0
 
@@ -87,6 +96,10 @@ def _exercised(call: Any, mode: GenerationMode, known: dict[str, Any]) -> int:
         for name in case.path_parameters:
             if name in known and called % 2:
                 case.path_parameters[name] = known[name]
+        if called % 2 and isinstance(case.body, dict) and "base" in case.body:
+            case.body["base"] = newest() if called % 4 == 1 else 1
+        for name in {"from", "to"} & {*(case.query if called % 2 and isinstance(case.query, dict) else ())}:
+            case.query[name] = 1
         case.call_and_validate(headers=known["headers"], checks=CHECKS)
 
     with contextlib.suppress(Unsatisfiable):  # a call without anything to get wrong

@@ -220,9 +220,11 @@ def test_a_new_rule(lead: SignedIn, database: Database) -> None:
     ):
         assert words in page
     again = lead.client.post("/rules/new", data=FIELDS)  # as by a double click
-    assert again.status_code == 409
-    assert "there is a rule &#39;no_riddles&#39; already" in again.text
-    assert typed(again.text)["broken_text"] == FIELDS["broken_text"]
+    assert (again.status_code, again.headers["Location"]) == (303, "/rules/no_riddles")
+    other = lead.client.post("/rules/new", data=FIELDS | {"severity": "3"})
+    assert other.status_code == 409
+    assert "there is a rule &#39;no_riddles&#39; already" in other.text
+    assert typed(other.text)["broken_text"] == FIELDS["broken_text"]
     with database.read() as session:
         assert len(session.scalars(select(RuleVersion)).all()) == 1
 

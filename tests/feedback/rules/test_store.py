@@ -30,7 +30,7 @@ from feedback.rules.store import (
     slug_of,
     starter_rules,
 )
-from feedback.rules.words import CATEGORIES, Change, RuleWords, diff, words_of
+from feedback.rules.words import CATEGORIES, Change, RuleEdit, RuleWords, diff, words_of
 from tests.factories import make_person
 
 HARMS = {
@@ -169,6 +169,36 @@ def test_retire_and_restore(session: Session, lead_change: Change) -> None:
         {"version": 1, "active": True},
         {"version": 2, "active": False, "note": "clearer words"},
     )
+
+
+def test_the_same_act_again_is_what_it_made(session: Session, lead_change: Change) -> None:
+    """A form that is sent twice, or a call whose answer was lost."""
+    first = create_rule(session, words(), lead_change)
+    assert create_rule(session, words(), lead_change) is first
+    second = edit_rule(session, "no_riddles", words(severity=3), base=1, change=lead_change)
+    assert edit_rule(session, "no_riddles", words(severity=3), base=1, change=lead_change) is second
+    third = retire_rule(session, "no_riddles", base=2, change=lead_change)
+    assert retire_rule(session, "no_riddles", base=2, change=lead_change) is third
+    assert edit_rule(session, "no_riddles", RuleEdit(severity=3), base=1, change=lead_change) is second
+    other = lead_change.model_copy(update={"author_id": make_person(session, "ben", "lead").id})
+    for change, severity in ((other, 3), (lead_change.model_copy(update={"note": "x"}), 3), (lead_change, 1)):
+        with pytest.raises(EditConflict) as caught:
+            edit_rule(session, "no_riddles", words(severity=severity), base=1, change=change)
+        assert caught.value.members == {"base": 1, "newest": 3}
+    with pytest.raises(EditConflict):
+        restore_rule(session, "no_riddles", base=2, change=lead_change)
+    assert [e.action for e in audit(session)] == ["rule.create", "rule.edit", "rule.retire"]
+
+
+def test_an_edit_of_some_words_keeps_the_others(session: Session, lead_change: Change) -> None:
+    create_rule(session, words(kept_examples=({"text": "It is noon."},)), lead_change)
+    edited = edit_rule(session, "no_riddles", RuleEdit(text="Never."), base=1, change=lead_change)
+    assert words_of(edited) == words(kept_examples=({"text": "It is noon."},), text="Never.")
+    emptied = edit_rule(session, "no_riddles", RuleEdit(kept_examples=()), base=2, change=lead_change)
+    assert words_of(emptied) == words(text="Never.")
+    with pytest.raises(InvalidInput, match="no word was changed"):
+        edit_rule(session, "no_riddles", RuleEdit(text="Never."), base=3, change=lead_change)
+    assert set(RuleEdit.model_fields) == set(RuleWords.model_fields)
 
 
 def test_what_cannot_be_saved(session: Session, lead_change: Change) -> None:

@@ -1,7 +1,6 @@
-"""`/api/v1` for leads' programs: tasks, judgments, rules, people, exports, with real keys."""
+"""`/api/v1` for leads' programs: tasks, judgments, exports, with real keys."""
 
 import json
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,7 +17,6 @@ from feedback.assignment.leases import claim_task
 from feedback.judgments import record_feedback, submit_judgment
 from feedback.kinds.pairwise import PairwiseForm
 from feedback.models import Judgment, Task
-from feedback.rules.store import active_rules, ensure_rules
 from tests import factories
 from tests.conftest import SignedIn
 
@@ -29,31 +27,9 @@ TASK: dict[str, Any] = {
 MANAGED = (
     ("GET", "/api/v1/tasks"), ("POST", "/api/v1/tasks"), ("GET", "/api/v1/tasks/1"), ("PATCH", "/api/v1/tasks/1"),
     ("POST", "/api/v1/tasks/1/cancel"), ("GET", "/api/v1/tasks/1/judgments"), ("GET", "/api/v1/judgments"),
-    ("GET", "/api/v1/judgments/export"), ("GET", "/api/v1/export/tasks"), ("GET", "/api/v1/people"),
+    ("GET", "/api/v1/judgments/export"), ("GET", "/api/v1/export/tasks"),
 )  # fmt: skip
 BODIES = {"POST": TASK, "PATCH": {"priority": 1}}
-
-
-@pytest.fixture
-def key(database: Database, people: dict[str, Person]) -> Callable[..., dict[str, str]]:
-    """A function that makes a key for a role and gives its headers."""
-
-    def key(role: str = "lead", scopes: str = "manage") -> dict[str, str]:
-        with database.session() as session:
-            return {"Authorization": f"Bearer {create_key(session, people[role], 'a program', scopes)[1]}"}
-
-    return key
-
-
-@pytest.fixture
-def call(client: FlaskClient, key: Callable[..., dict[str, str]]) -> Callable[..., Any]:
-    """A function that calls with a lead's key."""
-    headers = key()
-
-    def call(method: str, path: str, **more: Any) -> Any:
-        return client.open(path, method=method, headers=headers, **more)
-
-    return call
 
 
 def judged(database: Database, people: dict[str, Person], n: int = 1) -> int:
@@ -91,18 +67,18 @@ def test_the_role_counts_as_it_is_at_the_time_of_the_call(
     client: FlaskClient, database: Database, people: dict[str, Person], key: Any
 ) -> None:
     headers = key("lead")
-    assert client.get("/api/v1/people", headers=headers).status_code == 200
+    assert client.get("/api/v1/tasks", headers=headers).status_code == 200
     with database.session() as session:
         session.get_one(Person, people["lead"].id).role = "annotator"
-    assert client.get("/api/v1/people", headers=headers).status_code == 403
-    assert client.get("/api/v1/people", headers=key("admin")).status_code == 200
+    assert client.get("/api/v1/tasks", headers=headers).status_code == 403
+    assert client.get("/api/v1/tasks", headers=key("admin")).status_code == 200
 
 
 def test_a_leads_browser_may_call_it_with_its_csrf_token(app: Any, lead: SignedIn, annotator: SignedIn) -> None:
-    assert lead.client.get("/api/v1/people").status_code == 200
-    assert annotator.client.get("/api/v1/people").status_code == 403
+    assert lead.client.get("/api/v1/tasks").status_code == 200
+    assert annotator.client.get("/api/v1/tasks").status_code == 403
     app.config["WTF_CSRF_ENABLED"] = True
-    assert lead.client.get("/api/v1/people").status_code == 403
+    assert lead.client.get("/api/v1/tasks").status_code == 403
 
 
 # Tasks ----------------------------------------------------------------------------------------------------------------
@@ -267,34 +243,6 @@ def test_each_form_is_exported(call: Any, database: Database, people: dict[str, 
     assert answer.status_code == 200
     assert len([json.loads(line) for line in answer.text.splitlines()]) == n
     assert call("GET", "/api/v1/export/xml").status_code == 404
-
-
-# Rules and people -----------------------------------------------------------------------------------------------------
-
-
-def test_rules_are_read_by_who_annotates(client: FlaskClient, database: Database, key: Any) -> None:
-    with database.session() as session:
-        ensure_rules(session)
-        newest = active_rules(session)[0]
-        newest.active = False
-    headers = key("annotator", "annotate")
-    rules = client.get("/api/v1/rules", headers=headers).json["data"]
-    assert len(rules) >= 20
-    off = client.get("/api/v1/rules?active=false", headers=headers).json["data"]
-    assert [rule["slug"] for rule in off] == [newest.rule.slug]
-    assert len(client.get("/api/v1/rules?active=true", headers=headers).json["data"]) == len(rules) - 1
-    one = client.get(f"/api/v1/rules/{newest.rule.slug}", headers=headers).json
-    assert [version["version"] for version in one["versions"]] == [1]
-    assert client.get("/api/v1/rules/none", headers=headers).status_code == 404
-    assert client.get("/api/v1/rules", headers=key("lead", "chat")).status_code == 403
-
-
-def test_people_are_listed_without_anything_secret(call: Any, people: dict[str, Person]) -> None:
-    rows = call("GET", "/api/v1/people?limit=2").json
-    assert [row["login"] for row in rows["data"]] == ["annotator", "reviewer"]
-    rest = call("GET", f"/api/v1/people?after={rows['next_after']}").json
-    assert [row["role"] for row in rest["data"]] == ["lead", "admin"]
-    assert set(rows["data"][0]) == {"id", "login", "role", "scripted", "active", "standing", "created_at"}
 
 
 # PostgreSQL is stricter than SQLite -------------------------------------------------------------------------------------

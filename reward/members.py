@@ -1,0 +1,207 @@
+"""Members: several LoRA adapters, each with a scalar head, on one frozen base in memory.
+
+What lies below the first adapted block is the same for all of them and is computed once for a batch, and once for a whole
+training run. A sequence's value is the head's on its last token. Encoding is the caller's; nothing here knows of people or
+rules. Not thread-safe: which adapter is on is a state of the model (`reward.scoring` takes turns).
+"""
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from core.errors import ArtifactError
+from training.device import Device, find_device, find_dtype
+from training.lora import first_block, lora_config
+from training.prefix import Groups, neighbours
+from training.run import Progress, silent
+from training.trunk import share_trunk
+
+SCORE_BATCH = 32
+PREPARE_GROUPS = 16
+SCORE_TOKENS = 16_384
+"""Most padded tokens of a batch that is only scored, so that long texts come in smaller batches."""
+
+
+class Members:
+    """K adapters and heads on one base. Make them with `fresh` or `load`.
+
+    Attributes:
+        tokenizer: the base's, padding on the right.
+        names: the members, in order.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, names: Sequence[str], first: int, *, keep_mb: float) -> None:
+        self.model = model.eval()  # there is no dropout; only gradients make the difference
+        self.tokenizer = tokenizer
+        self.names = list(names)
+        self.trunk = share_trunk(model, first, keep_mb=keep_mb)
+        self.decoder = model.get_base_model().base_model
+
+    @classmethod
+    def fresh(
+        cls, base: Path, n: int, *, rank: int, top_layers: int, seed: int, device: Device, keep_mb: float = math.inf
+    ) -> "Members":
+        """`n` new members: all begin as the same function, their adapters' first factors drawn from seeds of their own."""
+        import torch
+        from peft import get_peft_model
+
+        names = [f"member-{k}" for k in range(n)]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model, tokenizer = _classifier(base, device)  # its head is new, and each member's begins as a copy of it
+            first = first_block(model, top_layers)
+            config = lora_config(model, rank=rank, top_layers=top_layers, task="SEQ_CLS", save=["score"])
+            for k, name in enumerate(names):
+                torch.manual_seed(seed * 1_000_003 + k)
+                if k:
+                    model.add_adapter(name, config)
+                else:
+                    model = get_peft_model(model, config, adapter_name=name)
+        return cls(model, tokenizer, names, first, keep_mb=keep_mb)
+
+    @classmethod
+    def load(cls, places: Mapping[str, Path], base: Path, device: Device = "auto") -> "Members":
+        """Members out of their folders, by name, all on one base.
+
+        Raises:
+            ArtifactError: adapters are missing or do not fit this base.
+        """
+        from peft import PeftConfig, PeftModel
+
+        model, tokenizer = _classifier(base, device)
+        first = math.inf
+        for k, (name, place) in enumerate(places.items()):
+            try:
+                adapted = PeftConfig.from_pretrained(str(place)).layers_to_transform
+                first = min(first, min(adapted) if adapted else 0)
+                if k:
+                    model.load_adapter(str(place), adapter_name=name)
+                else:
+                    model = PeftModel.from_pretrained(model, str(place), adapter_name=name)
+            except (RuntimeError, ValueError, KeyError, OSError) as error:
+                raise ArtifactError(
+                    f"the adapter in {place} cannot be put on the base in {base.name}:"
+                    f" {str(error).splitlines()[0] if str(error) else type(error).__name__}. A reward model is loaded onto"
+                    " the base that it was trained on; train a new one for another base."
+                ) from error
+        return cls(model, tokenizer, list(places), int(first), keep_mb=math.inf)
+
+    def only(self, names: Sequence[str]) -> "Members":
+        """Some of the members, on the same base in memory."""
+        view = copy.copy(self)
+        view.names = list(names)
+        return view
+
+    def parameters(self, name: str) -> dict[str, Any]:
+        """A member's own weights by name, turned on for training, all others frozen."""
+        self.model.set_adapter(name)
+        found = {n: p for n, p in self.model.named_parameters() if f".{name}." in n}
+        for n, p in self.model.named_parameters():
+            p.requires_grad_(n in found)
+        return found
+
+    def prepare(self, ids: Sequence[list[int]], groups: Groups, progress: Progress = silent) -> None:
+        """Compute what all members share of these sequences, some groups at a time, and keep it as far as there is room.
+
+        Later batches only look it up, so what a batch gives does not hang on which batches came before it.
+        """
+        if self.trunk is None or not len(self.trunk.lower):
+            return
+        self.trunk.keeping = True
+        order = sorted(range(len(groups)), key=lambda g: max(len(ids[i]) for i in groups[g]))
+        for start in range(0, len(order), PREPARE_GROUPS):
+            some = [groups[g] for g in order[start : start + PREPARE_GROUPS]]
+            rows = [ids[i] for members in some for i in members]
+            places = iter(range(len(rows)))
+            inputs = self._inputs(rows)
+            self.trunk.prepare(inputs["input_ids"], inputs["attention_mask"], [[next(places) for _ in m] for m in some])
+            progress(0.0, f"frozen layers: {min(start + PREPARE_GROUPS, len(order))}/{len(order)}")
+        self.trunk.keeping = False
+
+    def forward(self, name: str, ids: Sequence[list[int]], groups: Groups | None = None) -> Any:
+        """(N,) values of sequences under one member, fp32, with gradients where they are on.
+
+        Args:
+            groups: which sequences share a beginning, where the caller knows; else it is looked for.
+        """
+        import torch
+
+        groups = neighbours([tuple(row) for row in ids]) if groups is None else groups
+
+        self.model.set_adapter(name)
+        hidden = self._hidden(self._inputs(ids), groups)
+        last = torch.tensor([len(row) - 1 for row in ids], device=hidden.device)
+        states = hidden[torch.arange(len(ids), device=hidden.device), last]  # (N, H)
+        head = self.model.get_base_model().score.modules_to_save[name].weight
+        return torch.nn.functional.linear(states.float(), head.float())[:, 0]
+
+    def scores(self, ids: Sequence[list[int]]) -> Any:
+        """(K, N) values of all members, without gradients; sequences that begin alike are put together."""
+        import torch
+
+        found = torch.zeros(len(self.names), len(ids))
+        order = sorted(range(len(ids)), key=lambda i: ids[i])
+        with torch.no_grad():
+            for batch in _batches(order, ids):
+                rows = [ids[i] for i in batch]
+                groups = neighbours([tuple(row) for row in rows])
+                if self.trunk is not None:
+                    self.trunk.keeping = True  # for the other members of this batch
+                for k, name in enumerate(self.names):
+                    found[k, batch] = self.forward(name, rows, groups).cpu()
+                if self.trunk is not None:
+                    self.trunk.forget()
+                    self.trunk.keeping = False
+        return found
+
+    def save(self, folder: Path) -> None:
+        """Each member as a PEFT adapter in a folder of its name below `folder`."""
+        for name in self.names:
+            self.model.save_pretrained(folder, selected_adapters=[name])
+        for card in folder.rglob("README.md"):
+            card.unlink()  # PEFT's empty model card
+
+    def _inputs(self, ids: Sequence[list[int]]) -> dict[str, Any]:
+        import torch
+
+        width = max(map(len, ids))
+        pad = self.tokenizer.pad_token_id or 0
+        device = self.model.device
+        return {
+            "input_ids": torch.tensor([row + [pad] * (width - len(row)) for row in ids], device=device),
+            "attention_mask": torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in ids], device=device),
+        }
+
+    def _hidden(self, inputs: dict[str, Any], groups: Groups) -> Any:
+        if self.trunk is None:
+            return self.decoder(**inputs, use_cache=False).last_hidden_state
+        return self.trunk.forward(**inputs, groups=groups, use_cache=False).last_hidden_state
+
+
+def _batches(order: list[int], ids: Sequence[list[int]]) -> list[list[int]]:
+    """Runs of `order` of bounded length and area."""
+    found: list[list[int]] = []
+    width = 0
+    for i in order:
+        width = max(width, len(ids[i]))
+        if found and len(found[-1]) < SCORE_BATCH and width * (len(found[-1]) + 1) <= SCORE_TOKENS:
+            found[-1].append(i)
+        else:
+            found.append([i])
+            width = len(ids[i])
+    return found
+
+
+def _classifier(base: Path, device: Device) -> tuple[Any, Any]:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    target = find_device(device)
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, dtype=find_dtype(target)).to(target)
+    model.score.float()  # small steps are lost in bf16
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.config.pad_token_id = tokenizer.pad_token_id
+    return model, tokenizer
