@@ -57,8 +57,7 @@ def trainer_class(settings: UpdateSettings, rows: Sequence[dict[str, Any]]) -> A
 
         def _set_signature_columns_if_needed(self) -> None:
             super()._set_signature_columns_if_needed()
-            if WEIGHT not in self._signature_columns:
-                self._signature_columns = [*self._signature_columns, WEIGHT]
+            self._signature_columns: list[str] = list(dict.fromkeys([*self._signature_columns, WEIGHT]))
 
         def _precompute_ref_logps(self, *args: Any, **kwargs: Any) -> Any:
             self._skip_known_work()  # the model is wrapped only now
@@ -98,7 +97,8 @@ def _collator(tokenizer: Any) -> Any:
 
     class Collator(DataCollatorForPreference):  # type: ignore[misc]
         def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-            return super().torch_call(examples) | {WEIGHT: torch.tensor([row[WEIGHT] for row in examples])}
+            batch: dict[str, Any] = super().torch_call(examples)
+            return batch | {WEIGHT: torch.tensor([row[WEIGHT] for row in examples])}
 
     return Collator(pad_token_id=tokenizer.pad_token_id)
 
