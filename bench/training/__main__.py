@@ -1,12 +1,12 @@
 """Measure how fast we train beside TRL's stock trainers, on this machine, and what each gain brings alone.
 
     python -m bench.training [--parts limit reward dpo ppo ablation] [--data FILE] [--repeats 2] [--out FILE]
-    python -m bench.training --parts cost --sizes 250 1000 4000        an hour or two
-    python -m bench.training --parts accuracy --data FILE --seeds 5    some hours
+    python -m bench.training --add --parts cost --sizes 250 1000 4000        an hour or two
+    python -m bench.training --add --parts accuracy --data FILE --seeds 5    some hours
 
 Every measurement is a process of its own, one after the other, ours and theirs in turns. The pairs are those of `--data` (a
 file as `make import` takes it, such as the HH-RLHF sample beside a checkout), else made of the product's seed prompts.
-Figures of parts that are not measured in a run are not in its file. The last TRL with a PPO trainer is installed below the
+Without `--add`, a file holds what was measured in one run and nothing else. The last TRL with a PPO trainer is installed below the
 cache folder on first use.
 """
 
@@ -69,6 +69,7 @@ class Bench:
                 "data": options.data.name if options.data else "seed prompts", "repeats": options.repeats, **settings,
                 "variants": VARIANTS,
             },
+            json.loads(options.out.read_text(encoding="utf-8")) if options.add else None,
         )  # fmt: skip
 
     def work(self, kind: Kind, **more: Any) -> Work:
@@ -198,6 +199,7 @@ def main() -> int:
     parser.add_argument("--accuracy-pairs", type=int, default=600)
     parser.add_argument("--accuracy-heldout", type=int, default=120)
     parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--add", action="store_true", help="keep those parts of the file that are not measured now")
     options = parser.parse_args()
     processes.end_children_on_sigterm()
     with tempfile.TemporaryDirectory(prefix="dk-training-") as scratch:

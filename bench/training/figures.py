@@ -10,14 +10,22 @@ from bench import machine
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate")
 RATES = {"reward": "pairs_per_s", "dpo": "pairs_per_s", "ppo": "samples_per_s"}
+HEAD = ("machine", "versions", "settings")
 RESAMPLES = 2000
 
 
 class Figures:
-    """The result file: runs by part, by whom, and variant."""
+    """The result file: runs by part, by whom, and variant.
 
-    def __init__(self, out: Path, settings: dict[str, Any]) -> None:
+    Args:
+        kept: an earlier file, whose parts stay where this run does not measure them; its head comes as `earlier`.
+    """
+
+    def __init__(self, out: Path, settings: dict[str, Any], kept: Mapping[str, Any] | None = None) -> None:
         self._out = out
+        self._kept = {name: value for name, value in (kept or {}).items() if name not in (*HEAD, "ratios")}
+        if kept:
+            self._kept["earlier"] = {name: kept[name] for name in HEAD}
         self._head = {"machine": machine.machine(), "versions": machine.versions(PACKAGES), "settings": settings}
         self._runs: dict[str, dict[str, list[dict[str, Any]]]] = {}
         self._more: dict[str, Any] = {}
@@ -36,7 +44,8 @@ class Figures:
     def write(self) -> None:
         """Everything so far."""
         parts = {part: {name: summary(runs) for name, runs in named.items()} for part, named in self._runs.items()}
-        machine.write_figures(self._out, {**self._head, **parts, **self._more, "ratios": ratios(parts)})
+        found = {**self._head, **self._kept, **parts, **self._more}
+        machine.write_figures(self._out, {**found, "ratios": ratios(found)})
 
 
 def summary(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -64,8 +73,9 @@ def ratios(parts: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, fl
     limit, flops = (parts.get("limit", {}).get(name) for name in ("matmul", "flops"))
     for kind, name in (("reward", "reward_fraction_of_matmul_limit"), ("dpo", "fraction_of_matmul_limit")):
         ours = parts.get(kind, {}).get("ours")
-        known = limit and flops and ours
-        found[name] = _round(flops[f"{kind}_gflop_per_pair"] * ours["pairs_per_s"] / limit["gflops"]) if known else None
+        found[name] = None
+        if limit and flops and ours:
+            found[name] = _round(flops[f"{kind}_gflop_per_pair"] * ours["pairs_per_s"] / limit["gflops"])
     return found
 
 

@@ -14,7 +14,7 @@ from bench.tools import NotDone
 from bench.training import ours, stock
 from bench.training.child import measure
 from bench.training.data import root_of, split_pairs, write_pairs
-from bench.training.figures import flatness, paired_difference, ratios, summary
+from bench.training.figures import Figures, flatness, paired_difference, ratios, summary
 from bench.training.work import Work
 from tests.tiny import make_tiny_base
 
@@ -129,6 +129,22 @@ def test_ratios_and_the_fraction_of_the_limit() -> None:
         "dpo_peak_memory_vs_trl": None, "ppo_samples_per_s_vs_trl112": 5.0, "ppo_peak_memory_vs_trl112": 0.3333,
         "reward_fraction_of_matmul_limit": 0.6, "fraction_of_matmul_limit": 0.8,
     }  # fmt: skip
+
+
+def test_a_later_run_keeps_what_it_does_not_measure(tmp_path: Path) -> None:
+    out = tmp_path / "training.json"
+    first = Figures(out, {"pairs": 48})
+    for by, rate in (("ours", 2.0), ("stock", 0.5)):
+        first.add("dpo", by, {"pairs_per_s": rate, "peak_mb": 10, "trl": "1.16.0"})
+    first.put(dpo_cost={"farthest": 0.5})
+    later = Figures(out, {"pairs": 600}, json.loads(out.read_text()))
+    later.put(dpo_cost={"farthest": 0.1})
+    found = json.loads(out.read_text())
+    assert (found["settings"]["pairs"], found["earlier"]["settings"]["pairs"]) == (600, 48)
+    assert (found["dpo"]["ours"]["pairs_per_s"], found["dpo_cost"]["farthest"]) == (2.0, 0.1)
+    assert found["ratios"]["dpo_pairs_per_s_vs_trl"] == 4.0
+    Figures(out, {}).write()
+    assert "dpo" not in json.loads(out.read_text())
 
 
 def test_medians_and_the_growth_of_cost() -> None:
