@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 from bench.training import held_out
 from bench.training.data import near_length
-from bench.training.work import Work, clock
+from bench.training.work import Clock, Kind, Work, clock
 from core.settings import PpoSettings, RewardSettings, UpdateSettings
 
 TOP_LAYERS = 10
@@ -240,22 +241,25 @@ class Generating:
 def count_flops(work: Work) -> dict[str, Any]:
     """Floating-point operations by pair of the matmuls of a whole training, forward and backward, of DPO and of reward.
 
-    Counted by torch's FlopCounterMode as they run; attention as far as torch has a formula for it.
+    Counted by torch's FlopCounterMode as they run, until the clock stops; attention as far as torch has a formula for it.
     """
-    from dataclasses import replace
-
     from torch.utils.flop_counter import FlopCounterMode
 
-    trained: dict[str, Callable[[Work], dict[str, Any]]] = {"dpo": train_dpo, "reward": train_reward}
-    found = {}
+    trained: dict[Kind, Callable[[Work], dict[str, Any]]] = {"dpo": train_dpo, "reward": train_reward}
+    found, stop = {}, Clock.stop
     for kind, train in trained.items():
-        with FlopCounterMode(display=False) as counter, patch.object(held_out, f"of_{NAMES[kind]}", lambda *_: {}):
-            train(replace(work, kind=kind))  # type: ignore[arg-type]
-        found[f"{kind}_gflop_per_pair"] = counter.get_total_flops() / 1e9 / (len(work.pairs("train")) * work.epochs)
+        counted = [0]
+        with FlopCounterMode(display=False) as counter:
+
+            def noting(clock: Clock, counter: Any = counter, counted: list[int] = counted) -> None:
+                stop(clock)
+                counted[0] = counter.get_total_flops()
+
+            with patch.object(Clock, "stop", noting):
+                train(replace(work, kind=kind))
+        found[f"{kind}_gflop_per_pair"] = counted[0] / 1e9 / (len(work.pairs("train")) * work.epochs)
     return found
 
-
-NAMES = {"dpo": "policy", "reward": "reward"}
 
 TRAINERS: dict[str, Callable[[Work], dict[str, Any]]] = {
     "reward": train_reward,

@@ -16,8 +16,10 @@ from bench.training.child import measure
 from bench.training.data import root_of, split_pairs, write_pairs
 from bench.training.figures import Figures, flatness, paired_difference, ratios, summary
 from bench.training.work import Work
+from reward.preference import encode_pair
 from tests.tiny import make_tiny_base
 
+SIDES = ("chosen_ids", "rejected_ids")
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 
@@ -108,10 +110,17 @@ def test_the_stock_trainers_do_the_same_work(work: Work, kind: str) -> None:
 
 
 def test_what_is_multiplied_is_counted(work: Work) -> None:
-    """At least two passes of each token through the blocks' weights, of the parts that are not shared."""
+    """DPO by hand: each kept token goes through the blocks forward, back to the states, and forward for the reference."""
     found = ours.count_flops(replace(work, kind="flops"))
-    assert found["dpo_gflop_per_pair"] > 0.01
-    assert found["reward_gflop_per_pair"] > 0.01
+    per_token = (
+        2 * 2 * (64 * (64 + 32 + 32 + 64) + 3 * 64 * 128)
+    )  # of two blocks, heads of keys and values shared by two
+    tokens = (
+        sum(max(len(encode_pair(tokenizer(Path(work.base)), p)[s]) for s in SIDES) for p in work.pairs("train")) / 8
+    )
+    assert 3 * tokens * per_token / 1e9 < found["dpo_gflop_per_pair"] < 3 * 4 * tokens * per_token / 1e9
+    assert 2 * tokens * per_token / 1e9 < found["reward_gflop_per_pair"] < 3 * 3 * tokens * per_token / 1e9
+    assert found["reward_gflop_per_pair"] < found["dpo_gflop_per_pair"]
 
 
 # --- the figures
