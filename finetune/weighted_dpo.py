@@ -77,7 +77,7 @@ def trainer_class(settings: UpdateSettings, rows: Sequence[dict[str, Any]]) -> A
             labels = pairs["input_ids"].masked_fill(pairs["completion_mask"] == 0, -100)
             said = model(
                 input_ids=pairs["input_ids"], attention_mask=pairs["attention_mask"], labels=labels, use_cache=False,
-                fused_lm_head=True,
+                fused_lm_head=True, **({"output_router_logits": True} if self.aux_loss_enabled else {}),
             )  # fmt: skip
             n, loss = len(weights), 0.0
             for i in range(n):
@@ -104,6 +104,5 @@ def _collator(tokenizer: Any) -> Any:
 
 
 def _rows_of(said: Any, rows: list[int], **_: Any) -> Any:
-    """In place of a model: some rows of what it said already."""
-    per_token = {k: v[rows] for k, v in said.items() if v is not None and v.ndim > 0}
-    return type(said)(**per_token)
+    """In place of a model: some rows of what it said already; what it said of the batch as a whole stays."""
+    return type(said)(**{name: value[rows] if value.ndim else value for name, value in said.items()})
