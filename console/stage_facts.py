@@ -26,6 +26,7 @@ COUNT_WORDS = {
 BOOTSTRAPS = {"annotator": _l("the annotators"), "prompt cluster": _l("the prompts")}
 SMOOTHING = (
     N_("the setting says so"),
+    N_("only the loss robust allows for flipped judgments"),
     N_("the flip rate is undefined: %(why)s"),
     N_("%(n)s of %(total)s pairs are simulated or imported, and the flip rate is that of people's judgments here"),
     N_("flip rate of people's judgments, from %(source)s, held to %(most)s"),
@@ -172,11 +173,40 @@ def _update_facts(r: dict[str, Any]) -> list[str]:
         _trained(r.get("n_pairs"), r),
         gettext("Mean loss over the run %(loss)s nats; %(n)s trained parameters.", loss=loss, n=parameters),
     ]
+    facts[1:1] = _left_out_of_update(r)
+    weights = r.get("weights") or {}
+    if weights.get("least") != weights.get("most"):
+        facts.append(
+            gettext(
+                "Pairs weigh %(least)s to %(most)s, %(mean)s on average.",
+                least=words.number(weights["least"], 2), most=words.number(weights["most"], 2),
+                mean=words.number(weights["mean"], 2),
+            )
+        )  # fmt: skip
     if smoothing := r.get("label_smoothing"):
         why = retold(str(smoothing["why"]), SMOOTHING)
         facts.append(gettext("Label smoothing %(value)s: %(why)s.", value=words.number(smoothing["value"]), why=why))
     if version := r.get("policy_version"):
         facts.append(gettext("Made the candidate %(version)s.", version=version))
+    return facts
+
+
+def _left_out_of_update(r: dict[str, Any]) -> list[str]:
+    facts = []
+    if ties := r.get("ties"):
+        facts.append(
+            ngettext(
+                "%(n)s tie left out: it prefers no side.", "%(n)s ties left out: they prefer no side.", ties,
+                n=words.number(ties),
+            )
+        )  # fmt: skip
+    if equal := r.get("dropped_equal"):
+        facts.append(
+            ngettext(
+                "%(n)s pair left out whose sides are equal as far as they are learnt.",
+                "%(n)s pairs left out whose sides are equal as far as they are learnt.", equal, n=words.number(equal),
+            )
+        )  # fmt: skip
     return facts
 
 

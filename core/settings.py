@@ -229,7 +229,7 @@ class RewardSettings(StageSettings):
 
 
 class UpdateSettings(StageSettings):
-    """The policy update: TRL DPOTrainer, loss robust + SFT, a fresh LoRA adapter on the frozen base."""
+    """The policy update: TRL's DPOTrainer and losses, weighted by pair, a fresh LoRA adapter on the frozen base."""
 
     method: Literal["dpo", "ppo", "rloo", "grpo"] = Field(
         "dpo",
@@ -238,6 +238,11 @@ class UpdateSettings(StageSettings):
     epochs: float = Field(2.0, gt=0, description="Passes over the training pairs.")
     learning_rate: float = Field(5e-4, gt=0, description="AdamW step size.")
     batch_size: int = Field(8, ge=1, description="Pairs per step.")
+    microbatch_size: int = Field(
+        0,
+        ge=0,
+        description="Pairs in the model at once, a divisor of `batch_size`: fewer take less memory and give the same result; 0: all of a step.",
+    )
     max_length_tokens: int = Field(256, ge=16, description="Longer pairs are dropped, counted and reported.")
     chosen_tokens: int = Field(
         0, ge=0, description="Learn the first n tokens of the chosen completion only; 0 means all."
@@ -249,7 +254,26 @@ class UpdateSettings(StageSettings):
     )
     lora_rank: int = Field(16, ge=1, description="LoRA rank.")
     lora_top_layers: int = Field(0, ge=0, description="Adapt only the last n layers; 0 means all.")
-    beta: float = Field(0.1, gt=0, description="DPO inverse temperature.")
+    loss: Literal["robust", "sigmoid", "sigmoid_norm", "hinge", "ipo"] = Field(
+        "robust",
+        description="TRL's preference loss: `robust` allows for flipped judgments, `sigmoid` is plain DPO, `sigmoid_norm` and `ipo` count log-probabilities per token, which long texts gain nothing by.",
+    )
+    beta: float = Field(
+        0.1, gt=0, description="DPO inverse temperature; of `ipo` tau, of `sigmoid_norm` rather 2 and more."
+    )
+    pair_weights: bool = Field(
+        True, description="Count each pair by the weight that the snapshot gives it; false: all alike."
+    )
+    wpo: bool = Field(
+        False,
+        description="Weight each pair by how likely the policy is to write its texts, so that learning is nearer to on-policy (WPO); not with `hinge`.",
+    )
+    ld_alpha: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="What tokens of the longer side beyond the length of the shorter one count (LD-DPO): 1 as all others, 0 not at all. Under 1, length pays less.",
+    )
     sft_weight: float = Field(1.0, ge=0, description="Weight of the negative log-likelihood of the chosen completion.")
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] | Literal["auto"] = Field(
         "auto",
@@ -266,6 +290,14 @@ class UpdateSettings(StageSettings):
     )
     save_steps: int = Field(10, ge=1, description="Optimiser steps between checkpoints.")
     seed: int = Field(0, description="Seed of initialisation and order.")
+
+    @model_validator(mode="after")
+    def _fits(self) -> "UpdateSettings":
+        if self.microbatch_size and self.batch_size % self.microbatch_size:
+            raise ValueError(f"microbatch_size {self.microbatch_size} is no divisor of batch_size {self.batch_size}")
+        if self.wpo and self.loss == "hinge":
+            raise ValueError("wpo cannot weight the hinge loss; take another loss, or wpo off")
+        return self
 
 
 class PpoSettings(StageSettings):

@@ -2,14 +2,15 @@
 
 In: preferences of a snapshot and the base model's folder. Out: an adapter folder (safetensors, its PEFT
 config, `run.json`). The reference is the base with adapters off, and is named so in the record. Loss is
-robust DPO (Chowdhury et al. 2024, arXiv:2403.00409) + SFT on the chosen completion: without a strong SFT
+robust DPO, or another of TRL's, + SFT on the chosen completion (`finetune.weighted_dpo`): without a strong SFT
 term both log-probabilities fall and a small model's text degenerates. The learnt change may be scaled before it is
 saved, which costs no training (ExPO, Zheng et al. 2024, arXiv:2404.16792).
 
 Resumable: checkpoints every `save_steps`; a killed run goes on from the last complete one.
-Not covered here: per-pair weights; PPO, which is `finetune.ppo`.
+Not covered here: PPO, which is `finetune.ppo`.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,11 @@ from core.errors import StageError
 from core.settings import UpdateSettings
 from feedback.dataset import Preference
 from finetune.smoothing import label_smoothing
+from finetune.weighted_dpo import WEIGHT, loss_arguments, trainer_class
 from training.device import Device, find_device, find_dtype
 from training.encode import encode_completion, encode_prompt
-from training.head import score_labels_only
-from training.lora import first_block, lora_config
+from training.lora import lora_config
 from training.run import Progress, common_arguments, last_checkpoint, progress_callback, silent, write_run
-from training.trunk import share_trunk
 
 MIN_PAIRS = 8
 REFERENCE_BATCH = 32  # pairs; nothing is kept for a backward pass, so more fit than in a step
@@ -58,10 +58,11 @@ def update_policy(
         out: an existing empty folder that receives the adapter.
 
     Returns:
-        Facts of the run: n_pairs, dropped_long, steps, final loss, trainable parameters, reference.
+        Facts of the run: n_pairs; what was left out: ties, dropped_long, dropped_equal; weights, steps, final loss,
+        trainable parameters, reference, log.
 
     Raises:
-        StageError: too few pairs, a non-finite loss, or a base that cannot be loaded.
+        StageError: too few pairs or none that weighs anything, a non-finite loss, or a base that cannot be loaded.
     """
     import torch
     from datasets import Dataset
@@ -69,24 +70,22 @@ def update_policy(
     from trl import DPOConfig
 
     tokenizer = AutoTokenizer.from_pretrained(base)
-    kept, dropped = split_by_length([_row(pair, tokenizer, settings) for pair in pairs], settings.max_length_tokens)
-    if len(kept) < MIN_PAIRS:
-        raise StageError(
-            f"{len(kept)} usable pairs ({dropped} of {len(pairs)} dropped for more than {settings.max_length_tokens}"
-            f" tokens); an update needs at least {MIN_PAIRS}. Collect more judgments."
-        )
+    kept, left_out = usable_rows(pairs, tokenizer, settings)
+    weights = _normalise(kept)
     target = find_device(device)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=find_dtype(target))
+    microbatch = settings.microbatch_size or settings.batch_size
     config = DPOConfig(
-        **common_arguments(settings, work, target),
-        loss_type=["robust", "sft"],
-        loss_weights=[1.0, settings.sft_weight],
-        label_smoothing=label_smoothing(settings, {})[0],
-        beta=settings.beta,
+        **common_arguments(settings, work, target)
+        | {
+            "per_device_train_batch_size": microbatch,
+            "gradient_accumulation_steps": settings.batch_size // microbatch,
+        },
+        **loss_arguments(settings, label_smoothing(settings, {})[0]),
         precompute_ref_log_probs=True,
         precompute_ref_batch_size=REFERENCE_BATCH,
     )
-    trainer = _trainer_class(settings)(
+    trainer = trainer_class(settings, kept)(
         model=model,
         args=config,
         train_dataset=Dataset.from_list(kept),
@@ -102,7 +101,8 @@ def update_policy(
     (out / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
     facts = {
         "n_pairs": len(kept),
-        "dropped_long": dropped,
+        **left_out,
+        "weights": weights,
         "steps": trainer.state.global_step,
         "loss": result.training_loss,
         "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
@@ -123,6 +123,27 @@ def scale_change(model: Any, factor: float) -> None:
                 parameter.mul_(factor)
 
 
+def usable_rows(
+    pairs: Sequence[Preference], tokenizer: Any, settings: UpdateSettings
+) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """Pairs as TRL's processed columns with a weight, and how many are none: ties, too long, or with equal sides.
+
+    Raises:
+        StageError: fewer than MIN_PAIRS are left.
+    """
+    rows = [_row(pair, tokenizer, settings) for pair in pairs if not pair.tie]
+    ties, unequal = len(pairs) - len(rows), [row for row in rows if row["chosen_ids"] != row["rejected_ids"]]
+    kept, dropped = split_by_length(unequal, settings.max_length_tokens)
+    left_out = {"ties": ties, "dropped_long": dropped, "dropped_equal": len(rows) - len(unequal)}
+    if len(kept) < MIN_PAIRS:
+        raise StageError(
+            f"{len(kept)} usable pairs ({dropped} of {len(pairs)} dropped for more than {settings.max_length_tokens}"
+            f" tokens, {ties} ties, {left_out['dropped_equal']} with equal sides); an update needs at least {MIN_PAIRS}."
+            " Collect more judgments."
+        )
+    return kept, left_out
+
+
 def split_by_length(rows: Sequence[dict[str, Any]], max_length_tokens: int) -> tuple[list[dict[str, Any]], int]:
     """Rows whose longer side fits, and how many do not; TRL would cut or drop them in silence."""
     kept = [
@@ -141,20 +162,26 @@ def _row(pair: Preference, tokenizer: Any, settings: UpdateSettings) -> dict[str
         "prompt_ids": encode_prompt(tokenizer, pair.prompt),
         "chosen_ids": chosen[: settings.chosen_tokens or None],
         "rejected_ids": rejected[: settings.rejected_tokens or None],
+        WEIGHT: pair.weight if settings.pair_weights else 1.0,
     }
 
 
-def _trainer_class(settings: UpdateSettings) -> Any:
-    """TRL's DPOTrainer, made to skip work whose result is known; the loss and its gradients are TRL's."""
-    from trl import DPOTrainer
+def _normalise(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Bring the weights of rows to a mean of 1, in place, so that the learning rate means the same whatever they are.
 
-    class Trainer(DPOTrainer):  # type: ignore[misc]
-        def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-            return dataset  # encoded by _row
+    Returns:
+        What they were: mean, least and most.
 
-        def _precompute_ref_logps(self, *args: Any, **kwargs: Any) -> Any:
-            share_trunk(self.model, first_block(self.model, settings.lora_top_layers))  # it is wrapped only now
-            score_labels_only(self.model)
-            return super()._precompute_ref_logps(*args, **kwargs)
-
-    return Trainer
+    Raises:
+        StageError: all are 0, or one is negative or no number.
+    """
+    given = [float(row[WEIGHT]) for row in rows]
+    mean = sum(given) / len(given)
+    if not all(0 <= weight < math.inf for weight in given) or mean <= 0:
+        raise StageError(
+            f"pairs weigh {min(given):g} to {max(given):g}; weights must be finite, and one above 0."
+            " Look at the snapshot, or set DUNNOCK_UPDATE__PAIR_WEIGHTS=false."
+        )
+    for row, weight in zip(rows, given, strict=True):
+        row[WEIGHT] = weight / mean
+    return {"mean": mean, "least": min(given), "most": max(given)}

@@ -15,6 +15,8 @@ def label_smoothing(settings: UpdateSettings, manifest: Mapping[str, Any]) -> tu
     `auto` takes the snapshot's flip rate where there is one and at least half of the pairs rest on people's judgments made
     here; else `label_smoothing_without`. A snapshot of before flip rates has none.
     """
+    if settings.loss != "robust":
+        return 0.0, _record(0.0, "only the loss robust allows for flipped judgments")
     if settings.label_smoothing != "auto":
         return settings.label_smoothing, _record(settings.label_smoothing, "the setting says so")
     without = settings.label_smoothing_without

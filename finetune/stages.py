@@ -151,7 +151,7 @@ def _update(context: StageContext) -> None:
     from finetune.dpo import REFERENCE
 
     settings = UpdateSettings(**context.stage_settings("update"))
-    snapshot, train, _ = _pairs(context)
+    snapshot, train, _ = _pairs(context, ties=settings.method == "dpo")  # which leaves them out, and counts them
     base = base_model_path(context.settings)
     relative = f"adapters/v{context.cycle_id}"
     update = _update_by_dpo if settings.method == "dpo" else _update_by_reward

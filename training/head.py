@@ -11,10 +11,13 @@ POSITIONS = 1024
 """Positions per chunk: 1024 × a vocabulary of 49k in fp32 are 200 MB of logits."""
 
 
-def score_labels_only(model: Any) -> bool:
+def score_labels_only(model: Any, *, sum_sq: bool = False) -> bool:
     """Replace the fused head of a model that TRL's trainer has wrapped; False where it is left as it is.
 
     The per-token fields `entropy` and `mean_logits`, which only feed metrics, become NaN: they were not computed.
+
+    Args:
+        sum_sq: give `log_sum_sq_probs` too, which WPO weights with.
     """
     base = model.get_base_model()
     if base.device.type != "cpu" or _is_scaled(base.config):
@@ -32,13 +35,14 @@ def score_labels_only(model: Any) -> bool:
         hidden = base.base_model(*args, **kwargs).last_hidden_state[:, :-1]  # (B, T-1, H)
         target = labels[:, 1:]
         mask = target != -100
-        logps, top1 = label_logps(hidden[mask], target[mask], base.get_output_embeddings())
-        empty = hidden.new_zeros(mask.shape)
+        logps, top1, squares = label_logps(hidden[mask], target[mask], base.get_output_embeddings(), sum_sq=sum_sq)
+        empty = hidden.new_zeros(mask.shape, dtype=logps.dtype)
         unknown = torch.full_like(empty, float("nan"))
         return FusedCausalLMOutput(
             loss=-logps.mean(),
             log_probs=empty.masked_scatter(mask, logps),
             entropy=unknown,
+            log_sum_sq_probs=None if squares is None else empty.masked_scatter(mask, squares),
             mean_logits=unknown,
             is_top1=torch.zeros_like(mask).masked_scatter(mask, top1),
         )
@@ -47,17 +51,24 @@ def score_labels_only(model: Any) -> bool:
     return True
 
 
-def label_logps(hidden: Any, labels: Any, head: Any) -> tuple[Any, Any]:
-    """(M, H) states and (M,) token ids → (M,) log p(token) in nats, and (M,) whether it was the likeliest."""
+def label_logps(hidden: Any, labels: Any, head: Any, *, sum_sq: bool = False) -> tuple[Any, Any, Any]:
+    """(M, H) states and (M,) token ids → what the head says of each.
+
+    Returns:
+        (M,) log p(token) in nats; (M,) whether it was the likeliest; with `sum_sq`, (M,) log of the sum of all tokens'
+        squared probabilities, without gradients, else None.
+    """
     import torch
 
-    logps, top1 = [], []
+    logps, top1, squares = [], [], []
     for states, ids in zip(hidden.split(POSITIONS), labels.split(POSITIONS), strict=True):
         logits = head(states).float()
         logps.append(-torch.nn.functional.cross_entropy(logits, ids, reduction="none"))
         with torch.no_grad():
             top1.append(logits.argmax(-1) == ids)
-    return torch.cat(logps), torch.cat(top1)
+            if sum_sq:
+                squares.append((2 * logits).logsumexp(-1) - 2 * logits.logsumexp(-1))
+    return torch.cat(logps), torch.cat(top1), torch.cat(squares) if sum_sq else None
 
 
 def _is_scaled(config: Any) -> bool:

@@ -22,8 +22,9 @@ from bench.annotation.dunnock import Dunnock
 from bench.annotation.figures import Figures
 from bench.annotation.http import Refused
 from bench.annotation.label_studio import LabelStudio
-from bench.annotation.load import CLOSED_ANNOTATORS, OPEN_ANNOTATORS, WARM_UP_S, NotDone, Target, closed_loop, open_loop
+from bench.annotation.load import CLOSED_ANNOTATORS, OPEN_ANNOTATORS, WARM_UP_S, Target, closed_loop, open_loop
 from bench.annotation.potato import Potato
+from bench.tools import NotDone
 from commands import processes
 from commands.throwaway_postgres import PostgresServer
 from core.errors import DunnockError

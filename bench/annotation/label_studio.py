@@ -18,11 +18,12 @@ from typing import Any
 
 from sqlalchemy import create_engine, text
 
-from bench.annotation import tools
+from bench import tools
 from bench.annotation.http import CALL_S, Connection, Refused
-from bench.annotation.load import CLOSED_ANNOTATORS, NotDone, Target
+from bench.annotation.load import CLOSED_ANNOTATORS, Target
 from bench.annotation.pairs import WANTED, question, reply
 from bench.annotation.ports import free_port
+from bench.tools import NotDone
 from commands import processes
 from commands.throwaway_postgres import PostgresServer
 from core.errors import EngineError

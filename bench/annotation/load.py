@@ -15,16 +15,13 @@ from statistics import median, quantiles
 from typing import Any
 
 from bench.annotation.http import Connection, Refused
+from bench.tools import NotDone
 
 OPEN_ANNOTATORS = 50
 CLOSED_ANNOTATORS = 8
 WARM_UP_S = 5.0
 MAX_FAILURES = 200
 """A target with so many failed calls more than judgments stored is given up."""
-
-
-class NotDone(Exception):
-    """A target cannot do what was asked of it; the message is for the record."""
 
 
 class Target(ABC):

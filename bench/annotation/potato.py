@@ -15,11 +15,12 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
-from bench.annotation import tools
+from bench import tools
 from bench.annotation.http import Answer, Connection, Refused
-from bench.annotation.load import CLOSED_ANNOTATORS, NotDone, Target
+from bench.annotation.load import CLOSED_ANNOTATORS, Target
 from bench.annotation.pairs import WANTED, question, reply
 from bench.annotation.ports import free_port
+from bench.tools import NotDone
 from commands import processes
 from core.errors import EngineError
 

@@ -8,7 +8,8 @@ import pytest
 
 from bench.annotation import load
 from bench.annotation.http import Refused
-from bench.annotation.load import NotDone, Target, closed_loop, open_loop, summary
+from bench.annotation.load import Target, closed_loop, open_loop, summary
+from bench.tools import NotDone
 from tests.bench.loops import run as run_loop
 
 

@@ -53,3 +53,21 @@ def test_what_is_drawn_is_the_reward(method: str) -> None:
     assert curve is not None
     assert curve.figures == [(1, -0.5), (2, 1.25)]
     assert curve.unit == "reward"
+
+
+def test_what_an_update_by_pairs_left_out_and_how_pairs_weigh() -> None:
+    found = {
+        "method": "dpo", "n_pairs": 40, "dropped_long": 2, "ties": 3, "dropped_equal": 1, "steps": 5, "loss": 1.5,
+        "trainable_parameters": 100, "weights": {"mean": 0.8, "least": 0.5, "most": 1.0},
+        "label_smoothing": {"value": 0.0, "why": "only the loss robust allows for flipped judgments"},
+    }  # fmt: skip
+    assert stage_facts("update", found) == [
+        "Trained on 40 pairs, 2 dropped as too long; 5 steps.",
+        "3 ties left out: they prefer no side.",
+        "1 pair left out whose sides are equal as far as they are learnt.",
+        "Mean loss over the run 1.500 nats; 100 trained parameters.",
+        "Pairs weigh 0.50 to 1.00, 0.80 on average.",
+        "Label smoothing 0.000: only the loss robust allows for flipped judgments.",
+    ]
+    alike = stage_facts("update", found | {"weights": {"mean": 1.0, "least": 1.0, "most": 1.0}})
+    assert not any(told.startswith("Pairs weigh") for told in alike)

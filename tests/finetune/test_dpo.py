@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,50 @@ def test_over_long_pairs_are_counted(base: Path, tmp_path: Path) -> None:
     assert json.loads((out / "run.json").read_text())["dropped_long"] == 3
 
 
+def test_ties_and_equal_sides_are_left_out_and_counted(base: Path, tmp_path: Path) -> None:
+    """Sides that differ only after the tokens that are learnt are equal too."""
+    others = [
+        replace(pairs(1)[0], target=0.5),
+        Preference(user("Hi"), "yes", "yes"),
+        Preference(user("Hi"), "no a", "no b"),
+    ]
+    settings = SMALL.model_copy(update={"chosen_tokens": 1, "rejected_tokens": 1})
+    facts, _ = run(base, tmp_path, settings, pairs=[*others, *pairs(9)])
+    assert [facts[name] for name in ("n_pairs", "ties", "dropped_equal", "dropped_long")] == [9, 1, 2, 0]
+
+
+@pytest.mark.parametrize("weights", [(0.0, 0.0), (1.0, -1.0), (1.0, math.nan)])
+def test_weights_that_weigh_nothing_or_less_are_refused(
+    base: Path, tmp_path: Path, weights: tuple[float, float]
+) -> None:
+    given = [replace(pair, weight=weights[i % 2]) for i, pair in enumerate(pairs())]
+    with pytest.raises(StageError, match="pairs weigh .*PAIR_WEIGHTS=false"):
+        run(base, tmp_path, pairs=given)
+    facts, _ = run(base, tmp_path, SMALL.model_copy(update={"pair_weights": False}), pairs=given)
+    assert facts["weights"] == {"mean": 1.0, "least": 1.0, "most": 1.0}
+
+
+def test_pairs_of_weight_zero_are_as_if_they_were_not_there(base: Path, tmp_path: Path) -> None:
+    """One step over all: with half of the pairs at 0, the adapter is that of the others alone."""
+    (tmp_path / "half").mkdir()
+    against = [Preference(p.prompt, p.rejected, p.chosen, weight=0.0) for p in pairs(8)]
+    settings = SMALL.model_copy(update={"batch_size": 16, "sft_weight": 0.0})
+    facts, both = run(base, tmp_path, settings, pairs=[*pairs(8), *against])
+    _, half = run(base, tmp_path / "half", settings, pairs=pairs(8))
+    assert facts["weights"] == {"mean": 0.5, "least": 0.0, "most": 1.0}
+    found, wanted = load_file(both / WEIGHTS), load_file(half / WEIGHTS)
+    assert max(float((found[name] - wanted[name]).abs().max()) for name in wanted) < 1e-5
+
+
+def test_microbatches_end_with_the_weights_of_whole_batches(
+    base: Path, tmp_path: Path, unbroken: tuple[dict[str, Any], Path]
+) -> None:
+    facts, out = run(base, tmp_path, SMALL.model_copy(update={"microbatch_size": 1}))
+    assert facts["steps"] == unbroken[0]["steps"]
+    found, wanted = load_file(out / WEIGHTS), load_file(unbroken[1] / WEIGHTS)
+    assert max(float((found[name] - wanted[name]).abs().max()) for name in wanted) < 1e-4
+
+
 @pytest.mark.parametrize(
     ("prompt", "chosen", "rejected", "kept"), [(5, 3, 2, True), (5, 2, 3, True), (5, 4, 1, False), (6, 1, 3, False)]
 )
@@ -253,8 +298,6 @@ def test_a_checkpoint_without_its_state_is_no_checkpoint(tmp_path: Path) -> None
 
 def test_a_cut_completion_teaches_no_end_of_turn(base: Path, tmp_path: Path) -> None:
     """With the whole loss on one token after each text, only complete texts raise the end of turn."""
-    from dataclasses import replace
-
     ends = []
     for complete in (True, False):
         folder = tmp_path / str(complete)

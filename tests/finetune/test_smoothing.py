@@ -54,3 +54,10 @@ def test_the_setting_is_a_number_or_auto(monkeypatch: pytest.MonkeyPatch) -> Non
     for wrong in ("0.5", "-0.1", "some"):
         with pytest.raises(ValidationError):
             UpdateSettings(label_smoothing=wrong)
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "sigmoid_norm", "hinge", "ipo"])
+def test_losses_that_take_none_get_none(loss: str) -> None:
+    """TRL would take the number and ignore it."""
+    value, record = label_smoothing(UpdateSettings(loss=loss, label_smoothing=0.2), manifest())
+    assert (value, record["why"]) == (0.0, "only the loss robust allows for flipped judgments")

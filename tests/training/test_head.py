@@ -31,7 +31,7 @@ def wrapped(base: Path) -> Any:
         for name, parameter in model.named_parameters():
             if "lora_" in name:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    add_fused_lm_head(model.get_base_model(), outputs=("log_probs", "is_top1"))
+    add_fused_lm_head(model.get_base_model(), outputs=("log_probs", "is_top1", "log_sum_sq_probs"))
     return model
 
 
@@ -53,13 +53,14 @@ def _chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.usefixtures("_chunks")
 def test_log_probabilities_and_gradients_equal_those_of_trl(base: Path) -> None:
     ours, theirs = wrapped(base), wrapped(base)
-    assert score_labels_only(ours)
+    assert score_labels_only(ours, sum_sq=True)
     found, expected = ours(**batch(), fused_lm_head=True), theirs(**batch(), fused_lm_head=True)
     assert torch.allclose(found.log_probs, expected.log_probs, atol=1e-5)
     assert torch.allclose(found.loss, expected.loss, atol=1e-5)
     assert torch.equal(found.is_top1.bool(), expected.is_top1.bool())
     assert found.log_probs.shape == (3, 11)
     assert int((found.log_probs != 0).sum()) == 8 + 2
+    assert torch.allclose(found.log_sum_sq_probs, expected.log_sum_sq_probs, atol=1e-5)
 
     weights = torch.rand((3, 11), generator=torch.Generator().manual_seed(2))
     for output in (found, expected):
@@ -105,9 +106,11 @@ def test_label_logps_by_hand() -> None:
     with torch.no_grad():
         layer.weight.copy_(torch.eye(2))
     hidden = torch.tensor([[0.0, 3.0], [4.0, 1.0]]).log().nan_to_num(neginf=0.0)
-    logps, top1 = label_logps(hidden, torch.tensor([0, 0]), layer)
+    logps, top1, squares = label_logps(hidden, torch.tensor([0, 0]), layer, sum_sq=True)
     assert logps.exp().tolist() == pytest.approx([1 / 4, 4 / 5])
     assert top1.tolist() == [False, True]
+    assert squares.exp().tolist() == pytest.approx([1 / 16 + 9 / 16, 16 / 25 + 1 / 25])
+    assert label_logps(hidden, torch.tensor([0, 0]), layer)[2] is None
 
 
 @pytest.mark.parametrize("name", ["final_logit_softcapping", "logit_scale"])
