@@ -153,7 +153,7 @@ def test_by_mouse_and_the_next_is_there_at_once(
     page.get_by_role("button", name="Submit and next").click()
     expect(page.locator("#judgment")).not_to_have_attribute("data-token", token)
     expect(page.locator("#saved")).to_have_text("stored")
-    expect(page.locator("#progress")).to_contain_text("1 of 2 done")
+    expect(page.locator("#progress")).to_contain_text("1 judged by you today")
     assert CASES[kind].said_by_mouse(said_of(database))
     navigations = page.evaluate("performance.getEntriesByType('navigation').length")
     assert navigations == 1  # and that without loading a page
@@ -163,7 +163,7 @@ def test_by_mouse_and_the_next_is_there_at_once(
 def test_by_keyboard_alone(page: Page, database: Database, people: dict[str, Person], kind: str) -> None:
     opened(page, database, kind)
     press(page, ["?", "Escape", *CASES[kind].keys, "n", "text:because 1, 2, x", "Escape", "Enter"])
-    expect(page.locator("#progress")).to_contain_text("1 of 2 done")
+    expect(page.locator("#progress")).to_contain_text("1 judged by you today")
     said = said_of(database)
     assert CASES[kind].said_by_keys(said)
     assert said.note == "because 1, 2, x"
@@ -211,7 +211,7 @@ def test_what_the_server_refuses_comes_back(page: Page, database: Database, peop
     expect(page.get_by_role("alert")).to_contain_text("nothing is changed")
     press(page, CASES["correction"].keys)
     press(page, ["Enter"])
-    expect(page.locator("#progress")).to_contain_text("1 of 2 done")
+    expect(page.locator("#progress")).to_contain_text("1 judged by you today")
     assert CASES["correction"].said_by_keys(said_of(database))
 
 
@@ -226,7 +226,7 @@ def test_a_lost_connection_loses_nothing(
     assert page.locator('input[name="rating"]:checked').get_attribute("value") == "4"
     live_server.start()
     press(page, ["Enter"])
-    expect(page.locator("#progress")).to_contain_text("1 of 2 done")
+    expect(page.locator("#progress")).to_contain_text("1 judged by you today")
     assert said_of(database).rating == 4
 
 
