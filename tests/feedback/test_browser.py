@@ -43,10 +43,10 @@ def stored(database: Database, kind: Any) -> list[Any]:
         return list(session.scalars(select(kind).order_by(*kind.__table__.primary_key)))
 
 
-def wait_for(database: Database, kind: Any, count: int) -> list[Any]:
-    """Rows of a table once there are so many."""
+def wait_for(database: Database, kind: Any, count: int, of_tasks: list[int] | None = None) -> list[Any]:
+    """Rows of a table, or of these tasks in it, once there are so many."""
     deadline = time.monotonic() + 30
-    while len(rows := stored(database, kind)) != count:
+    while len(rows := [row for row in stored(database, kind) if of_tasks is None or row.task_id in of_tasks]) != count:
         assert time.monotonic() < deadline, f"{len(rows)} {kind.__name__} rows, expected {count}"
         time.sleep(0.05)
     return rows
