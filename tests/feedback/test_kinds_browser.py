@@ -235,12 +235,12 @@ def test_every_reply_of_a_ranking_is_corrected_by_keys(
 ) -> None:
     """The one that one is at; the best one where one is at none."""
     opened(page, database, "ranking")
-    press(page, ["c", "ArrowUp", "ArrowUp"])  # C > A > B
+    press(page, ["?"])
+    expect(page.get_by_role("dialog")).to_contain_text("correct that reply")
+    press(page, ["Escape", "c", "ArrowUp", "ArrowUp"])  # C > A > B
     for letter in "ab":
         press(page, [letter, "e", f"text: {letter}!", "Escape"])
-    press(page, ["e", "text: best!", "Escape", "?"])
-    expect(page.get_by_role("dialog")).to_contain_text("correct that reply")
-    press(page, ["Escape", "Enter"])
+    press(page, ["e", "text: best!", "Escape", "Enter"])
     expect(page.locator("#progress")).to_contain_text("1 judged by you today")
     edits = sorted(text for _, text in said_of(database).edits)
     assert edits == sorted([f"{TEXTS[0]} a!", f"{TEXTS[1]} b!", f"{TEXTS[2]} best!"])
