@@ -30,7 +30,7 @@ def add_prompt(
         session.add(prompt)
         session.flush()
         return prompt
-    learnt = {"category": category} if prompt.category is None and category is not None else {}
+    learnt: dict[str, Any] = {"category": category} if prompt.category is None and category is not None else {}
     if prompt.harmful is None and harmful is not None:
         learnt |= {"harmful": harmful}
     if learnt:

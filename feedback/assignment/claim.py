@@ -7,7 +7,7 @@ something wins. Each try reads a few rows off the index `ix_task_open`, backward
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 from sqlalchemy import Connection, Row, TextClause, bindparam, text
 
@@ -30,8 +30,19 @@ _MINE = "SELECT 1 FROM assignment AS a WHERE a.task_id = {} AND a.annotator_id =
 _TAKE = "UPDATE task SET taken = taken + 1 WHERE id = {} AND " + _OPEN + f" RETURNING {', '.join(FACTS)}"
 
 
-def is_wanted(task: Row[Any], opted_out: Sequence[str], *, calm: bool = False) -> bool:
-    """Whether a task of this `kind`, `category` and `risky` may be given to somebody; what `take_next` passes over is not."""
+class Topical(Protocol):
+    """What is read of a task to tell whether somebody wants it."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def category(self) -> str | None: ...
+    @property
+    def risky(self) -> bool: ...
+
+
+def is_wanted(task: Topical, opted_out: Sequence[str], *, calm: bool = False) -> bool:
+    """Whether a task may be given to somebody; what `take_next` passes over is not."""
     if calm and task.risky:
         return False
     if not opted_out:

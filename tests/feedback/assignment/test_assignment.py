@@ -9,7 +9,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from access.models import AuditLog
-from core.db import utcnow
+from core.db import Database, utcnow
 from core.errors import Forbidden, InvalidInput
 from core.settings import AssignmentSettings, GoldSettings
 from feedback.assignment.annotators import opt_out, pause, resume
@@ -462,3 +462,19 @@ def test_undo_takes_the_last_act_also_when_the_clock_went_back(session: Session)
     last = last_judgment(session, ana)
     assert last is not None
     assert last.task_id == second
+
+
+def test_what_is_wanted_is_the_same_on_postgresql(postgres_database: Database) -> None:
+    """Topics, known and not, what may upset, repeats and the skips of known answers."""
+    with postgres_database.session() as session:
+        ana = make_person(session).id
+        violence = make_pairwise_task(session, make_prompt(session, category="violence", harmful=True))
+        flagged = make_pairwise_task(session, make_prompt(session), pool="flagged")
+        calm = make_pairwise_task(session)
+        judge_as(session, violence.id, ana, "a")
+        opt_out(session, ana, ["violence"])
+        shares = AssignmentSettings(repeat_after=0, gold=0)
+        first = next_assignment(session, ana, 60, shares=shares)
+        assert (flagged.risky, first.task_id) == (True, calm.id)
+        assert next_assignment(session, ana, 60, shares=shares, beside=[first.lease_token]) is None
+        assert answered(session, make_person(session).id, "sssss" + "ssss", GoldSettings()) == "warned"
