@@ -86,28 +86,39 @@ def _any(names: Iterable[str]) -> str:
 
 
 @lru_cache(maxsize=1)
-def _patterns() -> list[re.Pattern[str]]:
-    """Each finds a `name`, in its surroundings where these tell what it is."""
+def _patterns() -> dict[tuple[str, ...], list[re.Pattern[str]]]:
+    """Each finds a `name`, in its surroundings where these tell what it is; by words of which one must stand in the text.
+
+    Most texts have none of them, and to look for them is far quicker than to look for surroundings.
+    """
     maker = rf"(?:{_any((*MAKERS, *NAMES, *WORDS))})(?!\w)"
     makers = rf"(?P<name>{maker}(?:(?:, |,? and |,? & |/){maker}){{0,3}})"
     # A person's second name follows "Claude" with a capital; a model's is one of these.
     claude = r"Claude(?! (?!Instant|Sonnet|Opus|Haiku|Code|AI\b)[A-Z][a-z]+)"
-    named = rf"(?<!\w)(?:{_any((*NAMES, *WORDS))})\b[^.!?\n]{{0,40}}?\b{_MADE} (?:by|at) "
-    found = [
-        rf"(?<!\w)(?P<name>(?:(?i:{_any(NAMES)})|(?<!-)(?:{_any(WORDS)}|{claude})){_VERSION}{_EDITION})(?!\w)",
-        r"(?<!\w)(?P<name>Llama[- ]?v?\d[\w.]*(?:-[\w.]+)*(?<!\.))(?!\w)",
-        rf"(?<!\w)(?P<name>(?:{_any(SIZED)})[- ]\d[\d.]*[BbMm](?:-[\w.]+)*(?<!\.))(?!\w)",
-        *(rf"{before}(?:the )?{makers}" for before in (*_BEFORE_MAKER, named)),
-        *(rf"(?<!\w){makers}(?={after})" for after in _AFTER_MAKER),
-        *(rf"{before}(?P<name>(?:{_any(OWN)}){_VERSION}){_AFTER_OWN}" for before in _BEFORE_OWN),
-    ]
-    return [re.compile(pattern) for pattern in found]
+    named = rf"(?<!\w)(?:{_any((*NAMES, *WORDS, 'Claude'))})\b[^.!?\n]{{0,40}}?\b{_MADE} (?:by|at) "
+    found = {
+        (): [rf"(?<!\w)(?P<name>(?:(?i:{_any(NAMES)})|(?<!-)(?:{_any(WORDS)}|{claude})){_VERSION}{_EDITION})(?!\w)"],
+        ("Llama",): [r"(?<!\w)(?P<name>Llama[- ]?v?\d[\w.]*(?:-[\w.]+)*(?<!\.))(?!\w)"],
+        SIZED: [rf"(?<!\w)(?P<name>(?:{_any(SIZED)})[- ]\d[\d.]*[BbMm](?:-[\w.]+)*(?<!\.))(?!\w)"],
+        (*MAKERS, *NAMES, *WORDS): [
+            *(rf"{before}(?:the )?{makers}" for before in (*_BEFORE_MAKER, named)),
+            *(rf"(?<!\w){makers}(?={after})" for after in _AFTER_MAKER),
+        ],
+        OWN: [rf"{before}(?P<name>(?:{_any(OWN)}){_VERSION}){_AFTER_OWN}" for before in _BEFORE_OWN],
+    }
+    return {names: [re.compile(pattern) for pattern in patterns] for names, patterns in found.items()}
 
 
 def _places(text: str) -> list[tuple[int, int]]:
     """Where names stand in a text, from first to last; those that overlap are one."""
     places: list[tuple[int, int]] = []
-    for start, end in sorted(match.span("name") for pattern in _patterns() for match in pattern.finditer(text)):
+    worth = [
+        pattern
+        for names, patterns in _patterns().items()
+        if not names or any(name in text for name in names)
+        for pattern in patterns
+    ]
+    for start, end in sorted(match.span("name") for pattern in worth for match in pattern.finditer(text)):
         if places and start < places[-1][1]:
             places[-1] = (places[-1][0], max(end, places[-1][1]))
         else:

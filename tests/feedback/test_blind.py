@@ -27,6 +27,7 @@ from feedback.formatting import formatted
         ("I'm an AI model developed by Meta and Microsoft.", f"I'm an AI model developed by {HIDDEN}."),
         ("As an AI assistant created by Apple, I refuse.", f"As an AI assistant created by {HIDDEN}, I refuse."),
         ("Amazon built me. I am IBM's AI assistant.", f"{HIDDEN} built me. I am {HIDDEN}'s AI assistant."),
+        ("I am Claude, made by Google.", f"I am {HIDDEN}, made by {HIDDEN}."),
         ("My creators are Baidu.", f"My creators are {HIDDEN}."),
         ("Made by Meta, I cannot say.", f"Made by {HIDDEN}, I cannot say."),
         *(
