@@ -75,7 +75,14 @@ class GoldSettings(SettingsGroup):
         0.75, ge=0, le=1, description="Share of right answers below which the annotator is warned."
     )
     pause_below: float = Field(
-        0.6, ge=0, le=1, description="Share below which they get no more tasks until a lead says so."
+        0.6,
+        ge=0,
+        le=1,
+        description="Share of those since the warning below which they get no more tasks until a lead says so.",
+    )
+    after_warning: int = Field(5, ge=1, description="Results after a warning before a pause, or the warning's end.")
+    skips_free: int = Field(
+        4, ge=0, description="Tasks with known answers, of those in the window, that one may skip; more count as wrong."
     )
 
 

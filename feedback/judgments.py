@@ -90,8 +90,7 @@ def store_judgment(
         return _first_judgment(session, shown, once)
     if shown.state == "skipped":
         raise Conflict(gettext("this task is skipped; open /annotate for your next one"))
-    if not may_see(who.role, shown.pool):
-        raise Forbidden(gettext("disagreements are settled by reviewers, and you are none any more"))
+    _check_may_see(who, shown)
     said = _said(session, form, shown)
     finished = finish(session, shown)
     values = {
@@ -144,6 +143,7 @@ def undo_last(
 
     Raises:
         NotFound: the annotator has judged nothing.
+        Forbidden: it settled a disagreement, and the annotator is no reviewer any more.
         Conflict: `supersedes_id` is not the newest judgment any more.
         InvalidInput: see `submit_judgment`.
     """
@@ -156,6 +156,7 @@ def undo_last(
     if supersedes_id is not None and last.id != supersedes_id:
         raise Conflict(gettext("you have judged something since; only the last judgment can be changed"))
     shown = load_shown(session, session.get_one(Assignment, last.assignment_id))
+    _check_may_see(who, shown)
     said = _said(session, form, shown)
     judgment = Judgment(
         **said.columns(), kind=shown.kind, task_id=shown.task_id, assignment_id=shown.assignment_id, annotator_id=who.id,
@@ -249,6 +250,11 @@ def record_feedback(  # noqa: PLR0913 (each is one thing that can be said)
             why="a user did not like this reply",
         )  # fmt: skip
     return judgments
+
+
+def _check_may_see(who: LockedPerson, shown: Shown) -> None:
+    if not may_see(who.role, shown.pool):
+        raise Forbidden(gettext("disagreements are settled by reviewers, and you are none any more"))
 
 
 def _said(session: Session, form: JudgmentForm, shown: Shown) -> Said:

@@ -27,9 +27,20 @@ class Progress:
 
 
 def progress_of(session: Session, annotator_id: int) -> Progress:
-    """Counts for the page's head. Those of tasks may be a few seconds old where there are very many."""
+    """Counts for somebody who has nothing to do. Those of tasks may be a few seconds old where there are very many."""
+    states = _states(session)
+    done = states.get("done", 0)
+    return Progress(done=done, total=done + states.get("live", 0), today=judged_today(session, annotator_id))
+
+
+def judged_today(session: Session, annotator_id: int) -> int:
+    """The annotator's judgments since midnight UTC.
+
+    All that is told beside a task: this count grows alike whatever is judged, while one of the queue would not for a task with
+    a known answer, nor for own work shown again.
+    """
     midnight = dt.datetime.combine(utcnow().date(), dt.time(), dt.UTC)
-    today = session.scalar(
+    found = session.scalar(
         select(func.count(Judgment.id)).where(
             Judgment.annotator_id == annotator_id,
             Judgment.created_at >= midnight,
@@ -37,9 +48,7 @@ def progress_of(session: Session, annotator_id: int) -> Progress:
             Judgment.supersedes_id.is_(None),
         )
     )
-    states = _states(session)
-    done = states.get("done", 0)
-    return Progress(done=done, total=done + states.get("live", 0), today=today or 0)
+    return found or 0
 
 
 def _states(session: Session) -> dict[str, int]:

@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from core.messages import conversation_hash
-from feedback.models import Completion, Prompt
+from feedback.models import Completion, Prompt, Task
 
 
 def add_prompt(
@@ -18,7 +18,10 @@ def add_prompt(
     category: str | None = None,
     harmful: bool | None = None,
 ) -> Prompt:
-    """The prompt row of this conversation, made if it is new; what is already known of it stays."""
+    """The prompt row of this conversation, made if it is new.
+
+    What is known of it stays; what nobody has said yet, category or harm, is filled in, for its tasks too.
+    """
     digest = conversation_hash(messages)
     prompt = session.scalar(select(Prompt).where(Prompt.messages_sha256 == digest))
     if prompt is None:
@@ -26,7 +29,21 @@ def add_prompt(
         prompt = Prompt(messages_sha256=digest, messages=plain, source=source, category=category, harmful=harmful)
         session.add(prompt)
         session.flush()
+        return prompt
+    learnt: dict[str, Any] = {"category": category} if prompt.category is None and category is not None else {}
+    if prompt.harmful is None and harmful is not None:
+        learnt |= {"harmful": harmful}
+    if learnt:
+        _fill_in(session, prompt, learnt)
     return prompt
+
+
+def _fill_in(session: Session, prompt: Prompt, learnt: dict[str, Any]) -> None:
+    for name, value in learnt.items():
+        setattr(prompt, name, value)
+    of_tasks = {("risky" if name == "harmful" else name): value for name, value in learnt.items()}
+    session.execute(update(Task).where(Task.prompt_id == prompt.id).values(of_tasks))
+    session.flush()
 
 
 def add_completion(

@@ -48,6 +48,15 @@ class Reply:
 
 
 @dataclass(frozen=True)
+class Turn:
+    """One turn of the conversation before what is judged."""
+
+    role: str
+    text: str
+    formatted: Markup | None  # as Markdown, where it looks like that
+
+
+@dataclass(frozen=True)
 class ProbeTurn:
     """One reply of the policy in a probe, with what was said before it and what is typed about it."""
 
@@ -55,6 +64,7 @@ class ProbeTurn:
     asked: str
     raw: str  # what the model itself is told that it said
     text: str
+    formatted: Markup | None
     verdict: str
     span: str
 
@@ -83,6 +93,7 @@ class TaskPage:
     shown: Shown
     form: type[JudgmentForm]
     fields: Fields
+    conversation: list[Turn]
     replies: list[Reply]
     rules: list[RuleVersion]
     turns: list[ProbeTurn]
@@ -123,6 +134,7 @@ def build_page(session: Session, assignment: Assignment, fields: Fields, last: J
         shown=shown,
         form=form_of(shown.kind),
         fields=fields,
+        conversation=[Turn(turn["role"], turn["content"], formatted(turn["content"])) for turn in shown.messages],
         replies=replies,
         rules=active_rules(session),
         turns=_turns(session, shown, fields) if shown.kind == "probe" else [],
@@ -193,7 +205,8 @@ def _turns(session: Session, shown: Shown, fields: Fields) -> list[ProbeTurn]:
             completion_id=number,
             asked=found[number].messages[-1]["content"],
             raw=found[number].text,
-            text=Blind.of(found[number].text).text,
+            text=(text := Blind.of(found[number].text).text),
+            formatted=formatted(text),
             verdict=first(fields, f"verdict-{number}"),
             span=first(fields, f"span-{number}"),
         )

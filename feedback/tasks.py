@@ -59,7 +59,7 @@ def create_task(  # noqa: PLR0913 (each is a fact of the task)
         rule_version_id: the rule in question, for the kinds that need one.
         about_id: the task that is settled or shown again.
         priority: within a pool, higher ones are handed out first.
-        pool: where it waits, one of `POOLS`.
+        pool: where it waits, one of `POOLS`. Of what users flagged, a prompt whose harm nobody has said may upset.
         rank: within pool and priority, higher ones first; by chance when left out.
         why: why this was chosen, in a few words that the annotator may read.
 
@@ -87,7 +87,7 @@ def create_task(  # noqa: PLR0913 (each is a fact of the task)
         pool=pool,
         rank=shuffled(source) if rank is None else rank,
         category=prompt.category if prompt else None,
-        risky=bool(prompt and prompt.harmful) or kind == "probe",
+        risky=_may_upset(kind, prompt, pool),
         why=why,
         items=[TaskItem(position=n, completion_id=found) for n, found in enumerate(completion_ids)],
     )
@@ -173,6 +173,12 @@ def set_informative(session: Session, margins: Mapping[int, float], uniform_shar
 def shuffled(source: str) -> float:
     """A number from 0 to 1 that looks like chance and is the same for the same source: the order of a pool without ranks."""
     return int.from_bytes(hashlib.sha256(source.encode()).digest()[:6], "big") / 2**48
+
+
+def _may_upset(kind: str, prompt: Prompt | None, pool: str) -> bool:
+    if kind == "probe":  # anything may be said in it
+        return True
+    return prompt is not None and (pool == "flagged" if prompt.harmful is None else prompt.harmful)
 
 
 def _task_of(session: Session, source: str) -> Task | None:

@@ -5,7 +5,6 @@ the modules send asks for JSON and gets it: drafts, renewing, skipping, flagging
 """
 
 import time
-from dataclasses import asdict
 from typing import Any
 
 from flask import Blueprint, flash, jsonify, redirect, render_template, request, url_for
@@ -24,7 +23,7 @@ from feedback.drafts import load_draft, save_draft
 from feedback.judgments import last_judgment, submit_judgment, undo_last
 from feedback.kinds import form_of
 from feedback.models import Annotator, Assignment, Judgment
-from feedback.progress import Progress, progress_of
+from feedback.progress import judged_today, progress_of
 from feedback.task_page import build_page, fields_of, kept_fields
 
 blueprint = Blueprint(
@@ -111,7 +110,7 @@ def judge(token: str) -> Response | tuple[Response | str, int]:
     try:
         with runtime().db.session() as session:
             judgment = _store(session, token, annotator_id, fields)
-            progress = _progress_words(progress_of(session, annotator_id)) if _wants_json() else ""
+            progress = _progress_words(judged_today(session, annotator_id)) if _wants_json() else ""
     except InvalidInput as error:
         if _wants_json():
             raise
@@ -161,7 +160,7 @@ def renew(token: str) -> Response:
 @require_role()
 def skip(token: str) -> Response:
     with runtime().db.session() as session:
-        leases.skip(session, token, current_person().id, _reason())
+        leases.skip(session, token, current_person().id, _reason(), gold=runtime().settings.gold)
     return _to_next()
 
 
@@ -221,16 +220,16 @@ def _render(session: Session, assignment: Assignment, fields: dict[str, Any], la
     return render_template(
         f"feedback/{page.shown.kind}.html",
         page=page,
-        progress=(progress := progress_of(session, assignment.annotator_id)),
-        progress_words=_progress_words(progress),
+        today=(today := judged_today(session, assignment.annotator_id)),
+        progress_words=_progress_words(today),
         annotator=session.get(Annotator, assignment.annotator_id),
         settings=runtime().settings,
         help_text=gettext(runtime().settings.care.help_text),
     )
 
 
-def _progress_words(progress: Progress) -> str:
-    return gettext("%(done)s of %(total)s done · %(today)s by you today", **asdict(progress))
+def _progress_words(today: int) -> str:
+    return gettext("%(today)s judged by you today", today=today)
 
 
 def _to_next() -> Response:

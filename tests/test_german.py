@@ -143,7 +143,7 @@ def test_a_task_by_keyboard_and_the_switch(
     expect(page.locator("#reply-1 .broken-count")).to_have_text("✗ verletzt 1 Regel")
     page.keyboard.press("2")
     page.keyboard.press("Enter")
-    expect(page.get_by_text("1 von 2 erledigt")).to_be_visible()
+    expect(page.get_by_text("1 heute von Ihnen beurteilt")).to_be_visible()
     page.locator("html[data-ready=yes]").wait_for()
     with database.read() as session:
         judgment = session.scalars(select(Judgment)).one()

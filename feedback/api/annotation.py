@@ -138,6 +138,7 @@ def _told(said: Said, shown: Shown) -> dict[str, Any]:
     sides = {"a": 0, "b": 1}
     choice = ("left", "right")[shown.number_of(sides[said.choice])] if said.choice in sides else said.choice
     ranks = (said.answer or {}).get("ranks")
+    blinds = {item.completion_id: item.blind for item in shown.items}
     told = {
         "choice": choice, "strength": said.strength, "rating": said.rating, "note": said.note,
         "aspects": (said.answer or {}).get("aspects"),
@@ -145,12 +146,13 @@ def _told(said: Said, shown: Shown) -> dict[str, Any]:
         "rule_verdicts": [
             {
                 "rule_version_id": each.rule_version_id, "verdict": each.verdict, "confidence": each.confidence,
-                "item": shown.number_of_completion(each.completion_id), "span": Blind.of(each.span or "").text or None,
+                "item": shown.number_of_completion(each.completion_id), "span": blinds.get(each.completion_id, Blind("")).hide(each.span or "") or None,
             }
             for each in said.findings
         ],
         "corrections": {
-            str(shown.number_of_completion(completion_id)): Blind.of(text).text for completion_id, text in said.edits
+            str(shown.number_of_completion(completion_id)): blinds.get(completion_id, Blind("")).hide(text)
+            for completion_id, text in said.edits
         },
     }  # fmt: skip
     return {name: value for name, value in told.items() if value is not None}

@@ -34,8 +34,13 @@ def annotator_of(session: Session, person_id: int) -> Annotator:
 
 
 def set_standing(session: Session, annotator: Annotator, standing: str, why: str, actor: str) -> None:
-    """Change how somebody stands ("good", "warned", "paused"), with an entry in the audit log."""
+    """Change how somebody stands ("good", "warned", "paused"), with an entry in the audit log.
+
+    Known answers count anew from here: who was warned is judged by what they do about it.
+    """
     before = {"standing": annotator.standing, "why": annotator.standing_why}
+    newest = select(func.max(GoldResult.judgment_id)).where(GoldResult.annotator_id == annotator.person_id)
+    annotator.judged_from = (session.scalar(newest) or 0) + 1
     annotator.standing, annotator.standing_why, annotator.standing_at = standing, why, utcnow()
     session.flush()
     after = {"standing": standing, "why": why}
@@ -70,8 +75,6 @@ def resume(session: Session, person_id: int, actor: str, reason: str) -> bool:
     annotator = _locked(session, person_id)
     if annotator.standing == "good":
         return False
-    newest = session.scalar(select(func.max(GoldResult.judgment_id)).where(GoldResult.annotator_id == person_id))
-    annotator.judged_from = (newest or 0) + 1
     set_standing(session, annotator, "good", reason.strip()[:MAX_REASON] or GO_ON, actor)
     return True
 

@@ -7,7 +7,7 @@ something wins. Each try reads a few rows off the index `ix_task_open`, backward
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 from sqlalchemy import Connection, Row, TextClause, bindparam, text
 
@@ -21,10 +21,33 @@ FACTS = ("id", "kind", "pool", "why", "risky", "about_id", "required_n")
 LOCK = " FOR UPDATE SKIP LOCKED"
 """Nobody waits here for a task: who has just judged holds one, and two who waited for each other's would wait for ever."""
 
+WANTED_TOPIC = "coalesce(category NOT IN :opted_out, NOT risky OR kind = 'probe')"
+"""Where no topic is known, what may upset may be on one that is not wanted; what is said in a probe is up to the annotator."""
+
 _OPEN = "state = 'live' AND taken < required_n"
 _ORDER = "ORDER BY taken DESC, priority DESC, rank DESC, id DESC"
 _MINE = "SELECT 1 FROM assignment AS a WHERE a.task_id = {} AND a.annotator_id = :who"
 _TAKE = "UPDATE task SET taken = taken + 1 WHERE id = {} AND " + _OPEN + f" RETURNING {', '.join(FACTS)}"
+
+
+class Topical(Protocol):
+    """What is read of a task to tell whether somebody wants it."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def category(self) -> str | None: ...
+    @property
+    def risky(self) -> bool: ...
+
+
+def is_wanted(task: Topical, opted_out: Sequence[str], *, calm: bool = False) -> bool:
+    """Whether a task may be given to somebody; what `take_next` passes over is not."""
+    if calm and task.risky:
+        return False
+    if not opted_out:
+        return True
+    return task.kind == "probe" or not task.risky if task.category is None else task.category not in opted_out
 
 
 def take_next(
@@ -40,7 +63,7 @@ def take_next(
 
     Args:
         pools: where to look, in this order.
-        opted_out: topics to pass over.
+        opted_out: topics to pass over; with any, also what may upset and has no topic that is known.
         calm: pass over what may upset.
         everywhere: look at all that is open; for when nothing else was found.
 
@@ -100,7 +123,7 @@ def _wanted(pool: str, topics: bool, calm: bool) -> str:
     if pool == "adjudication":  # who settles a disagreement had no part in it
         conditions.append(f"NOT EXISTS ({_MINE.format('task.about_id')})")
     if topics:
-        conditions.append("(category IS NULL OR category NOT IN :opted_out)")
+        conditions.append(WANTED_TOPIC)
     if calm:
         conditions.append("NOT risky")
     return " AND ".join(conditions)

@@ -26,9 +26,10 @@ from core.db import expire_known, table_of, utcnow
 from core.errors import Conflict, Forbidden, NotFound
 from core.language import N_, gettext, retold
 from core.messages import plain_text
-from core.settings import AssignmentSettings
+from core.settings import AssignmentSettings, GoldSettings
 from feedback.assignment.annotators import STANDING_WHYS, annotator_of
-from feedback.assignment.claim import FACTS, is_any_open, take_gold, take_next
+from feedback.assignment.claim import FACTS, is_any_open, is_wanted, take_gold, take_next
+from feedback.assignment.gold import measure_skip
 from feedback.assignment.repeats import make_repeat
 from feedback.assignment.shown import find_shown, make_shown
 from feedback.kinds import form_of
@@ -52,6 +53,9 @@ PATIENCE_S = 1.0
 """How long a claim that finds nothing looks again, while there is something that others take at that moment."""
 
 LOOK_AGAIN_S = 0.01
+OPTED_OUT = "a topic that they do not want"
+"""Why work that was held goes back to others once its annotator opted out of its topic."""
+
 REVIEWERS = ("reviewer", "lead", "admin")
 MAX_REASON = 200
 
@@ -64,7 +68,8 @@ UNFINISHED = ASSIGNMENT.c.state.in_((literal_column("'live'"), literal_column("'
 HAS = (
     select(
         Annotator.standing, Annotator.standing_why, Annotator.opted_out, Annotator.risky_on, Annotator.risky_n,
-        Assignment.id, Assignment.lease_token, Assignment.state, Assignment.expires_at, Task.pool,
+        Assignment.id, Assignment.lease_token, Assignment.state, Assignment.expires_at, Task.pool, Task.kind,
+        Task.category, Task.risky,
     )
     .select_from(Person)
     .outerjoin(Annotator, Annotator.person_id == Person.id)
@@ -125,7 +130,8 @@ def next_shown(
 ) -> Shown | None:
     """What an annotator works on now: their own unfinished task first, else the next one that wants them.
 
-    Own work whose lease ran out comes back while its task has room, so nothing typed is lost. Then a pool is drawn by
+    Own work whose lease ran out comes back while its task has room, so nothing typed is lost; what is on a topic that the
+    annotator does not want any more is given back to others instead. Then a pool is drawn by
     its share, and from it the task that is nearest to complete, then by priority and rank, leaving out those the
     annotator was given before and topics they do not want to see. An empty pool's share falls to the others.
     Disagreements wait for reviewers and come first; they are given to nobody who had a part in them.
@@ -150,6 +156,9 @@ def next_shown(
     worker = _worker(person, has[0], now)
     for row in has:
         if row.id is None or row.lease_token in beside or not may_see(worker.role, row.pool):
+            continue
+        if not is_wanted(row, worker.opted_out):
+            skip(session, row.lease_token, worker.id, OPTED_OUT)
             continue
         if (row.expires_at > now and row.state == "live") or _hold(session, row.id, now, lease_s):
             return find_shown(session, row.lease_token, worker.id)
@@ -227,8 +236,14 @@ def renew(session: Session, token: str, annotator_id: int, lease_s: float) -> As
     return assignment
 
 
-def skip(session: Session, token: str, annotator_id: int, reason: str) -> Assignment:
-    """Give a task back; the annotator does not see it again. A second call changes nothing."""
+def skip(
+    session: Session, token: str, annotator_id: int, reason: str, *, gold: GoldSettings | None = None
+) -> Assignment:
+    """Give a task back; the annotator does not see it again. A second call changes nothing.
+
+    Args:
+        gold: with it, tasks with known answers that are skipped too often count as not passed.
+    """
     if (found := find_assignment(session, token, annotator_id)).state == "skipped":
         return found
     assignment = _unfinished_one(session, token, annotator_id)
@@ -239,6 +254,8 @@ def skip(session: Session, token: str, annotator_id: int, reason: str) -> Assign
     if assignment.task.pool == "repeat":  # it was this annotator's alone
         assignment.task.state = "cancelled"
     session.flush()
+    if gold is not None and assignment.task.pool == "gold":
+        measure_skip(session, annotator_id, gold)
     return assignment
 
 
@@ -331,8 +348,9 @@ def _take_measured(session: Session, worker: Worker, shares: AssignmentSettings)
     drawn = _weighted(shares.weights())[0]
     if drawn == "gold":
         return take_gold(session.connection(), worker.id, **_passed_over(worker, shares)), []
-    repeat = make_repeat(session, worker.id, shares.repeat_after) if drawn == "repeat" else None
-    return repeat or (None, [])
+    if drawn != "repeat":
+        return None, []
+    return make_repeat(session, worker.id, shares.repeat_after, **_passed_over(worker, shares)) or (None, [])
 
 
 def _take_next(session: Session, worker: Worker, shares: AssignmentSettings, now: dt.datetime) -> Row[Any] | None:

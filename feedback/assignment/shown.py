@@ -139,7 +139,7 @@ def _contents(session: Session, task_id: int, order: Sequence[int]) -> Contents:
     by_position = {row.position: row for row in rows}
     head = rows[0]
     return Contents(
-        messages=head.messages or [],
+        messages=[_blind_turn(turn) for turn in head.messages or []],
         items=[
             ShownItem(position, by_position[position].completion_id, Blind.of(by_position[position].text))
             for position in order
@@ -148,3 +148,8 @@ def _contents(session: Session, task_id: int, order: Sequence[int]) -> Contents:
         if head.id is None
         else ShownRule(head.id, head.slug, head.title, head.rule_text, head.kept_examples, head.broken_examples),
     )
+
+
+def _blind_turn(turn: dict[str, str]) -> dict[str, str]:
+    """A turn of the conversation; what people wrote is shown as they wrote it."""
+    return turn if turn["role"] == "user" else {**turn, "content": Blind.of(turn["content"]).text}

@@ -52,7 +52,7 @@ class ShownRule:
 
 @dataclass(frozen=True)
 class Contents:
-    """The texts of an assignment: the conversation, the completions in the order shown, the rule."""
+    """The texts of an assignment, names hidden: the conversation, the completions in the order shown, the rule."""
 
     messages: list[dict[str, str]]
     items: list[ShownItem]

@@ -1,7 +1,7 @@
 // The frame of all task pages: keys, submit with the next task at hand, drafts, pop-ups. Kinds add what is their own.
 // The page works without it, as plain forms.
 
-import { Drafts } from "./drafts.js";
+import { Drafts, MAX_KEPT_ALIVE } from "./drafts.js";
 import { Marks } from "./marks.js";
 import correction from "./kinds/correction.js";
 import pairwise from "./kinds/pairwise.js";
@@ -11,7 +11,6 @@ import rating from "./kinds/rating.js";
 import rule_check from "./kinds/rule_check.js";
 
 const KINDS = { correction, pairwise, probe, ranking, rating, rule_check };
-const MAX_KEPT_ALIVE = 60_000; // browsers allow 64 KB
 const PAUSE_MS = 10 * 60 * 1000; // a gap after which work begins anew
 
 let task = null; // what is on the page
@@ -118,10 +117,6 @@ async function submit() {
   const left = task;
   if (!left.form.reportValidity()) return;
   left.drafts.close();
-  if (left.again || !ahead) {
-    HTMLFormElement.prototype.submit.call(left.form); // its button is named "submit"
-    return;
-  }
   const button = document.getElementById("submit");
   button.setAttribute("aria-busy", "true");
   const before = document.getElementById("content");
@@ -148,6 +143,7 @@ async function submit() {
     button.removeAttribute("aria-busy");
     if (next) show(before);
     else task.drafts.start();
+    task.drafts.saveNow();
     const notice = document.createElement("p");
     notice.className = "notice notice-bad";
     notice.setAttribute("role", "alert");
@@ -239,7 +235,7 @@ function begin() {
 document.addEventListener("keydown", onKey);
 document.addEventListener("selectionchange", () => task?.marks.rememberSelection());
 document.addEventListener("input", (event) => {
-  if (!task || event.target.form !== task.form || event.target.dataset.own) return;
+  if (!task || event.target.form !== task.form) return;
   task.marks.onInput(event.target);
   task.own.onInput?.(event.target);
   task.drafts.changed();
@@ -249,6 +245,7 @@ document.addEventListener("submit", (event) => {
     event.preventDefault();
     submit();
   } else {
+    task?.drafts.leave();
     task?.drafts.close();
   }
 });

@@ -43,10 +43,10 @@ def stored(database: Database, kind: Any) -> list[Any]:
         return list(session.scalars(select(kind).order_by(*kind.__table__.primary_key)))
 
 
-def wait_for(database: Database, kind: Any, count: int) -> list[Any]:
-    """Rows of a table once there are so many."""
+def wait_for(database: Database, kind: Any, count: int, of_tasks: list[int] | None = None) -> list[Any]:
+    """Rows of a table, or of these tasks in it, once there are so many."""
     deadline = time.monotonic() + 30
-    while len(rows := stored(database, kind)) != count:
+    while len(rows := [row for row in stored(database, kind) if of_tasks is None or row.task_id in of_tasks]) != count:
         assert time.monotonic() < deadline, f"{len(rows)} {kind.__name__} rows, expected {count}"
         time.sleep(0.05)
     return rows
@@ -69,7 +69,7 @@ def test_by_mouse(page: Page, database: Database, tasks: list[int]) -> None:
     expect(page.locator("#correct-0 ins")).to_have_text(" It really does.")
     page.get_by_text("A slightly").click()
     page.get_by_role("button", name="Submit and next").click()
-    expect(page.get_by_text("1 of 2 done")).to_be_visible()
+    expect(page.get_by_text("1 judged by you today")).to_be_visible()
     judgment = wait_for(database, Judgment, 1)[0]
     assignment = stored(database, Assignment)[0]
     with database.read() as session:
@@ -99,7 +99,7 @@ def test_by_keyboard_alone(page: Page, database: Database, tasks: list[int]) -> 
     page.keyboard.press("e")  # B is better, so B is corrected
     page.keyboard.type(" 1 axe, 7 sticks?")  # no key fires while typing
     page.keyboard.press("Control+Enter")
-    expect(page.get_by_text("1 of 2 done")).to_be_visible()
+    expect(page.get_by_text("1 judged by you today")).to_be_visible()
     page.locator("html[data-ready=yes]").wait_for()
     page.keyboard.press("x")
     page.keyboard.press("Enter")
@@ -147,7 +147,7 @@ def test_a_reload_in_the_middle_keeps_the_draft(page: Page, database: Database, 
     assert "And feathers." in page.locator('textarea[name="correction-1"]').input_value()
     expect(page.locator("#correct-1 ins")).to_contain_text("feathers")
     page.keyboard.press("Enter")
-    expect(page.get_by_text("1 of 2 done")).to_be_visible()
+    expect(page.get_by_text("1 judged by you today")).to_be_visible()
     assert "And feathers." in wait_for(database, Correction, 1)[0].text
     assert stored(database, Draft) == []
 
@@ -161,7 +161,7 @@ def test_selected_words_become_the_quote(page: Page, database: Database, tasks: 
     expect(page.locator(".quotes").first).to_have_text(f"A: “{words}”")
     page.keyboard.press("2")
     page.keyboard.press("Enter")
-    expect(page.get_by_text("1 of 2 done")).to_be_visible()
+    expect(page.get_by_text("1 judged by you today")).to_be_visible()
     assert wait_for(database, RuleJudgment, 1)[0].span == words
 
 

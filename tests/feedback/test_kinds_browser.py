@@ -20,7 +20,8 @@ from feedback.models import Assignment, Draft, Judgment, Task
 from feedback.prompts import add_prompt
 from feedback.rules.store import active_rules, ensure_rules
 from tests.browser import ARTIFACTS, LiveServer, check_accessible
-from tests.factories import make_person, make_prompt, make_task
+from tests.factories import make_person, make_task
+from tests.feedback.assignment.test_assignment import judge_as
 from tests.feedback.test_browser import sign_in, stored, wait_for
 
 pytestmark = pytest.mark.timeout(300)
@@ -67,6 +68,11 @@ def correct_by_mouse(page: Page) -> None:
     expect(page.locator(".word-diff ins").first).to_contain_text("and hair")
 
 
+def choose_by_mouse(page: Page) -> None:
+    page.locator('input[name="broken-1"]').first.check()
+    page.locator(".scale .step").nth(2).click()
+
+
 CASES = {
     "ranking": Case(
         3,
@@ -99,15 +105,32 @@ CASES = {
 }
 kinds = pytest.mark.parametrize("kind", CASES)
 
+PAIR = Case(
+    2,
+    choose_by_mouse,
+    ["6", "b", "Space", "Escape"],
+    lambda said: (said.choice, said.strength, len(said.findings)) == ("a", 1, 1),
+    lambda said: (said.choice, said.strength, len(said.findings)) == ("b", 2, 1),
+)
+EVERY = {**CASES, "pairwise": PAIR, "adjudication": PAIR}  # how these two look is seen elsewhere
+every_kind = pytest.mark.parametrize("kind", EVERY)
+
 
 def make(session: Session, kind: str, count: int = 2) -> list[int]:
     """Ids of tasks of a kind, with the starter rules; the first one is handed out first."""
     ensure_rules(session)
     rule = active_rules(session)[0].id if kind == "rule_check" else None
-    prompt = add_prompt(session, TURNS, "served")
-    return [
-        make_task(session, kind, prompt, TEXTS[: CASES[kind].n], rank=-n, rule_version_id=rule).id for n in range(count)
-    ]
+    prompt, texts = add_prompt(session, TURNS, "served"), TEXTS[: EVERY[kind].n]
+    if kind == "adjudication":
+        for _ in range(count):
+            task = make_task(session, "pairwise", prompt, texts, required_n=2)
+            for choice in ("a", "b"):
+                judge_as(session, task.id, make_person(session).id, choice)
+        tasks = session.scalars(select(Task).where(Task.pool == "adjudication").order_by(Task.id)).all()
+        for n, task in enumerate(tasks):
+            task.rank = -n
+        return [task.id for task in tasks]
+    return [make_task(session, kind, prompt, texts, rank=-n, rule_version_id=rule).id for n in range(count)]
 
 
 def as_stored(session: Session, task_id: int) -> None:
@@ -120,7 +143,7 @@ def opened(page: Page, database: Database, kind: str, count: int = 2) -> list[in
     """Sign in and open the first of some tasks, A first."""
     with database.session() as session:
         ids = make(session, kind, count)
-    sign_in(page)
+    sign_in(page, "reviewer" if kind == "adjudication" else "annotator")
     with database.session() as session:
         as_stored(session, ids[0])
     page.reload()
@@ -136,45 +159,47 @@ def press(page: Page, keys: list[str]) -> None:
             page.keyboard.press(key)
 
 
-def said_of(database: Database, count: int = 1) -> Said:
-    wait_for(database, Judgment, count)
+def said_of(database: Database, of_tasks: list[int] | None = None) -> Said:
+    """What the one judgment says that there is, or that there is of these tasks."""
+    wait_for(database, Judgment, 1, of_tasks)
     with database.read() as session:
-        return read_said(session, list(session.scalars(select(Judgment).order_by(Judgment.id))))[-1]
+        query = select(Judgment) if of_tasks is None else select(Judgment).where(Judgment.task_id.in_(of_tasks))
+        return read_said(session, [session.scalars(query).one()])[0]
 
 
-@kinds
+@every_kind
 def test_by_mouse_and_the_next_is_there_at_once(
     page: Page, database: Database, people: dict[str, Person], kind: str
 ) -> None:
-    opened(page, database, kind)
+    ids = opened(page, database, kind)
     token = str(page.locator("#judgment").get_attribute("data-token"))
-    wait_for(database, Assignment, 2)  # the next one is fetched ahead
-    CASES[kind].mouse(page)
+    wait_for(database, Assignment, 2, ids)  # the next one is fetched ahead
+    EVERY[kind].mouse(page)
     page.get_by_role("button", name="Submit and next").click()
     expect(page.locator("#judgment")).not_to_have_attribute("data-token", token)
     expect(page.locator("#saved")).to_have_text("stored")
-    expect(page.locator("#progress")).to_contain_text("1 of 2 done")
-    assert CASES[kind].said_by_mouse(said_of(database))
+    expect(page.locator("#progress")).to_contain_text("1 judged by you today")
+    assert EVERY[kind].said_by_mouse(said_of(database, ids))
     navigations = page.evaluate("performance.getEntriesByType('navigation').length")
     assert navigations == 1  # and that without loading a page
 
 
-@kinds
+@every_kind
 def test_by_keyboard_alone(page: Page, database: Database, people: dict[str, Person], kind: str) -> None:
-    opened(page, database, kind)
-    press(page, ["?", "Escape", *CASES[kind].keys, "n", "text:because 1, 2, x", "Escape", "Enter"])
-    expect(page.locator("#progress")).to_contain_text("1 of 2 done")
-    said = said_of(database)
-    assert CASES[kind].said_by_keys(said)
+    ids = opened(page, database, kind)
+    press(page, ["?", "Escape", *EVERY[kind].keys, "n", "text:because 1, 2, x", "Escape", "Enter"])
+    expect(page.locator("#progress")).to_contain_text("1 judged by you today")
+    said = said_of(database, ids)
+    assert EVERY[kind].said_by_keys(said)
     assert said.note == "because 1, 2, x"
 
 
-@kinds
+@every_kind
 def test_a_reload_and_a_new_start_of_the_server_keep_what_was_typed(
     page: Page, database: Database, people: dict[str, Person], live_server: LiveServer, kind: str
 ) -> None:
-    opened(page, database, kind, count=1)
-    press(page, CASES[kind].keys)
+    ids = opened(page, database, kind, count=1)
+    press(page, EVERY[kind].keys)
     expect(page.locator("#saved")).to_contain_text("draft saved")
     live_server.stop()
     live_server.start()
@@ -182,25 +207,43 @@ def test_a_reload_and_a_new_start_of_the_server_keep_what_was_typed(
     page.locator("html[data-ready=yes]").wait_for()
     press(page, ["Enter"])
     expect(page.get_by_text("Nothing to judge right now")).to_be_visible()
-    assert CASES[kind].said_by_keys(said_of(database))
+    assert EVERY[kind].said_by_keys(said_of(database, ids))
     assert stored(database, Draft) == []
 
 
-@kinds
+@every_kind
 def test_a_lease_that_ran_out_loses_nothing(
     page: Page, database: Database, people: dict[str, Person], kind: str
 ) -> None:
     ids = opened(page, database, kind, count=1)
-    CASES[kind].mouse(page)
+    EVERY[kind].mouse(page)
     with database.session() as session:
-        session.scalars(select(Assignment)).one().expires_at = utcnow() - dt.timedelta(seconds=1)
+        session.scalars(select(Assignment).where(Assignment.task_id == ids[0])).one().expires_at = (
+            utcnow() - dt.timedelta(seconds=1)
+        )
         session.flush()
         release_expired(session, utcnow())
         assert claim_task(session, ids[0], make_person(session).id, 60) is not None
     page.get_by_role("button", name="Submit and next").click()
     expect(page.get_by_text("Nothing to judge right now")).to_be_visible()
-    assert CASES[kind].said_by_mouse(said_of(database))
-    assert [judgment.surplus for judgment in stored(database, Judgment)] == [True]
+    assert EVERY[kind].said_by_mouse(said_of(database, ids))
+    assert [judgment.surplus for judgment in wait_for(database, Judgment, 1, ids)] == [True]
+
+
+def test_every_reply_of_a_ranking_is_corrected_by_keys(
+    page: Page, database: Database, people: dict[str, Person]
+) -> None:
+    """The one that one is at; the best one where one is at none."""
+    opened(page, database, "ranking")
+    press(page, ["?"])
+    expect(page.get_by_role("dialog")).to_contain_text("correct that reply")
+    press(page, ["Escape", "c", "ArrowUp", "ArrowUp"])  # C > A > B
+    for letter in "ab":
+        press(page, [letter, "e", f"text: {letter}!", "Escape"])
+    press(page, ["e", "text: best!", "Escape", "Enter"])
+    expect(page.locator("#progress")).to_contain_text("1 judged by you today")
+    edits = sorted(text for _, text in said_of(database).edits)
+    assert edits == sorted([f"{TEXTS[0]} a!", f"{TEXTS[1]} b!", f"{TEXTS[2]} best!"])
 
 
 def test_what_the_server_refuses_comes_back(page: Page, database: Database, people: dict[str, Person]) -> None:
@@ -211,7 +254,7 @@ def test_what_the_server_refuses_comes_back(page: Page, database: Database, peop
     expect(page.get_by_role("alert")).to_contain_text("nothing is changed")
     press(page, CASES["correction"].keys)
     press(page, ["Enter"])
-    expect(page.locator("#progress")).to_contain_text("1 of 2 done")
+    expect(page.locator("#progress")).to_contain_text("1 judged by you today")
     assert CASES["correction"].said_by_keys(said_of(database))
 
 
@@ -226,7 +269,7 @@ def test_a_lost_connection_loses_nothing(
     assert page.locator('input[name="rating"]:checked').get_attribute("value") == "4"
     live_server.start()
     press(page, ["Enter"])
-    expect(page.locator("#progress")).to_contain_text("1 of 2 done")
+    expect(page.locator("#progress")).to_contain_text("1 judged by you today")
     assert said_of(database).rating == 4
 
 
@@ -246,8 +289,6 @@ def test_a_reviewer_settles_what_others_disagree_on(page: Page, database: Databa
         task = make_task(session, "pairwise", None, TEXTS[:2])
         assert task.pool == "uniform"
         task_id = task.id
-        from tests.feedback.assignment.test_assignment import judge_as  # the same helper as there
-
         task.required_n = 2
         for choice in ("a", "b"):
             judge_as(session, task_id, make_person(session).id, choice)
@@ -269,8 +310,17 @@ MARKDOWN = "Do this:\n\n1. **Find** a hedge.\n2. Look low.\n\n```python\nnest = 
 
 def test_markdown_is_shown_as_such_and_safely(page: Page, database: Database, people: dict[str, Person]) -> None:
     with database.session() as session:
-        make_task(session, "pairwise", make_prompt(session), [MARKDOWN, MARKDOWN + "\n\nAs SmolLM2-135M I know."])
+        turns = [*user(MARKDOWN), {"role": "assistant", "content": f"{MARKDOWN} By SmolLM."}, *user(MARKDOWN + "?")]
+        make_task(
+            session,
+            "pairwise",
+            add_prompt(session, turns, "served"),
+            [MARKDOWN, MARKDOWN + "\n\nAs SmolLM2-135M I know."],
+        )
     sign_in(page)
+    for turn in page.locator(".turns .chat-turn").all():  # turns of the conversation as replies are
+        expect(turn.locator(".formatted strong")).to_have_text("Find")
+        expect(turn.locator(".turn-text:not(.formatted)")).to_be_hidden()
     shown = page.locator("#reply-0 .formatted")
     expect(shown.locator("strong")).to_have_text("Find")
     expect(shown.locator("pre code")).to_contain_text("nest = moss + hair")
@@ -278,6 +328,8 @@ def test_markdown_is_shown_as_such_and_safely(page: Page, database: Database, pe
     assert "SmolLM" not in page.content()
     page.keyboard.press("m")
     expect(shown).to_be_hidden()
+    expect(page.locator(".turns .formatted").first).to_be_hidden()
+    expect(page.locator(".turns .turn-text:not(.formatted)").first).to_contain_text("**Find**")
     expect(page.locator("#reply-0 .reply-text:not(.formatted)")).to_contain_text("**Find**")
 
 

@@ -14,15 +14,16 @@ from sqlalchemy import func, select
 from access.models import Person
 from core.db import Database, utcnow
 from core.messages import user
-from core.settings import CareSettings, Settings
+from core.settings import AssignmentSettings, CareSettings, Settings
 from core.web import Runtime
 from feedback.assignment.annotators import pause
 from feedback.assignment.leases import claim_task
 from feedback.models import Annotator, Assignment, Correction, Draft, Judgment, RuleJudgment, Task
 from feedback.prompts import add_prompt
 from feedback.rules.store import active_rules, ensure_rules
+from feedback.tasks import create_gold
 from tests.conftest import SignedIn
-from tests.factories import PASSWORD, make_pairwise_task, make_prompt
+from tests.factories import PASSWORD, make_completion, make_pairwise_task, make_prompt
 
 JSON = {"Accept": "application/json"}
 
@@ -301,11 +302,33 @@ def test_home_leads_to_what_the_role_does(people: dict[str, Person], sign_in: Ca
     assert where == {"annotator": "/annotate", "reviewer": "/annotate", "lead": "/cycles", "admin": "/cycles"}
 
 
+def test_the_page_does_not_tell_which_answers_are_known(
+    people: dict[str, Person], sign_in: Callable[[Person], SignedIn], database: Database, app: Flask
+) -> None:
+    """Neither in its words, before and after, nor when there is nothing else left."""
+    settings, words = app.extensions["dunnock"].settings, []
+    with database.session() as session:
+        prompt = make_prompt(session)
+        ids = [make_completion(session, prompt).id for _ in range(2)]
+        create_gold(session, "pairwise", prompt.id, ids, {"choice": ["tie"]}, source="gold:1")
+        make_pairwise_task(session)
+    for role, gold in (("annotator", 0), ("reviewer", 1)):
+        shares = AssignmentSettings(informative=0, uniform=1 - gold, flagged=0, gold=gold, repeat=0)
+        app.extensions["dunnock"] = Runtime(settings.model_copy(update={"assignment": shares}), database)
+        client = sign_in(people[role]).client
+        page = client.get("/annotate").text
+        told = client.post(f"/annotate/{token_of(page)}", data={**hidden(page), "scale": "4"}, headers=JSON).json
+        words.append((re.findall(r'id="progress">([^<]*)', page), told["progress"]))
+    assert [a.task_id for a in stored(database, Assignment)] == [2, 1]
+    assert words[0] == words[1]
+    assert words[0][0] == ["0 judged by you today"]
+
+
 def test_the_page_counts_what_is_done(annotator: SignedIn, database: Database, tasks: list[int]) -> None:
     page = annotator.client.get("/annotate").text
-    assert "0 of 2 done · 0 by you today" in page
+    assert "0 judged by you today" in page
     post(annotator.client, page, scale="3")
-    assert "1 of 2 done · 1 by you today" in annotator.client.get("/annotate").text
+    assert "1 judged by you today" in annotator.client.get("/annotate").text
     with database.read() as session:
         assert session.scalar(select(func.count(Judgment.id))) == 1
 

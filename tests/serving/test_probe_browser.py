@@ -1,15 +1,18 @@
 """A probe in a real browser, against a live engine: talk, judge each reply, reload in the middle, submit."""
 
+import datetime as dt
+
 import pytest
 from playwright.sync_api import Page, expect
 from sqlalchemy import select
 
-from core.db import Database
+from core.db import Database, utcnow
 from core.settings import Settings
-from feedback.models import Completion, Judgment, RuleJudgment
+from feedback.assignment.leases import claim_task, release_expired
+from feedback.models import Assignment, Completion, Draft, Judgment, RuleJudgment
 from feedback.rules.store import active_rules, ensure_rules
 from feedback.tasks import create_task
-from tests.browser import ARTIFACTS, check_accessible
+from tests.browser import ARTIFACTS, LiveServer, check_accessible
 from tests.factories import make_person
 from tests.feedback.test_browser import sign_in, stored, wait_for
 from tests.serving.conftest import Served
@@ -75,6 +78,60 @@ def test_talk_judge_reload_and_submit_by_keyboard(page: Page, database: Database
         assert [message["role"] for message in last.prompt.messages] == ["user", "assistant"] * 2 + ["user"]
         judged = {row.completion_id for row in stored(database, RuleJudgment)}
         assert last.id in judged
+
+
+def test_by_mouse(page: Page, database: Database, probe: int) -> None:
+    sign_in(page)
+    page.locator(".reveal-label").click()
+    page.locator("#talk").click()
+    page.locator("#talk").fill("How?")
+    page.get_by_role("button", name="Send").click()
+    expect(page.locator(".probe-turn")).to_have_count(1)
+    page.locator(".probe-turn .step-broken").click()
+    page.get_by_role("button", name="Submit and next").click()
+    expect(page.get_by_text("Nothing to judge right now")).to_be_visible()
+    assert [verdict.verdict for verdict in stored(database, RuleJudgment)] == ["broken"]
+
+
+def test_a_new_start_of_the_server_keeps_verdicts_and_the_message_not_sent(
+    page: Page, database: Database, probe: int, live_server: LiveServer
+) -> None:
+    sign_in(page)
+    page.keyboard.press("Space")
+    say(page, "How?", 1)
+    page.keyboard.press("k")
+    page.keyboard.press("t")
+    page.keyboard.type("And if nobody")
+    expect(page.locator("#saved")).to_contain_text("draft saved")
+    live_server.stop()
+    live_server.start()
+    page.reload()
+    page.locator("html[data-ready=yes]").wait_for()
+    assert page.locator("#talk").input_value() == "And if nobody"
+    page.keyboard.press("Space")
+    say(page, "", 2)  # it can be sent as it is
+    assert page.locator("#talk").input_value() == ""
+    page.keyboard.press("u")
+    page.keyboard.press("Enter")
+    expect(page.get_by_text("Nothing to judge right now")).to_be_visible()
+    assert [verdict.verdict for verdict in stored(database, RuleJudgment)] == ["kept", "unsure"]
+    assert stored(database, Draft) == []
+
+
+def test_a_lease_that_ran_out_loses_nothing(page: Page, database: Database, probe: int) -> None:
+    sign_in(page)
+    page.keyboard.press("Space")
+    say(page, "How?", 1)
+    page.keyboard.press("b")
+    with database.session() as session:
+        session.scalars(select(Assignment)).one().expires_at = utcnow() - dt.timedelta(seconds=1)
+        session.flush()
+        release_expired(session, utcnow())
+        assert claim_task(session, probe, make_person(session).id, 60) is not None
+    page.keyboard.press("Enter")
+    expect(page.get_by_text("Nothing to judge right now")).to_be_visible()
+    assert [judgment.surplus for judgment in wait_for(database, Judgment, 1)] == [True]
+    assert [verdict.verdict for verdict in stored(database, RuleJudgment)] == ["broken"]
 
 
 def test_replies_of_others_are_no_part_of_it(page: Page, database: Database, probe: int, served: Served) -> None:

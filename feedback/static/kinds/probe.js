@@ -36,6 +36,7 @@ export default function probe(task) {
     try {
       await ask(words);
       talk.value = "";
+      task.changed(talk); // what was sent is no draft any more
       state.textContent = "";
     } catch (error) {
       state.textContent = task.say("no_reply", { why: error.message });

@@ -61,7 +61,7 @@ export default function ranking(task) {
   const keys = {
     x: () => task.toggle("all_wrong"),
     r: () => marks.enter(Number((focused() ?? list.firstElementChild).dataset.number)),
-    e: () => marks.correct(Number(best().dataset.number)),
+    e: () => marks.correct(Number((focused() ?? best()).dataset.number)),
   };
   cards().forEach((_, n) => {
     keys["abcdef"[n]] = () => byNumber(n).querySelector(".rank-head").focus();

@@ -156,24 +156,28 @@ def test_who_may_not(
 def test_what_was_judged_is_stored_also_when_no_next_task_can_be_given(
     app: Flask, client: FlaskClient, database: Database, people: dict[str, Person], bearer: dict[str, str]
 ) -> None:
-    """A wrong answer to a known task pauses the annotator: their judgment stays, and they are told why there is no more."""
+    """A wrong answer to a known task after the warning pauses the annotator: their judgment stays, and they are told why there is no more."""
     strict = app.extensions["dunnock"].settings.model_copy(
         update={
-            "gold": GoldSettings(window=1, least=1, warn_below=1, pause_below=1),
+            "gold": GoldSettings(window=1, least=1, warn_below=1, pause_below=1, after_warning=1),
             "assignment": AssignmentSettings(gold=1, informative=0, uniform=0, flagged=0, repeat=0),
         }
     )
     app.extensions["dunnock"] = Runtime(strict, database)
     with database.session() as session:
         prompt = make_prompt(session)
-        ids = [make_completion(session, prompt).id for _ in range(2)]
-        create_gold(session, "pairwise", prompt.id, ids, {"choice": ["both_bad"]}, source="gold:1")
+        for n in range(3):
+            ids = [make_completion(session, prompt).id for _ in range(2)]
+            create_gold(session, "pairwise", prompt.id, ids, {"choice": ["both_bad"]}, source=f"gold:{n}")
     token = client.post("/api/v1/assignments", json={}, headers=bearer).json["assignment"]["token"]
-    answer = judge(client, bearer, token, judgment={"kind": "pairwise", "choice": "tie"}, next={})
+    warned = judge(client, bearer, token, judgment={"kind": "pairwise", "choice": "tie"}, next={}).json
+    answer = judge(
+        client, bearer, warned["assignment"]["token"], judgment={"kind": "pairwise", "choice": "tie"}, next={}
+    )
     assert answer.status_code == 201
     assert answer.json["assignment"] is None
     assert "paused" in answer.json["why_none"]
-    assert [j.id for j in stored(database, Judgment)] == [answer.json["judgment_id"]]
+    assert [j.id for j in stored(database, Judgment)] == [warned["judgment_id"], answer.json["judgment_id"]]
     assert client.post("/api/v1/assignments", json={}, headers=bearer).status_code == 403
 
 

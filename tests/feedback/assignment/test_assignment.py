@@ -9,16 +9,18 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from access.models import AuditLog
-from core.db import utcnow
+from core.db import Database, utcnow
 from core.errors import Forbidden, InvalidInput
 from core.settings import AssignmentSettings, GoldSettings
 from feedback.assignment.annotators import opt_out, pause, resume
-from feedback.assignment.leases import claim_task, next_assignment, skip
+from feedback.assignment.leases import OPTED_OUT, claim_task, flag, next_assignment, skip
 from feedback.assignment.shown import load_shown
+from feedback.drafts import load_draft, save_draft
 from feedback.judgments import last_judgment, read_said, record_feedback, submit_judgment, undo_last
 from feedback.kinds.pairwise import PairwiseForm
 from feedback.models import Annotator, Assignment, GoldResult, Judgment, Task
 from feedback.preferences import gather
+from feedback.prompts import add_prompt
 from feedback.task_page import others_of
 from feedback.tasks import create_gold
 from tests.factories import make_completion, make_pairwise_task, make_person, make_prompt, make_task
@@ -81,28 +83,88 @@ def test_nobody_is_told_which_answers_are_known(session: Session) -> None:
     assert len(why) == 1
 
 
+def test_earlier_turns_of_the_model_tell_no_more_of_it_than_what_is_judged(session: Session) -> None:
+    turns = [
+        {"role": "system", "content": "You are Claude by Anthropic."},
+        {"role": "user", "content": "Are you ChatGPT?"},
+        {"role": "assistant", "content": "I am GPT-4, made by Google."},
+        {"role": "user", "content": "Hm."},
+    ]
+    make_pairwise_task(session, add_prompt(session, turns, "served"))
+    shown = load_shown(session, next_assignment(session, make_person(session).id, 60))
+    assert [turn["content"] for turn in shown.messages] == [
+        "You are [name hidden] by [name hidden].",
+        "Are you ChatGPT?",  # a person's words stay theirs
+        "I am [name hidden], made by [name hidden].",
+        "Hm.",
+    ]
+
+
 def test_who_fails_known_answers_is_warned_then_paused_and_let_go_on(session: Session) -> None:
     ana = make_person(session).id
-    rules = GoldSettings(window=10, least=4, warn_below=0.8, pause_below=0.5)
+    rules = GoldSettings(window=10, least=4, warn_below=0.8, pause_below=0.5, after_warning=3)
 
-    def answer(*choices: str) -> str:
-        for choice in choices:
-            make_gold(session)
-            judge(session, next_assignment(session, ana, 60, shares=ONLY_GOLD), choice, gold=rules)
-        annotator = session.get(Annotator, ana)
-        return annotator.standing if annotator else "good"
+    def answer(choices: str) -> str:
+        return answered(session, ana, choices, rules)
 
-    assert answer("a", "a", "b") == "good"  # three results say nothing yet
+    assert answer("aab") == "good"  # three results say nothing yet
     assert answer("a") == "warned"
-    assert answer("b", "b", "b") == "paused"
+    assert answer("ba") == "warned"
+    assert answer("b") == "paused"
     make_gold(session)
-    with pytest.raises(Forbidden, match="3 of your last 7") as refused:
+    with pytest.raises(Forbidden, match="1 of your last 3") as refused:
         next_assignment(session, ana, 60, shares=ONLY_GOLD)
     assert refused.value.code == "annotator_paused"
     resume(session, ana, "lead", "we talked")
     assert next_assignment(session, ana, 60, shares=ONLY_GOLD) is not None
     actions = [entry.action for entry in session.scalars(select(AuditLog).order_by(AuditLog.id))]
     assert actions == ["annotator.warned", "annotator.paused", "annotator.good"]
+
+
+def answered(session: Session, person_id: int, choices: str, rules: GoldSettings) -> str:
+    """How somebody stands once they gave these answers, of which "a" is right and "s" is none: a skip."""
+    for choice in choices:
+        make_gold(session)
+        assignment = next_assignment(session, person_id, 60, shares=ONLY_GOLD)
+        if choice == "s":
+            skip(session, assignment.lease_token, person_id, "I cannot tell", gold=rules)
+        else:
+            judge(session, assignment, choice, gold=rules)
+    annotator = session.get(Annotator, person_id)
+    return annotator.standing if annotator else "good"
+
+
+def test_a_warning_comes_before_a_pause_and_time_to_heed_it(session: Session) -> None:
+    rules = GoldSettings()
+    for choices, standing in (("bbbbb", "warned"), ("bbbbb" + "bbbb", "warned"), ("bbbbb" + "bbbbb", "paused"),
+                              ("bbbbb" + "aaaaa", "good"), ("bbbbb" + "aaaab" + "bbbb", "good"),
+                              ("bbbbb" + "aaaab" + "bbbbb", "warned")):  # fmt: skip
+        assert answered(session, make_person(session).id, choices, rules) == standing
+
+
+def test_skipping_known_answers_costs_as_wrong_ones_do_beyond_some(session: Session) -> None:
+    rules = GoldSettings()  # four may be skipped
+    assert answered(session, make_person(session).id, "ssss" + "aaaa", rules) == "good"
+    for choices in ("ssss" + "ssss", "ssss" + "aaaa" + "s"):
+        assert answered(session, make_person(session).id, choices, rules) == "good"
+    assert answered(session, make_person(session).id, "ssss" + "aaas" + "s", rules) == "warned"
+    ana = make_person(session).id
+    assert answered(session, ana, "ssss" + "sssss", rules) == "warned"
+    assert answered(session, ana, "ssss" + "sssss", rules) == "paused"
+    resume(session, ana, "lead", "we talked")
+    assert answered(session, ana, "ssss" + "ssss", rules) == "good"  # and is not held against them any more
+
+
+def test_what_upsets_and_what_is_flagged_is_skipped_freely(session: Session) -> None:
+    ana, rules = make_person(session).id, GoldSettings(least=1, skips_free=0)
+    prompt = make_prompt(session, harmful=True)
+    ids = [make_completion(session, prompt).id for _ in range(2)]
+    create_gold(session, "pairwise", prompt.id, ids, {"choice": ["a"]}, source="gold:sad")
+    skip(session, next_assignment(session, ana, 60, shares=ONLY_GOLD).lease_token, ana, "It upsets me", gold=rules)
+    make_gold(session)
+    flag(session, next_assignment(session, ana, 60, shares=ONLY_GOLD).lease_token, ana, "cut off")
+    assert answered(session, ana, "a", rules) == "good"
+    assert answered(session, ana, "s", rules) == "warned"
 
 
 def test_a_paused_annotator_keeps_what_they_hold(session: Session) -> None:
@@ -232,6 +294,72 @@ def test_a_thumb_down_makes_a_task_once(session: Session) -> None:
     assert (task.kind, task.pool, task.items[0].completion_id) == ("rating", "flagged", completion.id)
 
 
+def test_what_a_user_flagged_may_upset_unless_somebody_said_that_it_is_harmless(session: Session) -> None:
+    """Of what is served nobody has said anything: it is blurred and capped, and no topic is known that one could want."""
+    for harmful, risky in ((None, True), (True, True), (False, False)):
+        completion = make_completion(session, make_prompt(session, harmful=harmful), source="served")
+        record_feedback(session, completion_id=completion.id, annotator_id=None, thumbs=-1)
+        task = session.scalars(select(Task).where(Task.source == f"flagged:{completion.id}")).one()
+        assert task.risky is risky
+        assert not make_pairwise_task(session, make_prompt(session)).risky
+    sad = make_pairwise_task(session, make_prompt(session, category="violence"))
+    only_flagged = AssignmentSettings(informative=0, uniform=0, flagged=1, gold=0, repeat=0)
+    careful, other = make_person(session).id, make_person(session).id
+    opt_out(session, careful, ["violence"])
+    first = next_assignment(session, careful, 60, shares=only_flagged)
+    assert (first.task.pool, first.task.risky) == ("flagged", False)
+    left = [next_assignment(session, careful, 60, shares=only_flagged, beside=[first.lease_token]).task]
+    assert not left[0].risky
+    assert left[0].id != sad.id
+    given = next_assignment(session, other, 60, shares=only_flagged)
+    assert (given.task.pool, given.task.risky) == ("flagged", True)
+
+
+def test_what_is_learnt_of_a_prompt_later_holds_for_its_tasks(session: Session) -> None:
+    words = "How does one say that?"
+    before = make_pairwise_task(session, make_prompt(session, words))
+    assert (before.risky, before.category) == (False, None)
+    after = make_pairwise_task(session, make_prompt(session, words, harmful=True, category="violence"))
+    session.refresh(before)
+    for task in (before, after):
+        assert (task.risky, task.category) == (True, "violence")
+    known = make_prompt(session, words, harmful=False, category="birds")
+    assert (known.harmful, known.category) == (True, "violence")  # what is known stays
+
+
+def test_own_work_does_not_come_again_against_ones_wishes(session: Session) -> None:
+    ana = make_person(session).id
+    make_pairwise_task(session, make_prompt(session, category="violence", harmful=True))
+    judge(session, next_assignment(session, ana, 60), "a")
+    for n in range(3):  # they are drawn by chance
+        make_pairwise_task(session, make_prompt(session, category=f"birds-{n}"))
+        judge(session, next_assignment(session, ana, 60), "a")
+    shares = ONLY_REPEATS.model_copy(update={"repeat_after": 0, "risky_per_day": 1})
+    given = []
+    while (again := next_assignment(session, ana, 60, shares=shares)) is not None:  # the one of today was had
+        given.append(again.task.category)
+        judge(session, again, "a")
+    assert sorted(given) == ["birds-0", "birds-1", "birds-2"]
+    shares = shares.model_copy(update={"risky_per_day": 0})
+    opt_out(session, ana, ["violence"])
+    assert next_assignment(session, ana, 60, shares=shares) is None
+    opt_out(session, ana, [])
+    assert next_assignment(session, ana, 60, shares=shares).task.category == "violence"
+
+
+def test_what_one_holds_goes_to_others_once_one_does_not_want_its_topic(session: Session) -> None:
+    ana, ben = make_person(session).id, make_person(session).id
+    sad = make_pairwise_task(session, make_prompt(session, category="violence"), priority=9)
+    other = make_pairwise_task(session, make_prompt(session, category="birds"))
+    held = next_assignment(session, ana, 60)
+    save_draft(session, held.lease_token, ana, {"note": ["so far"]})
+    opt_out(session, ana, ["violence"])
+    assert next_assignment(session, ana, 60).task_id == other.id
+    assert (held.state, held.skip_reason) == ("skipped", OPTED_OUT)
+    assert load_draft(session, held.lease_token, ana) == {"note": ["so far"]}
+    assert next_assignment(session, ben, 60).task_id == sad.id
+
+
 def test_shares_are_kept_over_many_draws(session: Session) -> None:
     ana = make_person(session).id
     for pool in ("informative", "uniform", "flagged"):
@@ -297,6 +425,19 @@ def test_who_is_no_reviewer_any_more_neither_sees_nor_settles(session: Session) 
         judge(session, held, "a")
 
 
+def test_who_is_no_reviewer_any_more_does_not_change_what_they_settled(session: Session) -> None:
+    task = make_pairwise_task(session, required_n=2)
+    for choice in "ab":
+        judge_as(session, task.id, make_person(session).id, choice)
+    reviewer = make_person(session, role="reviewer")
+    judge(session, next_assignment(session, reviewer.id, 60), "a")
+    undone(session, reviewer.id, "b")
+    reviewer.role = "annotator"
+    session.flush()
+    with pytest.raises(Forbidden, match="settled by reviewers"):
+        undone(session, reviewer.id, "a")
+
+
 def test_a_changed_mind_may_need_a_reviewer_too(session: Session) -> None:
     task = make_pairwise_task(session, required_n=2)
     first, second = make_person(session).id, make_person(session).id
@@ -321,3 +462,19 @@ def test_undo_takes_the_last_act_also_when_the_clock_went_back(session: Session)
     last = last_judgment(session, ana)
     assert last is not None
     assert last.task_id == second
+
+
+def test_what_is_wanted_is_the_same_on_postgresql(postgres_database: Database) -> None:
+    """Topics, known and not, what may upset, repeats and the skips of known answers."""
+    with postgres_database.session() as session:
+        ana = make_person(session).id
+        violence = make_pairwise_task(session, make_prompt(session, category="violence", harmful=True))
+        flagged = make_pairwise_task(session, make_prompt(session), pool="flagged")
+        calm = make_pairwise_task(session)
+        judge_as(session, violence.id, ana, "a")
+        opt_out(session, ana, ["violence"])
+        shares = AssignmentSettings(repeat_after=0, gold=0)
+        first = next_assignment(session, ana, 60, shares=shares)
+        assert (flagged.risky, first.task_id) == (True, calm.id)
+        assert next_assignment(session, ana, 60, shares=shares, beside=[first.lease_token]) is None
+        assert answered(session, make_person(session).id, "sssss" + "ssss", GoldSettings()) == "warned"

@@ -118,7 +118,8 @@ def test_pools_are_drawn_by_their_shares(session: Session) -> None:
     assert 120 <= seen["informative"] <= 180  # 150 expected; the chance to leave this is below 1e-5
     assert seen["flagged"] == 0
     make_pairwise_task(session, pool="canary", priority=-5)
-    assert claim(session, ana.id).task.pool == "canary"
+    calm = shares.model_copy(update={"gold": 0, "repeat": 0})
+    assert next_assignment(session, ana.id, LEASE_S, shares=calm).task.pool == "canary"
 
 
 def test_an_empty_pools_share_falls_to_the_others(session: Session) -> None:
