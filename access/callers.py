@@ -5,7 +5,8 @@ from flask_login import current_user
 from flask_wtf.csrf import validate_csrf
 from sqlalchemy.orm import Session
 
-from access.keys import authenticate
+from access.audit import came_by_key
+from access.keys import Caller, authenticate
 from access.models import Person
 from access.people import LockedPerson, lock_person
 from core.body import Body, parse_body
@@ -27,7 +28,7 @@ def caller_id(scope: str) -> int | None:
     """
     if bearer := _bearer():
         with runtime().db.read() as session:
-            return authenticate(session, bearer, scope).person_id
+            return _known(authenticate(session, bearer, scope)).person_id
     return _browser_id()
 
 
@@ -39,9 +40,14 @@ def lock_caller(scope: str, session: Session) -> LockedPerson:
         Forbidden: as `caller_id`.
     """
     if bearer := _bearer():
-        found = authenticate(session, bearer, scope, lock=True)
+        found = _known(authenticate(session, bearer, scope, lock=True))
         return LockedPerson(found.person_id, found.login, found.role, found.scripted)
     return lock_person(session, _named(_browser_id()))
+
+
+def _known(caller: Caller) -> Caller:
+    came_by_key(caller.key_id)
+    return caller
 
 
 def _bearer() -> str:
@@ -66,7 +72,7 @@ def calling_person_id(scope: str, session: Session) -> int:
         Forbidden: as `caller_id`.
     """
     if bearer := _bearer():
-        return authenticate(session, bearer, scope).person_id
+        return _known(authenticate(session, bearer, scope)).person_id
     return _named(_browser_id())
 
 

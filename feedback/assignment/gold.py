@@ -3,12 +3,11 @@
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from access.names import GOLD_CHECK
 from core.settings import GoldSettings
 from feedback.assignment.annotators import annotator_of, set_standing
 from feedback.kinds.frame import JudgmentForm, Said, Shown
 from feedback.models import Annotator, Gold, GoldResult
-
-ACTOR = "gold check"
 
 
 def measure(
@@ -43,4 +42,4 @@ def _judge_annotator(session: Session, person_id: int, settings: GoldSettings) -
     if current in (standing, "paused"):  # only a lead ends a pause
         return
     why = f"{sum(passed)} of your last {len(passed)} tasks with a known answer were answered as known"
-    set_standing(session, annotator_of(session, person_id), standing, why, ACTOR)
+    set_standing(session, annotator_of(session, person_id), standing, why, GOLD_CHECK)
