@@ -28,7 +28,7 @@ MAX_LOGIN = 120
 MAX_KEY = 255  # folding makes some letters two or three
 UNSEEN = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u3164\uffa0")
 """Letters and marks without a shape; variation selectors come on top, by their name."""
-ONE_SCRIPT = {name: "JAPANESE" for name in ("CJK", "HIRAGANA", "KATAKANA", "HALFWIDTH", "IDEOGRAPHIC")}
+ONE_SCRIPT = dict.fromkeys(("CJK", "HIRAGANA", "KATAKANA", "HALFWIDTH", "IDEOGRAPHIC"), "JAPANESE")
 ALIKE = str.maketrans({"ı": "i", "ɑ": "a", "ɡ": "g", "ɩ": "i"})
 """Latin letters that read as another one in common type."""
 
