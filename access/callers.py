@@ -11,6 +11,7 @@ from access.models import Person
 from access.people import LockedPerson, lock_person
 from core.body import Body, parse_body
 from core.errors import Forbidden, Unauthenticated
+from core.language import gettext
 from core.web import runtime
 
 MANAGERS = ("lead", "admin")
@@ -61,7 +62,7 @@ def _browser_id() -> int | None:
         return int(current_user.id)
     if runtime().settings.api_auth == "open":
         return None
-    raise Unauthenticated("send an API key as `Authorization: Bearer …`; make one with `make key LOGIN=…`")
+    raise Unauthenticated(gettext("send an API key as `Authorization: Bearer …`; make one with `make key LOGIN=…`"))
 
 
 def calling_person_id(scope: str, session: Session) -> int:
@@ -86,7 +87,14 @@ def calling_manager(session: Session, scope: str = "manage") -> Person:
     """
     person = session.get_one(Person, calling_person_id(scope, session))
     if person.role not in MANAGERS:
-        raise Forbidden(f"this is for people with the role {' or '.join(MANAGERS)}; {person.login} is {person.role}")
+        raise Forbidden(
+            gettext(
+                "this is for people with the role %(roles)s; %(login)s is %(role)s",
+                roles=" / ".join(MANAGERS),
+                login=person.login,
+                role=person.role,
+            )
+        )
     return person
 
 
@@ -105,7 +113,7 @@ def managers_body(kind: type[Body], scope: str = "manage") -> Body:
 def _named(person_id: int | None) -> int:
     if person_id is None:
         raise Unauthenticated(
-            "this needs to know who you are: sign in, or send an API key as `Authorization: Bearer …`"
+            gettext("this needs to know who you are: sign in, or send an API key as `Authorization: Bearer …`")
         )
     return person_id
 
@@ -116,4 +124,6 @@ def _check_csrf() -> None:
     try:
         validate_csrf(request.headers.get("X-CSRFToken"))
     except ValueError as error:  # WTForms' ValidationError is one
-        raise Forbidden(f"X-CSRFToken: {error}; reload the page", code="csrf_failed") from error
+        raise Forbidden(
+            gettext("this page is no longer good; reload it (X-CSRFToken: %(error)s)", error=error), code="csrf_failed"
+        ) from error

@@ -215,7 +215,9 @@ def _add(
 
 
 def _void() -> NotFound:
-    return NotFound("this link does not work: it was used, revoked or has expired; ask for a new one", code="link_void")
+    return NotFound(
+        gettext("this link does not work: it was used, revoked or has expired; ask for a new one"), code="link_void"
+    )
 
 
 def _sha256(token: str) -> str:

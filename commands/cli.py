@@ -6,7 +6,6 @@ from typing import Any
 
 import click
 from flask import Flask
-from sqlalchemy import select
 
 from access.audit import record
 from access.keys import create_key

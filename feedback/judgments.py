@@ -364,7 +364,8 @@ def _feedback_once(
     found = list(session.scalars(select(Judgment).where(Judgment.once.in_(names)).order_by(Judgment.id)))
     told: dict[str, int | str | None] = {judgment.kind: judgment.thumbs or judgment.rating for judgment in found}
     for each in read_said(session, found):
-        told |= {"correction": text for _, text in each.edits[:1]}
+        if each.edits:
+            told["correction"] = each.edits[0][1]
     if found and (told != said or found[0].note != note or found[0].completion_id != completion_id):
         raise Conflict(gettext(OTHERWISE), code=REUSED, param="idempotency_key")
     return found
