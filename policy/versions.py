@@ -50,8 +50,13 @@ def ensure_base_version(session: Session, base_model: str, base_sha256: str) -> 
         session.flush()
     if version.base_sha256 != base_sha256:
         raise Conflict(
-            f"this database was made with base model {version.base_model} ({version.base_sha256[:12]}…), but the settings"
-            f" name {base_model} ({base_sha256[:12]}…); adapters do not carry over. Use another database or the former base."
+            gettext(
+                "this database was made with base model %(made)s (%(made_sha256)s…), but the settings name %(asked)s (%(asked_sha256)s…); adapters do not carry over. Use another database or the former base.",
+                made=version.base_model,
+                made_sha256=version.base_sha256[:12],
+                asked=base_model,
+                asked_sha256=base_sha256[:12],
+            )
         )
     if session.scalar(select(Promotion.id).limit(1)) is None:
         _activate(session, version, None, kind="first", actor="system", reason="first version", once="first")
