@@ -7,6 +7,7 @@ Not covered: look-alikes within one script (rn and m, 0 and O). Scripts are told
 Python's Unicode database has no scripts (UAX #24); a login is of one script, after UTS #39's "single script" level.
 """
 
+import re
 import unicodedata
 
 from core.errors import InvalidInput
@@ -34,7 +35,7 @@ ALIKE = str.maketrans({"ı": "i", "ɑ": "a", "ɡ": "g", "ɩ": "i"})
 
 
 def checked_login(login: str, *, scripted: bool = False) -> str:
-    """The login as it is stored (NFKC, no blanks around).
+    """The login as it is stored (NFKC, no blanks around, one between words).
 
     Args:
         scripted: it is for a program, which may have a name of `SCRIPTS`.
@@ -42,7 +43,7 @@ def checked_login(login: str, *, scripted: bool = False) -> str:
     Raises:
         InvalidInput: it is empty, too long, hard to read or easily mistaken, or kept for a process or an import.
     """
-    login = " ".join(unicodedata.normalize("NFKC", login).split(" ")).strip()
+    login = re.sub(" +", " ", unicodedata.normalize("NFKC", login)).strip()
     if not 1 <= len(login) <= MAX_LOGIN or not login.isprintable() or len(folded(login)) > MAX_KEY:
         raise InvalidInput(gettext("a login has 1 to 120 printable characters"), param="login")
     if len(scripts := _scripts(login)) > 1 or "" in scripts:
@@ -64,9 +65,9 @@ def checked_login(login: str, *, scripted: bool = False) -> str:
 
 
 def folded(login: str) -> str:
-    """What is the same for all spellings of a login: capitals, width and some look-alikes do not count."""
-    plain = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", login.strip()).casefold())
-    return plain.translate(ALIKE)
+    """What is the same for all spellings of a login: capitals, width, blanks and some look-alikes do not count."""
+    plain = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", login).casefold())
+    return " ".join(plain.split()).translate(ALIKE)
 
 
 def key_of(login: str) -> str | None:

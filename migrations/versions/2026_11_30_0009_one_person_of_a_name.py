@@ -49,5 +49,5 @@ def _key(login: str) -> str:
     """As `access.names.key_of` was when this was written."""
     if login.startswith(("ext:", "ext-script:")):
         return login
-    plain = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", login.strip()).casefold())
-    return plain.translate(ALIKE)
+    plain = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", login).casefold())
+    return " ".join(plain.split()).translate(ALIKE)

@@ -15,7 +15,7 @@ from tests.factories import PASSWORD, make_person
 
 @pytest.mark.parametrize(
     "login",
-    [*sorted(PROCESSES), "Worker", "ｗｏｒｋｅｒ", "gold\u00a0check", "ext:argilla/1", "EXT:ana", "ext-script:x", "script-ada",
+    [*sorted(PROCESSES), "Worker", "ｗｏｒｋｅｒ", "gold\u00a0check", "gold   check", "ext:argilla/1", "EXT:ana", "ext-script:x", "script-ada",
      "scripted-annotator", "demo"],
 )  # fmt: skip
 def test_names_of_processes_scripts_and_imports_are_kept(session: Session, login: str) -> None:
