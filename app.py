@@ -14,7 +14,7 @@ from types import MappingProxyType
 from flask import Flask, Response, jsonify, render_template, request
 from flask_wtf.csrf import CSRFError, CSRFProtect
 from sqlalchemy.exc import DataError
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, SecurityError
 from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.routing import IntegerConverter, Map
 
@@ -62,6 +62,7 @@ HSTS = f"max-age={365 * 24 * 3600}"
 STALE_FORM = N_(
     "This form is no longer good: its CSRF token is missing or old. Go back, reload the page, send it again."
 )
+WRONG_HOST = N_("Dunnock is not at this host name (DUNNOCK_PUBLIC_URL). Use the address that you were given.")
 HTTP_WORDS = {
     404: N_("There is no page at this address. The link may be old, or what it led to was removed."),
     405: N_("This address does not take what was sent to it. Go back and use the page's own buttons."),
@@ -86,6 +87,7 @@ def create_app(settings: Settings | None = None, db: Database | None = None) -> 
         SESSION_COOKIE_HTTPONLY=True,
         SESSION_COOKIE_SAMESITE="Lax",
         SESSION_COOKIE_SECURE=production,
+        TRUSTED_HOSTS=settings.trusted_hosts,
         MAX_CONTENT_LENGTH=4 * 1024 * 1024,
         WTF_CSRF_TIME_LIMIT=None,
     )
@@ -158,6 +160,9 @@ def _domain_error(error: DunnockError) -> tuple[Response | str, int]:
 def _http_error(error: HTTPException) -> tuple[Response | str, int] | Response:
     if error.code is None or error.response is not None or error.code < 400:
         return error.get_response()  # type: ignore[return-value]  # a redirect, or a response made by the raiser
+    if isinstance(error, SecurityError):  # no page can be drawn: its links would lead to that host
+        said = gettext(WRONG_HOST)
+        return _answer(400, "wrong_host", said, None) if _for_program() else Response(said, 400, mimetype="text/plain")
     known = STALE_FORM if isinstance(error, CSRFError) else HTTP_WORDS.get(error.code)
     said = gettext(known) if known and not _for_program() else error.description or error.name
     return _answer(error.code, error.name.lower().replace(" ", "_"), said, None)

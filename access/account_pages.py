@@ -7,7 +7,7 @@ from werkzeug.wrappers import Response
 
 from access.audit import record
 from access.identities import identities_of
-from access.keys import create_key, find_key, keys_of, list_keys, revoke_key, scopes_of
+from access.keys import create_key, find_key, keys_of, list_keys, revoke_key, revoke_keys, scopes_of
 from access.models import Person
 from access.paging import before_id
 from access.people import set_password
@@ -45,7 +45,8 @@ def show() -> str:
 @blueprint.post("/account/password")
 @require_role()
 def change_password() -> Response:
-    """The old password is asked for; every other session ends, and this one goes on under a new token."""
+    """The old password is asked for; every other session ends, and this one goes on under a new token. Keys end if that is
+    ticked."""
     me, new = current_person(), request.form.get("new", "")
     try:
         if new != request.form.get("again", ""):
@@ -55,7 +56,8 @@ def change_password() -> Response:
             person = db.get_one(Person, me.id)
             set_password(person, new)
             ended = end_sessions(db, me.id)
-            record(db, me.login, "person.password", f"person:{me.id}", after={"ended": ended})
+            keys = revoke_keys(db, me.login, me.id) if request.form.get("keys") else 0
+            record(db, me.login, "person.password", f"person:{me.id}", after={"ended": ended, "keys": keys})
             start_session(db, person, "password")
     except Unauthenticated:
         flash(_("The old password is not right. Nothing was changed."), "error")

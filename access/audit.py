@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from flask import g, has_request_context
 from sqlalchemy import Select, select, text
 from sqlalchemy.orm import Session
 
@@ -58,16 +59,28 @@ def record(
     """Add one entry.
 
     Args:
-        actor: a login, or the name of a process such as "worker".
+        actor: a login, or the name of a process (`access.names.PROCESSES`).
         action: a dotted verb, e.g. "key.revoke".
         subject: what it was done to, e.g. "api_key:7".
         before: the fields that changed, as they were.
         after: the same fields, as they are now. Never a password or a secret.
     """
-    entry = AuditLog(actor=actor, action=action, subject=subject, before=before, after=after)
+    entry = AuditLog(actor=actor, action=action, subject=subject, before=before, after=after, via=_via())
     session.add(entry)
     session.flush()
     return entry
+
+
+def came_by_key(key_id: int) -> None:
+    """Note that this request's acts are a program's: entries say by which key."""
+    g.api_key_id = key_id
+
+
+def _via() -> str:
+    """How the act that is recorded came here: "browser", "api_key:7", or "process" where there is no request."""
+    if not has_request_context():
+        return "process"
+    return f"api_key:{g.api_key_id}" if "api_key_id" in g else "browser"
 
 
 def entries(

@@ -18,7 +18,7 @@ from core.errors import InvalidInput
 from core.language import gettext
 from core.web import runtime
 
-FIELDS = ("id", "at", "actor", "action", "subject", "before", "after")
+FIELDS = ("id", "at", "actor", "action", "subject", "before", "after", "via")
 
 blueprint = Blueprint("audit", __name__)
 
@@ -35,6 +35,7 @@ def index() -> str:
             older=older,
             asked=asked,
             actions=actions(db),
+            via_word=_via_word,
         )
 
 
@@ -91,6 +92,14 @@ def _download(body: Iterator[str], kind: str, ending: str) -> Response:
 
 def _asked() -> dict[str, str]:
     return {n: request.args.get(n, "").strip() for n in ("actor", "action", "subject", "since", "until")}
+
+
+def _via_word(via: str) -> str:
+    """How an act came, in words."""
+    kind, _, key_id = via.partition(":")
+    if kind == "api_key":
+        return gettext("by API key %(key_id)s", key_id=key_id)
+    return gettext("in a browser") if kind == "browser" else gettext("by a process")
 
 
 def _filters(asked: dict[str, str]) -> Filters:

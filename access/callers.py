@@ -5,11 +5,13 @@ from flask_login import current_user
 from flask_wtf.csrf import validate_csrf
 from sqlalchemy.orm import Session
 
-from access.keys import authenticate
+from access.audit import came_by_key
+from access.keys import Caller, authenticate
 from access.models import Person
 from access.people import LockedPerson, lock_person
 from core.body import Body, parse_body
 from core.errors import Forbidden, Unauthenticated
+from core.language import gettext
 from core.web import runtime
 
 MANAGERS = ("lead", "admin")
@@ -27,7 +29,7 @@ def caller_id(scope: str) -> int | None:
     """
     if bearer := _bearer():
         with runtime().db.read() as session:
-            return authenticate(session, bearer, scope).person_id
+            return _known(authenticate(session, bearer, scope)).person_id
     return _browser_id()
 
 
@@ -39,9 +41,14 @@ def lock_caller(scope: str, session: Session) -> LockedPerson:
         Forbidden: as `caller_id`.
     """
     if bearer := _bearer():
-        found = authenticate(session, bearer, scope, lock=True)
+        found = _known(authenticate(session, bearer, scope, lock=True))
         return LockedPerson(found.person_id, found.login, found.role, found.scripted)
     return lock_person(session, _named(_browser_id()))
+
+
+def _known(caller: Caller) -> Caller:
+    came_by_key(caller.key_id)
+    return caller
 
 
 def _bearer() -> str:
@@ -55,7 +62,7 @@ def _browser_id() -> int | None:
         return int(current_user.id)
     if runtime().settings.api_auth == "open":
         return None
-    raise Unauthenticated("send an API key as `Authorization: Bearer …`; make one with `make key LOGIN=…`")
+    raise Unauthenticated(gettext("send an API key as `Authorization: Bearer …`; make one with `make key LOGIN=…`"))
 
 
 def calling_person_id(scope: str, session: Session) -> int:
@@ -66,7 +73,7 @@ def calling_person_id(scope: str, session: Session) -> int:
         Forbidden: as `caller_id`.
     """
     if bearer := _bearer():
-        return authenticate(session, bearer, scope).person_id
+        return _known(authenticate(session, bearer, scope)).person_id
     return _named(_browser_id())
 
 
@@ -80,7 +87,14 @@ def calling_manager(session: Session, scope: str = "manage") -> Person:
     """
     person = session.get_one(Person, calling_person_id(scope, session))
     if person.role not in MANAGERS:
-        raise Forbidden(f"this is for people with the role {' or '.join(MANAGERS)}; {person.login} is {person.role}")
+        raise Forbidden(
+            gettext(
+                "this is for people with the role %(roles)s; %(login)s is %(role)s",
+                roles=" / ".join(MANAGERS),
+                login=person.login,
+                role=person.role,
+            )
+        )
     return person
 
 
@@ -99,7 +113,7 @@ def managers_body(kind: type[Body], scope: str = "manage") -> Body:
 def _named(person_id: int | None) -> int:
     if person_id is None:
         raise Unauthenticated(
-            "this needs to know who you are: sign in, or send an API key as `Authorization: Bearer …`"
+            gettext("this needs to know who you are: sign in, or send an API key as `Authorization: Bearer …`")
         )
     return person_id
 
@@ -110,4 +124,6 @@ def _check_csrf() -> None:
     try:
         validate_csrf(request.headers.get("X-CSRFToken"))
     except ValueError as error:  # WTForms' ValidationError is one
-        raise Forbidden(f"X-CSRFToken: {error}; reload the page", code="csrf_failed") from error
+        raise Forbidden(
+            gettext("this page is no longer good; reload it (X-CSRFToken: %(error)s)", error=error), code="csrf_failed"
+        ) from error

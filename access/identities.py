@@ -6,20 +6,19 @@ An identity gets to a person in three ways: by an invitation, by linking while s
 
 import re
 
-from sqlalchemy import select
+from sqlalchemy import or_, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from access.audit import record
 from access.invitations import check_open, role_of, use
 from access.models import ROLES, OidcIdentity, Person
+from access.names import OPENID, checked_login, folded
 from access.oidc import Claims
 from access.roster import set_role
-from core.errors import Conflict, Forbidden, NotFound
+from core.errors import Conflict, Forbidden, InvalidInput, NotFound
 from core.language import gettext
 from core.settings import OidcSettings
-
-ACTOR = "openid provider"
 
 
 def sign_in(session: Session, claims: Claims, settings: OidcSettings) -> Person:
@@ -35,7 +34,7 @@ def sign_in(session: Session, claims: Claims, settings: OidcSettings) -> Person:
         _refuse_inactive(person)
         identity.email = claims.email
         if role is not None:
-            set_role(session, ACTOR, person, role)
+            set_role(session, OPENID, person, role)
         return person
     if settings.people != "everybody":
         raise Forbidden(
@@ -154,7 +153,7 @@ def _add(session: Session, claims: Claims, role: str) -> Person:
     person = Person(login=_free_login(session, claims), password_hash=None, role=role)
     session.add(person)
     _flush(session)
-    record(session, person.login, "person.add", f"person:{person.id}", after={"role": role, "by": ACTOR})
+    record(session, person.login, "person.add", f"person:{person.id}", after={"role": role, "by": OPENID})
     _attach(session, claims, person)
     return person
 
@@ -175,18 +174,20 @@ def _flush(session: Session) -> None:
 
 
 def _free_login(session: Session, claims: Claims) -> str:
-    """A login for somebody new: what the provider calls them, with a number where that is taken here."""
+    """A login for somebody new: what the provider calls them, with a number where that is taken here, and "person" where it will not do."""
     name = claims.all.get("preferred_username")
     wanted = name if isinstance(name, str) else (claims.email or claims.subject)
     wanted = re.sub(r"\s+", " ", "".join(c for c in wanted if c.isprintable())).strip()[:100] or "person"
-    taken = set(
-        session.scalars(
-            select(Person.login).where(
-                (Person.login == wanted) | Person.login.startswith(f"{wanted}-", autoescape=True)
-            )
-        )
-    )
-    return next(login for n in range(len(taken) + 1) if (login := f"{wanted}-{n + 1}" if n else wanted) not in taken)
+    try:
+        wanted = checked_login(wanted)
+    except InvalidInput:  # a process is called so, or it could be taken for somebody else
+        wanted = "person"
+    key = folded(wanted)
+    alike = or_(Person.login_key == key, Person.login_key.startswith(f"{key}-", autoescape=True))
+    taken = set(session.scalars(select(Person.login_key).where(alike)))
+    taken |= {folded(login) for login in session.scalars(select(Person.login).where(Person.login == wanted))}
+    names = (f"{wanted}-{n + 1}" if n else wanted for n in range(len(taken) + 1))
+    return next(login for login in names if folded(login) not in taken)
 
 
 def _refuse_inactive(person: Person) -> None:

@@ -13,6 +13,7 @@ from sqlalchemy import CursorResult, select, update
 from sqlalchemy.orm import Session
 
 from access.audit import record
+from access.keys import revoke_keys
 from access.models import ROLES, Invitation, Person
 from access.people import create_person, set_password
 from access.roster import Actor, changeable, grantable, role_word
@@ -94,7 +95,7 @@ def check_open(session: Session, invitation_id: int) -> Invitation:
 
 
 def accept(session: Session, row: Invitation, login: str, password: str) -> Person:
-    """Use a link with a password: a new person, or a new password for the one it is for, whose sessions all end.
+    """Use a link with a password: a new person, or a new password for the one it is for, whose sessions and keys all end.
 
     Raises:
         InvalidInput: the login or the password will not do.
@@ -104,8 +105,10 @@ def accept(session: Session, row: Invitation, login: str, password: str) -> Pers
     if row.person_id is not None:
         person = session.get_one(Person, row.person_id)
         set_password(person, password)
-        end_sessions(session, person.id)
-        record(session, person.login, "person.password", f"person:{person.id}", after={"by": f"invitation:{row.id}"})
+        after = {"by": f"invitation:{row.id}", "ended": end_sessions(session, person.id)}
+        # Somebody else may have had the old password, and with it have made keys.
+        after["keys"] = revoke_keys(session, person.login, person.id)
+        record(session, person.login, "person.password", f"person:{person.id}", after=after)
     else:
         person = create_person(session, login, password, role_of(row))
         record(session, person.login, "person.add", f"person:{person.id}", after={"role": person.role})
@@ -212,7 +215,9 @@ def _add(
 
 
 def _void() -> NotFound:
-    return NotFound("this link does not work: it was used, revoked or has expired; ask for a new one", code="link_void")
+    return NotFound(
+        gettext("this link does not work: it was used, revoked or has expired; ask for a new one"), code="link_void"
+    )
 
 
 def _sha256(token: str) -> str:

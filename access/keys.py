@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
+from access.audit import record
 from access.models import ApiKey, Person
 from core.db import table_of, utcnow
 from core.errors import Forbidden, InvalidInput, NotFound, Unauthenticated
@@ -160,6 +161,20 @@ def revoke_key(session: Session, key_id: int) -> ApiKey:
     key.revoked_at = key.revoked_at or utcnow()
     session.flush()
     return key
+
+
+def revoke_keys(session: Session, actor: str, person_id: int) -> int:
+    """End all keys of a person, each with an entry in the audit log.
+
+    Returns:
+        How many were ended.
+    """
+    rows = session.scalars(select(ApiKey).where(ApiKey.person_id == person_id, ApiKey.revoked_at.is_(None))).all()
+    for key in rows:
+        key.revoked_at = utcnow()
+        record(session, actor, "key.revoke", f"api_key:{key.id}", after={"name": key.name, "why": "new password"})
+    session.flush()
+    return len(rows)
 
 
 def _sha256(secret: str) -> str:

@@ -4,21 +4,32 @@ import datetime as dt
 from typing import Any
 
 from sqlalchemy import CheckConstraint, ForeignKey, Index, String, Text, UniqueConstraint
+from sqlalchemy.engine.default import DefaultExecutionContext
 from sqlalchemy.orm import Mapped, mapped_column
 
+from access.names import key_of
 from core.db import Base, utcnow
 
 ROLES = ("annotator", "reviewer", "lead", "admin")
+
+
+def _login_key(context: DefaultExecutionContext) -> str | None:
+    return key_of(context.get_current_parameters()["login"])  # type: ignore[no-untyped-call]
 
 
 class Person(Base):
     """Somebody, or some script, that signs in or judges. `scripted` people's judgments are simulated."""
 
     __tablename__ = "person"
-    __table_args__ = (CheckConstraint("role IN ('annotator','reviewer','lead','admin')", name="role"),)
+    __table_args__ = (
+        CheckConstraint("role IN ('annotator','reviewer','lead','admin')", name="role"),
+        Index("uq_person_login_key", "login_key", unique=True),
+    )
 
     id: Mapped[int] = mapped_column(primary_key=True)
     login: Mapped[str] = mapped_column(String(120), unique=True)
+    login_key: Mapped[str | None] = mapped_column(String(255), default=_login_key)
+    """By which a login is unique (`access.names`); none of people who were called alike before there were keys."""
     password_hash: Mapped[str | None] = mapped_column(String(255))
     role: Mapped[str] = mapped_column(String(20), default="annotator")
     scripted: Mapped[bool] = mapped_column(default=False)
@@ -127,3 +138,6 @@ class AuditLog(Base):
     subject: Mapped[str] = mapped_column(String(120))
     before: Mapped[dict[str, Any] | None]
     after: Mapped[dict[str, Any] | None]
+    via: Mapped[str | None] = mapped_column(
+        String(40)
+    )  # browser | process | api_key:<id>; None: from before it was kept

@@ -218,6 +218,10 @@ class Provider:
         more = self._get(endpoint, bearer=str(token["access_token"]))
         if more.get("sub") != found.subject:  # Core 5.3.2: otherwise it must not be used
             raise Unauthenticated(gettext("the provider told of somebody else (userinfo `sub`)"), code="oidc_token")
+        if "email" in claims:  # whether an address is verified is said by whoever says the address
+            more = {name: value for name, value in more.items() if name != "email_verified"}
+        else:
+            claims = {name: value for name, value in claims.items() if name != "email_verified"}
         return Claims(found.issuer, found.subject, {**more, **claims})
 
     def _decode(self, id_token: str) -> jwt.Token:
@@ -268,4 +272,4 @@ class Provider:
 
 def _away(error: Exception) -> ProviderError:
     log.warning("the OpenID provider failed: %s", error)
-    return ProviderError("the sign-in provider does not answer just now; try again in a while")
+    return ProviderError(gettext("the sign-in provider does not answer just now; try again in a while"))

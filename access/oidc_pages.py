@@ -18,7 +18,7 @@ from access.oidc import Claims, Provider
 from access.views import current_person, require_role, start_session
 from core.errors import DunnockError, NotFound, Unauthenticated
 from core.language import gettext as _
-from core.web import local_path, runtime
+from core.web import local_path, public_url, runtime
 
 FLOW = "oidc_flow"
 
@@ -124,4 +124,4 @@ def _provider() -> Provider:
 
 
 def _redirect_uri() -> str:
-    return url_for("oidc.callback", _external=True)
+    return public_url("oidc.callback")

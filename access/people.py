@@ -5,11 +5,12 @@ from functools import lru_cache
 
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
-from sqlalchemy import bindparam, select
+from sqlalchemy import bindparam, or_, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from access.models import ROLES, Person
+from access.names import checked_login, folded, key_of
 from core.errors import Conflict, InvalidInput, NotFound, Unauthenticated
 from core.language import gettext
 
@@ -32,17 +33,17 @@ def create_person(session: Session, login: str, password: str, role: str, script
     """Add a person who signs in with a password.
 
     Raises:
-        InvalidInput: the login is empty or too long, the role unknown, or the password too easy.
+        InvalidInput: the login will not do (`access.names.checked_login`), the role unknown, or the password too easy.
         Conflict: the login is taken.
     """
-    login = _checked_login(login)
+    login = checked_login(login, scripted=scripted)
     if role not in ROLES:
         raise InvalidInput(
             gettext("role %(role)r is unknown; it is one of %(choices)s", role=role, choices=", ".join(ROLES)),
             param="role",
         )
     _refuse_easy(password, login)
-    if session.scalar(select(Person.id).where(Person.login == login)) is not None:
+    if find_login(session, login) is not None:
         raise Conflict(gettext("the login %(login)r is taken; choose another one", login=login))
     person = Person(login=login, password_hash=hash_password(password), role=role, scripted=scripted)
     session.add(person)
@@ -71,14 +72,22 @@ def check_password(session: Session, login: str, password: str) -> Person:
     Raises:
         Unauthenticated: always with the same words, whatever was wrong.
     """
-    person = session.scalar(select(Person).where(Person.login == login.strip()))
+    person = find_login(session, login)
     stored = person.password_hash if person is not None else None
     matches = _verify(stored or _decoy_hash(), password[: MAX_PASSWORD_LENGTH + 1])
     if person is None or stored is None or not matches or not person.active:
         raise Unauthenticated(
-            gettext("the login or the password is not right; both are case-sensitive"), code="wrong_password"
+            gettext("the login or the password is not right; capitals count in the password"), code="wrong_password"
         )
     return person
+
+
+def find_login(session: Session, login: str) -> Person | None:
+    """Who has this login, or one that is the same but for capitals; of both, who spells it so."""
+    login = login.strip()
+    query = select(Person).where(or_(Person.login == login, Person.login_key == (key_of(login) or login)))
+    found = session.scalars(query).all()
+    return next((person for person in found if person.login == login), found[0] if found else None)
 
 
 def get_or_create_scripted(session: Session, login: str) -> Person:
@@ -87,8 +96,8 @@ def get_or_create_scripted(session: Session, login: str) -> Person:
     Raises:
         Conflict: a real person has this login.
     """
-    login = _checked_login(login)
-    person = session.scalar(select(Person).where(Person.login == login))
+    login = checked_login(login, scripted=True)
+    person = find_login(session, login)
     if person is None:
         person = Person(login=login, password_hash=None, role="annotator", scripted=True)
         session.add(person)
@@ -129,13 +138,6 @@ def lock_person(session: Session, person_id: int) -> LockedPerson:
     return LockedPerson(*row)
 
 
-def _checked_login(login: str) -> str:
-    login = login.strip()
-    if not 1 <= len(login) <= 120 or not login.isprintable():
-        raise InvalidInput(gettext("a login has 1 to 120 printable characters"), param="login")
-    return login
-
-
 def _refuse_easy(password: str, login: str) -> None:
     if not MIN_PASSWORD_LENGTH <= len(password) <= MAX_PASSWORD_LENGTH:
         raise InvalidInput(
@@ -157,7 +159,7 @@ def _refuse_easy(password: str, login: str) -> None:
         or not bare
         or bare in OBVIOUS_PASSWORDS
         or plain in OBVIOUS_PASSWORDS
-        or bare == login.lower()
+        or bare in (login.lower(), folded(login))
     ):
         raise InvalidInput(
             gettext("this password is easy to guess; a few unrelated words make a good one"), param="password"

@@ -18,7 +18,7 @@ from access.sessions import live_sessions
 from access.views import current_person, require_role, start_session
 from core.errors import Conflict, InvalidInput
 from core.language import gettext as _
-from core.web import runtime
+from core.web import public_url, runtime
 
 RECENT = 10
 
@@ -176,7 +176,7 @@ def _form(db: Session, row: Invitation, token: str, login: str) -> str:
 
 
 def _show_link(row: Invitation, token: str, login: str | None) -> str:
-    url = url_for("people.open_invitation", token=token, _external=True)
+    url = public_url("people.open_invitation", token=token)
     return render_template("access/link.html", invitation=row, url=url, login=login)
 
 

@@ -22,6 +22,7 @@ SEEN_EVERY = dt.timedelta(minutes=1)
 """`last_seen_at` and a key's `last_used_at` are written at most so often: a request must not cost a write."""
 KEPT = dt.timedelta(days=90)
 """How long a session that is over is remembered, with its address and browser."""
+MAX_ADDRESS, MAX_USER_AGENT = 64, 300  # characters
 SHOWN = 50
 """Sessions in a list; whoever has more ends them all at once."""
 
@@ -51,8 +52,8 @@ def open_session(
         person_id=person.id,
         token_sha256=_sha256(token),
         method=method,
-        address=address[:64],
-        user_agent=user_agent[:300],
+        address=address[:MAX_ADDRESS],
+        user_agent=user_agent[:MAX_USER_AGENT],
     )
     session.add(row)
     session.flush()

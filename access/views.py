@@ -9,7 +9,18 @@ from collections.abc import Callable
 from functools import wraps
 from typing import ParamSpec, TypeVar, cast
 
-from flask import Blueprint, Flask, current_app, flash, redirect, render_template, request, session, url_for
+from flask import (
+    Blueprint,
+    Flask,
+    after_this_request,
+    current_app,
+    flash,
+    redirect,
+    render_template,
+    request,
+    session,
+    url_for,
+)
 from flask_login import LoginManager, UserMixin, current_user, login_user, logout_user
 from sqlalchemy.orm import Session
 from werkzeug.wrappers import Response
@@ -17,9 +28,10 @@ from werkzeug.wrappers import Response
 from access import last_use
 from access.audit import record
 from access.models import Person, SessionRecord
+from access.names import SESSION_CHECK
 from access.people import check_password
-from access.sessions import SEEN_EVERY, browser_of, end_session, find_session, open_session
-from access.throttle import admit, forgive
+from access.sessions import MAX_ADDRESS, MAX_USER_AGENT, SEEN_EVERY, browser_of, end_session, find_session, open_session
+from access.throttle import DEVICE_LIFE, admit, device_cookie, forgive
 from core.db import utcnow
 from core.errors import Forbidden, TooManyRequests, Unauthenticated
 from core.language import gettext
@@ -53,9 +65,9 @@ class SignedInPerson(UserMixin):  # type: ignore[misc]  # Flask-Login has no typ
 
 
 def install(app: Flask) -> None:
-    """Put sign-in into an app. A session that moves to another address or browser is ended."""
+    """Put sign-in into an app."""
     login_manager = LoginManager()
-    login_manager.session_protection = "strong"
+    login_manager.session_protection = None  # `_load_person` compares address and browser with the row
     login_manager.user_loader(_load_person)
     login_manager.unauthorized_handler(_ask_to_sign_in)
     login_manager.init_app(app)
@@ -128,14 +140,15 @@ def sign_out() -> Response:
 
 
 def check_throttled(login: str, password: str) -> Person:
-    """The person whose login and password these are; failures are counted by login and by address.
+    """The person whose login and password these are; failures are counted as `access.throttle` says.
 
     Raises:
         Unauthenticated: always with the same words, whatever was wrong.
         TooManyRequests: too many failures lately.
     """
     db = runtime().db
-    attempt = admit(db, current_app.config["SECRET_KEY"], login, request.remote_addr or "")
+    device = request.cookies.get(_device_cookie_name(), "")
+    attempt = admit(db, current_app.config["SECRET_KEY"], login, request.remote_addr or "", device)
     with db.read() as connection:  # hashing takes a while; no write lock is held meanwhile
         person = check_password(connection, login, password)
     forgive(db, attempt)
@@ -149,12 +162,29 @@ def start_session(db: Session, person: Person, method: str) -> None:
         db: the transaction that also carries whatever let them in.
         method: "password", "oidc" or "invitation".
     """
-    row, token = open_session(
-        db, person, method, address=request.remote_addr or "", user_agent=request.headers.get("User-Agent", "")
-    )
+    address, user_agent = _from_where()
+    row, token = open_session(db, person, method, address=address, user_agent=user_agent)
     record(db, person.login, "session.sign_in", f"person:{person.id}", after={"method": method, "session": row.id})
     session.clear()
     login_user(SignedInPerson(person, row, token))
+    _remember_device(person.login)
+
+
+def _remember_device(login: str) -> None:
+    """Give the browser the mark by which it has tries of its own, whoever else guesses at this login."""
+    name, config = _device_cookie_name(), current_app.config
+    value = device_cookie(config["SECRET_KEY"], login, request.cookies.get(name, ""))
+
+    @after_this_request
+    def _mark(response: Response) -> Response:
+        response.set_cookie(
+            name, value, max_age=DEVICE_LIFE, secure=config["SESSION_COOKIE_SECURE"], httponly=True, samesite="Lax"
+        )
+        return response
+
+
+def _device_cookie_name() -> str:
+    return f"{current_app.config['SESSION_COOKIE_NAME']}-device"
 
 
 def _login() -> str:
@@ -171,9 +201,24 @@ def _load_person(session_id: str) -> SignedInPerson | None:
     signed_in = SignedInPerson(person, row, token)
     if signed_in.get_id() != session_id:
         return None
+    if (row.address, row.user_agent) != _from_where():
+        _end_moved(row, person)
+        return None
     if utcnow() - row.last_seen_at >= SEEN_EVERY:
         last_use.session_seen(row.id)
     return signed_in
+
+
+def _from_where() -> tuple[str, str]:
+    """Address and browser of a request, as a session's row has them."""
+    return (request.remote_addr or "")[:MAX_ADDRESS], request.headers.get("User-Agent", "")[:MAX_USER_AGENT]
+
+
+def _end_moved(row: SessionRecord, person: Person) -> None:
+    """End a session whose cookie came from elsewhere: it may be stolen, and who has it must not try again."""
+    with runtime().db.session() as db:
+        end_session(db, row.id, person.id)
+        record(db, SESSION_CHECK, "session.end", f"person:{person.id}", after={"session": row.id, "why": "moved"})
 
 
 def _ask_to_sign_in() -> Response:

@@ -6,12 +6,12 @@ from typing import Any
 
 import click
 from flask import Flask
-from sqlalchemy import select
 
 from access.audit import record
 from access.keys import create_key
-from access.models import ROLES, Person
-from access.people import create_person
+from access.models import ROLES
+from access.names import COMMAND_LINE
+from access.people import create_person, find_login
 from commands.database import prepare
 from core.errors import DunnockError, NotFound
 from core.settings import Settings
@@ -60,7 +60,7 @@ def person_add(login: str, role: str, password: str) -> None:
     """Add somebody who signs in."""
     with runtime().db.session() as session:
         person = create_person(session, login, password, role)
-        record(session, "command line", "person.add", f"person:{person.id}", after={"login": login, "role": role})
+        record(session, COMMAND_LINE, "person.add", f"person:{person.id}", after={"login": login, "role": role})
     click.echo(f"{login} can sign in ({role}).")
 
 
@@ -71,11 +71,11 @@ def person_add(login: str, role: str, password: str) -> None:
 def key_add(login: str, name: str, scopes: str) -> None:
     """Make an API key for a person; it is shown this once."""
     with runtime().db.session() as session:
-        person = session.scalar(select(Person).where(Person.login == login))
+        person = find_login(session, login)
         if person is None:
             raise NotFound(f"nobody is called {login!r}; add them with `make person LOGIN=…`")
         key, secret = create_key(session, person, name, scopes)
-        record(session, "command line", "key.add", f"api_key:{key.id}", after={"login": login, "scopes": scopes})
+        record(session, COMMAND_LINE, "key.add", f"api_key:{key.id}", after={"login": login, "scopes": scopes})
     click.echo(secret)
 
 
@@ -171,8 +171,8 @@ def collect() -> None:
 def rollback(to: str | None, reason: str) -> None:
     """Bring the former policy version back, at once, also to the running server."""
     with runtime().db.session() as session:
-        row = roll_back(session, actor="command line", reason=reason, to=to)
+        row = roll_back(session, actor=COMMAND_LINE, reason=reason, to=to)
         verify_adapter(active_version(session), runtime().settings.artifact_dir)  # a damaged one is not brought back
         tell_promoted(session, row)
-        record(session, "command line", "policy.rollback", str(row.policy_version_id), before={"active": row.former_id})
+        record(session, COMMAND_LINE, "policy.rollback", str(row.policy_version_id), before={"active": row.former_id})
         click.echo(f"{active_version(session).name} is active again")

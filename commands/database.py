@@ -9,6 +9,7 @@ from sqlalchemy import select
 
 from access.audit import record
 from access.models import Person
+from access.names import COMMAND_LINE
 from access.people import create_person
 from core.db import Database
 from core.settings import Settings
@@ -48,5 +49,5 @@ def first_admin(db: Database) -> tuple[str, str] | None:
             return None
         password = secrets.token_urlsafe(12)
         person = create_person(session, "admin", password, "admin")
-        record(session, "command line", "person.add", f"person:{person.id}", after={"login": "admin", "role": "admin"})
+        record(session, COMMAND_LINE, "person.add", f"person:{person.id}", after={"login": "admin", "role": "admin"})
         return "admin", password

@@ -11,13 +11,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from flask import Response, jsonify
+from flask import Response, jsonify, url_for
 
 from console import words
 from core.language import gettext
 from feedback.quality.estimate import Estimate, Reason
 
 Kind = Literal["text", "user", "number", "share", "figure", "seconds", "instant", "day", "standing"]
+EXPORTED = 5000
+"""Rows that a file holds at most."""
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -58,8 +60,14 @@ class Table:
     plot: Plot | None = None
     as_of: dt.datetime | None = None
     older: int | None = None  # where the next page of a list begins
+    cut: bool = False  # there are more rows, and no way to page to them
     filters: dict[str, Any] = field(default_factory=dict)
     endpoint: str = "quality.table"  # where its files come from; its name, a form and the filters make their address
+
+    @property
+    def truncated(self) -> bool:
+        """Whether there are more rows than these."""
+        return self.cut or self.older is not None
 
     @property
     def drawn(self) -> bool:
@@ -128,6 +136,7 @@ def as_json(table: Table) -> dict[str, Any]:
         "as_of": table.as_of.isoformat() if table.as_of else None,
         "filters": table.filters,
         "older": table.older,
+        "truncated": table.truncated,
         "columns": [{"name": c.name, "title": c.title, "kind": c.kind} for c in table.columns],
         "rows": [{c.name: _plain(row.get(c.name)) for c in table.columns} for row in table.rows],
     }
@@ -142,11 +151,16 @@ def as_csv(table: Table) -> Iterator[str]:
 
 
 def file_of(table: Table, form: str, name: str) -> Response:
-    """The table as a response: JSON, or a CSV file of this name."""
+    """The table as a response: JSON, or a CSV file of this name. Its head says whether there are more rows, and where."""
     if form == "json":
-        return jsonify(as_json(table))
-    answer = Response("".join(as_csv(table)), mimetype="text/csv")
-    answer.headers["Content-Disposition"] = f'attachment; filename="{name}.csv"'
+        answer = jsonify(as_json(table))
+    else:
+        answer = Response("".join(as_csv(table)), mimetype="text/csv")
+        answer.headers["Content-Disposition"] = f'attachment; filename="{name}.csv"'
+    answer.headers["X-Truncated"] = "true" if table.truncated else "false"
+    if table.older is not None:
+        rest = url_for(table.endpoint, name=table.name, form=form, **table.filters, before=table.older)
+        answer.headers["Link"] = f'<{rest}>; rel="next"'
     return answer
 
 

@@ -9,8 +9,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from console import quality_lists, words
-from console.figures import Column, Plot, Table
-from console.quality_reader import POOL_WORDS, SOURCE_WORDS, Reader, kind_word, nothing
+from console.figures import EXPORTED, Column, Plot, Table
+from console.quality_reader import POOL_WORDS, SOURCE_WORDS, Reader, count_left_out, kind_word, nothing
 from core.db import utcnow
 from core.language import gettext as _
 from feedback.models import KINDS, Rule
@@ -19,8 +19,6 @@ from feedback.quality.acts import Window
 from feedback.quality.estimate import Estimate, missing
 from feedback.quality.kept import Kept, kept
 from policy.models import PolicyVersion
-
-EXPORTED = 5000
 
 # Progress and throughput ----------------------------------------------------------------------------------------------
 
@@ -135,6 +133,7 @@ def settled(reader: Reader) -> Table:
     why = found.value.undefined
     return reader.table(
         "consensus", _("Rule checks, the least certain first"), columns, rows, as_of=found.at,
+        cut=len(found.value.settled) > reader.filters.limit,
         note=_("Dawid-Skene over rule checks with two verdicts or more."),
         empty=_("Undefined, because %(reason)s.", reason=_(why.text, **why.facts)) if why else "",
     )  # fmt: skip
@@ -235,6 +234,19 @@ def waiting(reader: Reader) -> Table:
     )  # fmt: skip
 
 
+def needs(reader: Reader) -> Table:
+    """What waits for a reviewer or a lead, and how much was done: the numbers of the overview's cards."""
+    found = health(reader)
+    numbers = {
+        _("to be settled"): found.value.adjudications, _("paused"): found.value.paused, _("warned"): found.value.warned,
+        _("flagged"): quality_lists.count_flags(reader), _("people who judged"): count_people(reader),
+        _("simulated judgments left out"): count_left_out(reader),
+    }  # fmt: skip
+    columns = [Column("what", _("What")), Column("n", _("How many"), "number")]
+    rows = [{"what": what, "n": n} for what, n in numbers.items()]
+    return reader.table("needs", _("What needs you?"), columns, rows, as_of=found.at)
+
+
 # The overview's cards -------------------------------------------------------------------------------------------------
 
 
@@ -267,7 +279,7 @@ def count_people(reader: Reader) -> int:
 TABLES: dict[str, Callable[[Reader], Table]] = {
     "progress": progress, "throughput": throughput, "agreement": agreements, "agreement-weeks": agreement_weeks,
     "flip-rate": flip_rates, "consensus": settled, "violations-by-version": violations_by_version,
-    "violations": violations_by_rule, "queue": waiting, "annotators": quality_lists.tracks, "gold": quality_lists.golds,
+    "violations": violations_by_rule, "queue": waiting, "needs": needs, "annotators": quality_lists.tracks, "gold": quality_lists.golds,
     "flags": quality_lists.flags,
 }  # fmt: skip
 """All tables by the name that stands in the address of their files."""

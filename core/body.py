@@ -4,8 +4,37 @@ from typing import Any, TypeVar
 
 from flask import request
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from core.errors import InvalidInput
+from core.language import N_, gettext, language
+
+FORMS = {
+    "missing": N_("Field required"),
+    "extra_forbidden": N_("Extra inputs are not permitted"),
+    "literal_error": N_("Input should be %(expected)s"),
+    "greater_than_equal": N_("Input should be greater than or equal to %(ge)s"),
+    "less_than_equal": N_("Input should be less than or equal to %(le)s"),
+    "greater_than": N_("Input should be greater than %(gt)s"),
+    "less_than": N_("Input should be less than %(lt)s"),
+    "int_type": N_("Input should be a valid integer"),
+    "int_parsing": N_("Input should be a valid integer, unable to parse string as an integer"),
+    "int_parsing_size": N_("Unable to parse input string as an integer, exceeded maximum size"),
+    "int_from_float": N_("Input should be a valid integer, got a number with a fractional part"),
+    "float_type": N_("Input should be a valid number"),
+    "float_parsing": N_("Input should be a valid number, unable to parse string as a number"),
+    "finite_number": N_("Input should be a finite number"),
+    "bool_type": N_("Input should be a valid boolean"),
+    "bool_parsing": N_("Input should be a valid boolean, unable to interpret input"),
+    "string_type": N_("Input should be a valid string"),
+    "string_too_short": N_("String should have at least %(min_length)s characters"),
+    "string_too_long": N_("String should have at most %(max_length)s characters"),
+    "too_short": N_("there should be at least %(min_length)s entries, not %(actual_length)s"),
+    "too_long": N_("there should be at most %(max_length)s entries, not %(actual_length)s"),
+    "list_type": N_("Input should be a valid list"),
+    "dict_type": N_("Input should be a valid dictionary"),
+}
+"""What pydantic says, by its name for what is wrong; what is not here is said in its own English words."""
 
 Body = TypeVar("Body", bound=BaseModel)
 
@@ -18,7 +47,7 @@ def parse_body(kind: type[Body]) -> Body:
     """
     value = request.get_json(force=True, silent=True)
     if not isinstance(value, dict):
-        raise InvalidInput("the body is not a JSON object")
+        raise InvalidInput(gettext("the body is not a JSON object"))
     return _validated(kind, value)
 
 
@@ -37,8 +66,15 @@ def _validated(kind: type[Body], value: dict[str, Any]) -> Body:
     except ValidationError as error:
         first = error.errors()[0]
         where = _path(value, first["loc"])
-        said = first["msg"].removeprefix("Value error, ").replace(" after validation", "")
+        said = wrong_words(first)
         raise InvalidInput(f"{where}: {said}" if where else said, param=where or None) from error
+
+
+def wrong_words(error: ErrorDetails) -> str:
+    """What pydantic found wrong, in the language of this request; validators of ours speak it already."""
+    if language() == "en" or error["type"] not in FORMS:
+        return error["msg"].removeprefix("Value error, ").replace(" after validation", "")
+    return gettext(FORMS[error["type"]], **error.get("ctx", {}))
 
 
 def _path(value: Any, location: tuple[int | str, ...]) -> str:

@@ -9,12 +9,14 @@ import secrets
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from core.errors import SettingsError
 
+LOOPBACK = ("127.0.0.1", "localhost")
 PLACEHOLDER_SECRETS = {"", "dev", "secret", "change-me", "changeme", "development"}
 
 
@@ -452,6 +454,10 @@ class Settings(BaseSettings):
     api_auth: Literal["required", "open"] = Field(
         "required", description="`open` lets `/v1` be called without an API key; for loopback trials only."
     )
+    public_url: str = Field(
+        "",
+        description="Where people reach the pages, e.g. `https://dunnock.example.org`. Links to send and the provider's redirect URI begin with it, and requests to other hosts are refused but for loopback ones. Production needs it. Empty: whatever host a request names.",
+    )
     trusted_proxies: int = Field(
         0,
         ge=0,
@@ -516,9 +522,33 @@ class Settings(BaseSettings):
                 )
             if self.api_auth == "open":
                 raise SettingsError("DUNNOCK_API_AUTH=open is for development; production needs API keys.")
+            if not self.public_url.startswith("https://"):
+                raise SettingsError(
+                    f"DUNNOCK_PUBLIC_URL is {self.public_url!r}; production needs the https:// address that people open,"
+                    " so that nobody's Host header gets into the links it sends."
+                )
+        if self.public_url:
+            self._check_public_url()
         if self.oidc.issuer:
             self._check_oidc(self.oidc)
         return self
+
+    def _check_public_url(self) -> None:
+        try:
+            parts = urlsplit(self.public_url)
+            good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            good = False
+        if not good or parts.path.strip("/") or parts.query or parts.fragment or parts.username is not None:
+            raise SettingsError(
+                f"DUNNOCK_PUBLIC_URL is {self.public_url!r}; give scheme and host alone, e.g. https://dunnock.example.org"
+            )
+
+    @property
+    def trusted_hosts(self) -> list[str] | None:
+        """The hosts that requests may name; None where all may."""
+        host = urlsplit(self.public_url).hostname
+        return [host, *LOOPBACK] if host else None
 
     def _check_oidc(self, oidc: OidcSettings) -> None:
         if not oidc.client_id or "openid" not in oidc.scopes.split():

@@ -4,6 +4,8 @@ Nothing that was submitted is dropped: a late judgment that finds its task full 
 mind is a new judgment that names the one it supersedes. A scripted person's judgment is always `simulated`.
 """
 
+import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -29,6 +31,8 @@ from feedback.models import Assignment, Completion, Correction, Judgment, RuleJu
 from feedback.tasks import copy_task, create_task
 from feedback.webhooks.events import judgment_added
 
+REUSED = "idempotency_key_reused"
+OTHERWISE = N_("this idempotency key was used with other content, which is kept; use a new key for a new act")
 ONCE_TAKEN = N_("this name (`once`) belongs to another judgment; use a new one for a new act")
 JUDGMENT = table_of(Judgment)
 LATER = JUDGMENT.alias()
@@ -40,7 +44,8 @@ STANDING_ROWS = (
     .where(JUDGMENT.c.task_id == bindparam("of_task"), STANDS)
     .order_by(JUDGMENT.c.id)
 )
-MAX_ONCE_LENGTH = 100  # the column has 120; record_feedback adds ":correction"
+MAX_ONCE_LENGTH = 100
+FEEDBACK = ("thumbs", "rating", "correction")
 
 
 @dataclass(frozen=True)
@@ -76,18 +81,18 @@ def store_judgment(
     Args:
         token: the assignment's lease token; a lease that ran out is no reason to refuse.
         latency_s: seconds from showing the task to submitting.
-        once: a name of this act; a second submit with the same one returns the first judgment.
+        once: a name of this act; a second submit with the same one that says the same returns the first judgment.
         gold: what follows from a wrong answer to a task whose answer is known; the defaults when left out.
         adjudicate: ask a reviewer to settle the task when this judgment is its last and contradicts another.
 
     Raises:
         NotFound: the token is not the annotator's, or a completion that a probe names does not exist.
-        Conflict: the assignment was judged before (under another `once`) or skipped.
+        Conflict: the assignment was judged before (under another `once`, or otherwise) or skipped.
         InvalidInput: the form is of another kind of task, or speaks of what was not shown.
     """
     shown = find_shown(session, token, who.id, lock=True)
     if shown.state in ("done", "surplus"):
-        return _first_judgment(session, shown, once)
+        return _first_judgment(session, shown, form, once)
     if shown.state == "skipped":
         raise Conflict(gettext("this task is skipped; open /annotate for your next one"))
     _check_may_see(who, shown)
@@ -207,7 +212,7 @@ def record_feedback(  # noqa: PLR0913 (each is one thing that can be said)
     Args:
         annotator_id: who says it; None where the API is open.
         note: goes with the first judgment that is made.
-        once: a name of this act; a second call with it returns the first judgments.
+        once: the person's name of this act; a second call with it that says the same returns the first judgments.
         simulated: True for a program's judgment. A scripted person's are simulated whatever is said here.
 
     What the same person said before in the same way (thumbs, rating, correction) is superseded.
@@ -218,7 +223,7 @@ def record_feedback(  # noqa: PLR0913 (each is one thing that can be said)
     Raises:
         NotFound: unknown completion or person.
         InvalidInput: nothing was said, a value is out of range, or the correction changes nothing.
-        Conflict: `once` was used for another completion or by somebody else.
+        Conflict: the same person (or nobody) said something else under this `once`.
     """
     person = None if annotator_id is None else lock_person(session, annotator_id)
     completion = session.get(Completion, completion_id)
@@ -226,17 +231,18 @@ def record_feedback(  # noqa: PLR0913 (each is one thing that can be said)
         raise NotFound(
             gettext("there is no completion %(completion_id)r", completion_id=completion_id), param="completion_id"
         )
-    once = _checked_once(once)
-    if once is not None and (found := _feedback_once(session, once, completion_id, annotator_id)):
-        return found
     said = _checked_feedback(completion, thumbs, rating, correction)
+    note = plain_text(note) if note else None
+    once = _own_once(_checked_once(once), annotator_id)
+    if once is not None and (found := _feedback_once(session, once, completion_id, said, note)):
+        return found
     judgments: list[Judgment] = []
     for kind, value in said.items():
         judgment = Judgment(kind=kind, completion_id=completion_id, annotator_id=annotator_id)
         judgment.simulated = bool(simulated) or (person is not None and person.scripted)
         judgment.supersedes_id = _said_before(session, judgment)
-        judgment.once = None if once is None else f"{once}:{kind}"
-        judgment.note = plain_text(note) if note and not judgments else None
+        judgment.once = once and f"{once}:{kind}"
+        judgment.note = note if not judgments else None
         if kind != "correction":
             setattr(judgment, kind, value)
         _add(session, judgment)
@@ -327,13 +333,23 @@ def _check_rule_versions(session: Session, ids: Iterable[int]) -> None:
         )
 
 
-def _first_judgment(session: Session, shown: Shown, once: str | None) -> Stored:
+def _first_judgment(session: Session, shown: Shown, form: JudgmentForm, once: str | None) -> Stored:
     first = session.scalars(
         select(Judgment).where(Judgment.assignment_id == shown.assignment_id).order_by(Judgment.id).limit(1)
     ).one()
     if once is None or first.once != once:
         raise Conflict(gettext("you have judged this task already; undo (z) opens it again"))
+    if not _says(session, first, _said(session, form, shown)):
+        raise Conflict(gettext(OTHERWISE), code=REUSED, param="idempotency_key")
     return Stored(first.id, first.surplus)
+
+
+def _says(session: Session, judgment: Judgment, said: Said) -> bool:
+    """Whether this is what a judgment says, as far as the database tells it."""
+    (stored,) = read_said(session, [judgment])
+    return replace(stored, answer=None) == replace(said, answer=None) and (
+        json.dumps(stored.answer, sort_keys=True) == json.dumps(said.answer, sort_keys=True)
+    )
 
 
 def _judgment_once(session: Session, once: str, annotator_id: int) -> Judgment | None:
@@ -341,13 +357,23 @@ def _judgment_once(session: Session, once: str, annotator_id: int) -> Judgment |
     return found if found is not None and found.annotator_id == annotator_id else None
 
 
-def _feedback_once(session: Session, once: str, completion_id: str, annotator_id: int | None) -> list[Judgment]:
-    names = [f"{once}:{kind}" for kind in ("thumbs", "rating", "correction")]
+def _own_once(once: str | None, annotator_id: int | None) -> str | None:
+    """A name that somebody gave an act, as theirs alone: others may use the same words."""
+    return once and f"feedback:{annotator_id or 'open'}:{hashlib.sha256(once.encode()).hexdigest()[:32]}"
+
+
+def _feedback_once(
+    session: Session, once: str, completion_id: str, said: dict[str, int | str], note: str | None
+) -> list[Judgment]:
+    """What was said under a name before; nothing where there is none of it."""
+    names = [f"{once}:{kind}" for kind in FEEDBACK]
     found = list(session.scalars(select(Judgment).where(Judgment.once.in_(names)).order_by(Judgment.id)))
-    if any((j.completion_id, j.annotator_id) != (completion_id, annotator_id) for j in found):
-        raise Conflict(
-            gettext("this name (`once`) belongs to other feedback; use a new one for a new act"), param="once"
-        )
+    told: dict[str, int | str | None] = {judgment.kind: judgment.thumbs or judgment.rating for judgment in found}
+    for each in read_said(session, found):
+        if each.edits:
+            told["correction"] = each.edits[0][1]
+    if found and (told != said or found[0].note != note or found[0].completion_id != completion_id):
+        raise Conflict(gettext(OTHERWISE), code=REUSED, param="idempotency_key")
     return found
 
 

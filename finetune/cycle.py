@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session, aliased
 
 from core.db import Database, utcnow
 from core.errors import Cancelled, Conflict, DunnockError, LeaseLost, NotFound
+from core.language import gettext
 from core.settings import Settings
 from feedback.models import Judgment, SnapshotJudgment
 from finetune.events import tell_finished
@@ -69,7 +70,7 @@ def cancel_cycle(session: Session, cycle_id: int, actor: str) -> Cycle:
     """Mark an unfinished cycle cancelled; its worker ends the running stage within seconds and starts no other."""
     cycle = session.get(Cycle, cycle_id, with_for_update=True, populate_existing=True)
     if cycle is None:
-        raise NotFound(f"there is no cycle {cycle_id}")
+        raise NotFound(gettext("there is no cycle %(cycle_id)s", cycle_id=cycle_id))
     if cycle.state in UNFINISHED:
         cycle.state, cycle.outcome, cycle.finished_at = "cancelled", f"cancelled by {actor}", utcnow()
         tell_finished(session, cycle)
@@ -84,10 +85,14 @@ def reopen_cycle(session: Session, cycle_id: int) -> Cycle:
     """
     cycle = session.get(Cycle, cycle_id)
     if cycle is None:
-        raise NotFound(f"there is no cycle {cycle_id}")
+        raise NotFound(gettext("there is no cycle %(cycle_id)s", cycle_id=cycle_id))
     if cycle.state != "failed" or unfinished_cycle(session) is not None:
         raise Conflict(
-            f"cycle {cycle_id} is {cycle.state}; only a failed one is taken up again, and only while none is unfinished"
+            gettext(
+                "cycle %(cycle_id)s is %(state)s; only a failed one is taken up again, and only while none is unfinished",
+                cycle_id=cycle_id,
+                state=cycle.state,
+            )
         )
     cycle.state, cycle.outcome, cycle.finished_at = "requested", None, None
     return cycle

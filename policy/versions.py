@@ -9,6 +9,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from core.errors import Conflict, NotFound
+from core.language import gettext
 from policy.models import GateReport, PolicyVersion, Promotion
 
 BASE_NAME = "base"
@@ -22,7 +23,9 @@ def active_version(session: Session) -> PolicyVersion:
     """
     version = session.scalar(select(PolicyVersion).where(PolicyVersion.state == "active"))
     if version is None:
-        raise NotFound("no policy version is active yet; run `make run` or `make demo` once", code="no_active_policy")
+        raise NotFound(
+            gettext("no policy version is active yet; run `make run` or `make demo` once"), code="no_active_policy"
+        )
     return version
 
 
@@ -30,7 +33,7 @@ def find_version(session: Session, name: str) -> PolicyVersion:
     """The version of this name, or NotFound."""
     version = session.scalar(select(PolicyVersion).where(PolicyVersion.name == name))
     if version is None:
-        raise NotFound(f"there is no policy version {name!r}", code="model_not_found", param="model")
+        raise NotFound(gettext("there is no policy version %(name)r", name=name), code="model_not_found", param="model")
     return version
 
 
@@ -47,8 +50,13 @@ def ensure_base_version(session: Session, base_model: str, base_sha256: str) -> 
         session.flush()
     if version.base_sha256 != base_sha256:
         raise Conflict(
-            f"this database was made with base model {version.base_model} ({version.base_sha256[:12]}…), but the settings"
-            f" name {base_model} ({base_sha256[:12]}…); adapters do not carry over. Use another database or the former base."
+            gettext(
+                "this database was made with base model %(made)s (%(made_sha256)s…), but the settings name %(asked)s (%(asked_sha256)s…); adapters do not carry over. Use another database or the former base.",
+                made=version.base_model,
+                made_sha256=version.base_sha256[:12],
+                asked=base_model,
+                asked_sha256=base_sha256[:12],
+            )
         )
     if session.scalar(select(Promotion.id).limit(1)) is None:
         _activate(session, version, None, kind="first", actor="system", reason="first version", once="first")
@@ -92,12 +100,22 @@ def promote(session: Session, version: PolicyVersion, *, actor: str, reason: str
         return done
     report = session.scalar(select(GateReport).where(GateReport.policy_version_id == version.id))
     if report is None or not report.passed:
-        found = "no gate report" if report is None else "a gate report that did not pass"
-        raise Conflict(f"{version.name} has {found}; only a version that passed the gate can be promoted")
+        found = gettext("no gate report") if report is None else gettext("a gate report that did not pass")
+        raise Conflict(
+            gettext(
+                "%(name)s has %(found)s; only a version that passed the gate can be promoted",
+                name=version.name,
+                found=found,
+            )
+        )
     current = active_version(session)
     if current.id != report.incumbent_id:
         raise Conflict(
-            f"{version.name} was gated against another version than {current.name}, which is active now; gate it again"
+            gettext(
+                "%(name)s was gated against another version than %(active)s, which is active now; gate it again",
+                name=version.name,
+                active=current.name,
+            )
         )
     return _activate(
         session, version, current, kind="promote", actor=actor, reason=reason, once=once, gate_report_id=report.id
@@ -116,7 +134,9 @@ def rollback(session: Session, *, actor: str, reason: str = "", to: str | None =
     if to is not None:
         target = find_version(session, to)
         if target.id not in been_active or target.id == current.id:
-            raise Conflict(f"{to} is active already or never was; only a former version can be brought back")
+            raise Conflict(
+                gettext("%(name)s is active already or never was; only a former version can be brought back", name=to)
+            )
     else:
         target = former_version(session, current)
     return _activate(session, target, current, kind="rollback", actor=actor, reason=reason)
@@ -135,7 +155,7 @@ def former_version(session: Session, current: PolicyVersion) -> PolicyVersion:
     )
     former = session.get(PolicyVersion, row.former_id) if row is not None and row.former_id else None
     if former is None:
-        raise Conflict(f"there is no version before {current.name}; nothing was changed")
+        raise Conflict(gettext("there is no version before %(name)s; nothing was changed", name=current.name))
     return former
 
 

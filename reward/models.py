@@ -8,6 +8,7 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from core.db import Base, utcnow
 from core.errors import NotFound, StageError
+from core.language import gettext
 
 Kind = Literal["preference", "rules"]
 
@@ -49,7 +50,7 @@ def usable_model(session: Session, *, require_bar: bool) -> RewardModel:
     """
     model = newest_model(session, "preference")
     if model is None:
-        raise NotFound("there is no reward model yet; the reward stage of a cycle makes one")
+        raise NotFound(gettext("there is no reward model yet; the reward stage of a cycle makes one"))
     if require_bar and not model.clears_bar:
         raise StageError(
             f"reward model {model.id} may train no policy: {bar_words(model.evaluation)}. Collect more judgments, or set"

@@ -5,10 +5,12 @@ from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import select
 
+from access.keys import create_key
 from access.models import Person, SessionRecord
 from core.db import Database
 from core.errors import SettingsError
 from core.settings import OidcSettings, Settings
+from core.web import public_url
 from tests.factories import PASSWORD
 
 FORM = {"login": "annotator", "password": PASSWORD}
@@ -44,17 +46,19 @@ def test_https_is_remembered_in_production_only_over_https(production: Flask, cl
     assert "Strict-Transport-Security" not in client.get("/sign-in", headers=secure).headers
 
 
-def test_the_session_cookie(production: Flask, client: FlaskClient, people: dict[str, Person]) -> None:
-    cookie = client.post("/sign-in", data=FORM).headers["Set-Cookie"]
-    assert cookie.startswith("dunnock=")
-    assert "HttpOnly" in cookie
-    assert "SameSite=Lax" in cookie
+def test_the_cookies_of_session_and_device(production: Flask, client: FlaskClient, people: dict[str, Person]) -> None:
+    cookies = client.post("/sign-in", data=FORM).headers.getlist("Set-Cookie")
+    assert {cookie.partition("=")[0] for cookie in cookies} == {"dunnock", "dunnock-device"}
+    for cookie in cookies:
+        assert "HttpOnly" in cookie
+        assert "SameSite=Lax" in cookie
     secure = production.test_client()
-    cookie = secure.post("/sign-in", data=FORM, base_url="https://dunnock.example").headers["Set-Cookie"]
-    assert cookie.startswith("__Host-dunnock=")
-    assert "Secure" in cookie
-    assert "Path=/" in cookie
-    assert "Domain" not in cookie
+    cookies = secure.post("/sign-in", data=FORM, base_url="https://dunnock.example").headers.getlist("Set-Cookie")
+    assert {cookie.partition("=")[0] for cookie in cookies} == {"__Host-dunnock", "__Host-dunnock-device"}
+    for cookie in cookies:
+        assert "Secure" in cookie
+        assert "Path=/" in cookie
+        assert "Domain" not in cookie
 
 
 def test_signing_in_makes_a_new_session(client: FlaskClient, people: dict[str, Person]) -> None:
@@ -88,4 +92,50 @@ def test_only_as_many_proxies_are_believed_as_there_are(
 )  # fmt: skip
 def test_settings_of_a_provider_that_contradict(group: dict[str, object], said: str) -> None:
     with pytest.raises(SettingsError, match=said):
-        Settings(_env_file=None, env="production", secret_key="k" * 40, oidc=OidcSettings(**group))
+        Settings(
+            _env_file=None,
+            env="production",
+            secret_key="k" * 40,
+            public_url="https://a.example",
+            oidc=OidcSettings(**group),
+        )
+
+
+@pytest.fixture
+def public(settings: Settings, database: Database) -> Flask:
+    """The app as people reach it under a name."""
+    from app import create_app
+
+    oidc = OidcSettings(issuer="https://id.example", client_id="x")
+    app = create_app(settings.model_copy(update={"public_url": "https://birds.example", "oidc": oidc}), database)
+    app.config.update(TESTING=True, WTF_CSRF_ENABLED=False)
+    return app
+
+
+def test_other_hosts_than_the_public_one_are_refused(public: Flask) -> None:
+    client = public.test_client()
+    for host in ("birds.example", "birds.example:443", "127.0.0.1:8080", "localhost"):
+        assert client.get("/sign-in", headers={"Host": host}).status_code == 200, host
+    for host in ("evil.example", "birds.example.evil.example", "xbirds.example", "birds.example@evil.example"):
+        for path in ("/sign-in", "/v1/models", "/healthz", "/nowhere", "/static/pages.css"):
+            answer = client.get(path, headers={"Host": host})
+            assert answer.status_code == 400, (host, path)
+            assert "evil" not in answer.text
+            assert "not at this host name" in answer.text
+    proxied = client.get("/sign-in", headers={"Host": "birds.example", "X-Forwarded-Host": "evil.example"})
+    assert proxied.status_code == 200  # nobody's word is taken for it
+
+
+def test_links_that_are_sent_name_the_public_host(public: Flask, people: dict[str, Person], database: Database) -> None:
+    client = public.test_client()
+    client.post("/sign-in", data={"login": "lead", "password": PASSWORD})
+    page = client.post("/invitations", data={"role": "annotator"}, headers={"Host": "localhost:8080"}).text
+    assert "https://birds.example/invitation/" in page
+    assert "localhost" not in page
+    with database.session() as session:
+        _, key = create_key(session, session.get_one(Person, people["lead"].id), "x", "people")
+    headers = {"Authorization": f"Bearer {key}", "Host": "localhost:8080"}
+    made = client.post("/api/v1/invitations", json={"role": "annotator"}, headers=headers).get_json()
+    assert made["link"].startswith("https://birds.example/invitation/")
+    with public.test_request_context("/", headers={"Host": "localhost:8080"}):
+        assert public_url("oidc.callback") == "https://birds.example/sign-in/oidc/callback"

@@ -10,6 +10,7 @@ from playwright.sync_api import Page, expect
 from sqlalchemy import select
 from werkzeug.routing import BuildError
 
+from access import oidc
 from access.models import Person
 from commands.seed import seed
 from core.db import Database
@@ -17,9 +18,10 @@ from core.language import gettext
 from core.settings import Settings
 from feedback.models import KINDS, Judgment, Rule
 from feedback.rules.store import ensure_rules
+from feedback.tasks import create_task
 from tests.conftest import SignedIn
 from tests.console.rows import make_cycle, make_promoted, make_stages
-from tests.factories import PASSWORD, make_pairwise_task, make_person
+from tests.factories import PASSWORD, make_completion, make_pairwise_task, make_person, make_prompt
 from tests.test_language import Visible, catalogue, forms
 
 pytestmark = pytest.mark.timeout(300)
@@ -114,8 +116,32 @@ def test_errors(client: FlaskClient, annotator: SignedIn) -> None:
     assert "Anmeldename oder Passwort stimmt nicht" in wrong.text
     refused = annotator.client.get("/people", headers=GERMAN)
     assert (refused.status_code, "Nicht für dieses Konto" in refused.text) == (403, True)
+    void = client.get("/invitation/none", headers=GERMAN)
+    assert (void.status_code, "Dieser Link funktioniert nicht" in void.text) == (404, True)
+    with annotator.client.application.test_request_context(headers=GERMAN):
+        away = oidc._away(OSError("x")).message
+    assert "antwortet gerade nicht" in away
     program = client.get("/nowhere", headers={"Accept": "application/json"}).get_json()
     assert "not found" in program["detail"]
+
+
+def test_a_version_and_a_cycle_that_are_not_there(zoe: SignedIn) -> None:
+    for path, words in (
+        ("/policies/nope", "es gibt keine Strategie-Version"), ("/cycles/99", "es gibt keine Runde"),
+    ):  # fmt: skip
+        answer = zoe.client.get(path, headers=GERMAN)
+        assert (answer.status_code, words in answer.text) == (404, True), answer.text
+
+
+def test_a_mark_that_does_not_exist(database: Database, zoe: SignedIn) -> None:
+    with database.session() as session:
+        prompt = make_prompt(session)
+        create_task(session, "rating", prompt.id, [make_completion(session, prompt).id], source="test")
+    page = zoe.client.get("/annotate", headers=GERMAN).text
+    token = page.split('data-token="')[1].split('"')[0]
+    answer = zoe.client.post(f"/annotate/{token}", data={"rating": "9"}, headers=GERMAN)
+    assert "höchstens 5" in answer.text
+    assert "Input should" not in answer.text
 
 
 def test_a_text_of_english_alone_is_found() -> None:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 from babel.messages.catalog import Catalog
@@ -12,10 +13,12 @@ from babel.messages.pofile import read_po
 from flask import Flask
 from flask.testing import FlaskClient
 from jinja2 import Environment, nodes
+from pydantic import BaseModel, Field, ValidationError
 
 from commands.messages import extract
 from console import words
 from console.stage_facts import SMOOTHING
+from core.body import FORMS, wrong_words
 from core.language import CATALOGUES, LANGUAGES, retold
 from core.settings import CareSettings, GateSettings, UpdateSettings
 from feedback.assignment import shown
@@ -269,3 +272,66 @@ def test_what_is_flashed_is_translated() -> None:
                 if not re.match(r"_\(|gettext\(|error\.message$", text):
                     bare.append(f"{path.name}: {text}")
     assert bare == []
+
+
+FOR_PROGRAMS = (
+    "feedback/api/", "feedback/exchange/", "feedback/dataset.py", "feedback/preferences.py", "feedback/tasks.py",
+    "feedback/webhooks/guarded.py", "serving/schemas.py", "core/settings.py", "core/db.py", "core/artifacts.py",
+)  # fmt: skip
+"""Whose errors are read by programs, in a terminal or in a log alone."""
+PAGE_ERRORS = {
+    "InvalidInput", "NotFound", "Forbidden", "Unauthenticated", "TooManyRequests", "ProviderError", "Conflict", "EngineError",
+    "ValueError", "DunnockError",
+}  # fmt: skip
+
+
+def bare_errors(source: str) -> list[str]:
+    """Words of errors that are raised or made without a look into the catalogue."""
+    return [
+        ast.unparse(node)
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Call)
+        and getattr(node.func, "id", "") in PAGE_ERRORS
+        and node.args
+        and isinstance(node.args[0], ast.JoinedStr | ast.Constant | ast.BinOp)
+    ]
+
+
+def test_words_of_errors_that_pages_show_are_translated() -> None:
+    assert bare_errors('raise NotFound(f"no {x}")') and bare_errors('raise ValueError("no")')  # noqa: PT018
+    assert not bare_errors('raise NotFound(gettext("no"))')
+    folders = ("access", "core", "feedback", "console", "serving")
+    paths = [path for folder in folders for path in ROOT.glob(f"{folder}/**/*.py")]
+    paths += [ROOT / "policy/versions.py", ROOT / "finetune/cycle.py", ROOT / "reward/models.py"]
+    bare = {
+        name: found
+        for path in paths
+        if not (name := path.relative_to(ROOT).as_posix()).startswith(FOR_PROGRAMS)
+        and (found := bare_errors(path.read_text(encoding="utf-8")))
+    }
+    assert bare == {}
+
+
+def test_what_pydantic_finds_wrong_is_told_in_the_language_of_the_reader(app: Flask) -> None:
+    class Model(BaseModel):
+        mark: int = Field(ge=1, le=5)
+        choice: Literal["left", "right"]
+        note: str = Field("", max_length=3)
+        many: list[int] = Field(default_factory=list, max_length=1)
+
+    wrong: list[dict[str, Any]] = [
+        {"mark": 9, "choice": "left"}, {"mark": "x", "choice": "left"}, {"mark": 1, "choice": "up"}, {"mark": 1},
+        {"mark": 1, "choice": "left", "note": "long"}, {"mark": 1, "choice": "left", "many": [1, 2]},
+    ]  # fmt: skip
+    for values in wrong:
+        with pytest.raises(ValidationError) as caught:
+            Model.model_validate(values)
+        (error,) = caught.value.errors()
+        with app.test_request_context():
+            english = wrong_words(error)
+        assert english == error["msg"].replace(" after validation", "")
+        with app.test_request_context(headers={"Accept-Language": "de"}):
+            german = wrong_words(error)
+        assert german != english
+        assert not re.search(r"Input|should|%\(", german), german
+    assert all(form in {m.id for m in catalogue("de")} for form in FORMS.values())

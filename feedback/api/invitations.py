@@ -6,7 +6,7 @@ listed and revoked here and made in the page only: a key that makes them could t
 
 from typing import Any
 
-from flask import Blueprint, Response, jsonify, url_for
+from flask import Blueprint, Response, jsonify
 from sqlalchemy.orm import Session
 
 from access import invitations
@@ -14,7 +14,7 @@ from access.callers import calling_manager, managers_body
 from access.models import Invitation, Person
 from core.body import parse_query
 from core.openapi import operation
-from core.web import runtime
+from core.web import public_url, runtime
 from feedback.api.person_schemas import InvitationAnswer, InvitationBody, InvitationMade, InvitationPage
 from feedback.api.schemas import Page
 
@@ -44,7 +44,7 @@ def invite() -> tuple[Response, int]:
     with runtime().db.session() as session:
         actor = calling_manager(session, SCOPE)
         row, token = invitations.invite(session, actor, body.role, body.note, runtime().settings.invitation_s)
-        link = url_for("people.open_invitation", token=token, _external=True)
+        link = public_url("people.open_invitation", token=token)
         return jsonify(_told(row, actor.login) | {"token": token, "link": link}), 201
 
 

@@ -3,12 +3,11 @@
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from access.names import GOLD_CHECK
 from core.settings import GoldSettings
 from feedback.assignment.annotators import annotator_of, set_standing
 from feedback.kinds.frame import JudgmentForm, Said, Shown
 from feedback.models import Annotator, Assignment, Gold, GoldResult, Judgment, Task
-
-ACTOR = "gold check"
 
 
 def measure(
@@ -46,7 +45,7 @@ def _judge_annotator(session: Session, person_id: int, settings: GoldSettings) -
         standing = "paused" if share < settings.pause_below else "warned" if share < settings.warn_below else "good"
     if standing != current:
         why = f"{passed} of your last {n} tasks with a known answer were answered as known"
-        set_standing(session, annotator_of(session, person_id), standing, why, ACTOR)
+        set_standing(session, annotator_of(session, person_id), standing, why, GOLD_CHECK)
 
 
 def _passed(session: Session, person_id: int, annotator: Annotator | None, settings: GoldSettings) -> tuple[int, int]:

@@ -5,6 +5,7 @@ fields. A row that does not fit is reported with its line and the rest is import
 there is counted and not added again, so that an import can be repeated after a crash.
 """
 
+import codecs
 import gzip
 import hashlib
 import json
@@ -14,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -28,6 +29,9 @@ from feedback.prompts import add_completion, add_prompt
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 ROWS_PER_TRANSACTION = 500
 MAX_TEXT_CHARS = 100_000
+MAX_LINE_BYTES = 16 << 20  # several times the longest texts that a row may have
+MAX_JSON_BYTES = 256 << 20  # parsed at once
+MAX_FILE_BYTES = 4 << 30  # unpacked; a few megabytes of gzip can hold any number of zeros
 MAX_MARGIN = 1e6  # NaN and infinity are refused with it
 
 
@@ -110,24 +114,67 @@ def _add(session: Session, pair: Pair, source: str) -> bool:
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """(line, row) of a file; a line that is no JSON comes as an ImportRowError in the row's place."""
+    """(line, row) of a file, which is UTF-8, with or without a byte-order mark. A line that is no UTF-8, no JSON or longer
+    than `MAX_LINE_BYTES` comes as an ImportRowError in the row's place.
+
+    Raises:
+        InvalidInput: the file is damaged, is larger than is taken, or is a .json that is no array.
+    """
     if path.suffix == ".parquet":
         yield from _parquet_rows(path)
         return
     opener = gzip.open if path.suffix == ".gz" else open
     try:
-        with opener(path, "rt", encoding="utf-8", errors="replace") as file:
+        with cast("BinaryIO", opener(path, "rb")) as file:
             if path.name.removesuffix(".gz").endswith(".json"):
-                rows = json.load(file)
-                if not isinstance(rows, list):
-                    raise InvalidInput(f"{path} holds a {type(rows).__name__}; a .json file must be one array of rows")
-                yield from enumerate(rows, start=1)
+                yield from enumerate(_array(file, path), start=1)
                 return
-            for line, text in enumerate(file, start=1):
-                if text.strip():
+            for line, text in _lines(file, path):
+                if text is None:
+                    yield (
+                        line,
+                        ImportRowError(line, f"is longer than the {MAX_LINE_BYTES >> 20} MiB that a row may have"),
+                    )
+                elif text.strip():
                     yield line, _json_or_error(line, text)
     except (OSError, EOFError, zlib.error, json.JSONDecodeError) as error:
         raise InvalidInput(f"{path} cannot be read: {error}") from error
+
+
+def _array(file: BinaryIO, path: Path) -> list[Any]:
+    """The rows of a .json file, which is read at once."""
+    text = file.read(MAX_JSON_BYTES + 1)
+    if len(text) > MAX_JSON_BYTES:
+        raise InvalidInput(f"{path} holds more than {MAX_JSON_BYTES >> 20} MiB; make it a .jsonl, a row a line")
+    try:
+        rows = json.loads(text.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        line = text.count(b"\n", 0, error.start) + 1
+        raise InvalidInput(f"{path} is not UTF-8: line {line}, {_byte(error)}; save it as UTF-8") from error
+    except RecursionError as error:
+        raise InvalidInput(f"{path} is nested too deep to be read") from error
+    if not isinstance(rows, list):
+        raise InvalidInput(f"{path} holds a {type(rows).__name__}; a .json file must be one array of rows")
+    return rows
+
+
+def _lines(file: BinaryIO, path: Path) -> Iterator[tuple[int, bytes | None]]:
+    """(number, line), with None for a line that is too long, of which no more is kept than one may have."""
+    line, total = 0, 0
+    while text := file.readline(MAX_LINE_BYTES + 1):
+        line += 1
+        total += len(text)
+        long = len(text) > MAX_LINE_BYTES
+        while len(text) > MAX_LINE_BYTES and total <= MAX_FILE_BYTES:  # the rest of a long line, in pieces
+            text = b"" if text.endswith(b"\n") else file.readline(MAX_LINE_BYTES + 1)
+            total += len(text)
+        if total > MAX_FILE_BYTES:
+            raise InvalidInput(
+                f"{path} holds more than {MAX_FILE_BYTES >> 20} MiB (line {line}); split it. What came before is imported"
+            )
+        if line == 1:
+            text = text.removeprefix(codecs.BOM_UTF8)
+        yield line, None if long else text
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
@@ -141,11 +188,17 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
         raise InvalidInput(f"{path} cannot be read: {error}") from error
 
 
-def _json_or_error(line: int, text: str) -> Any:
+def _json_or_error(line: int, text: bytes) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text.decode())
+    except UnicodeDecodeError as error:
+        return ImportRowError(line, f"is not UTF-8 ({_byte(error)}); save the file as UTF-8")
     except (ValueError, RecursionError) as error:
         return ImportRowError(line, f"is not JSON ({error})")
+
+
+def _byte(error: UnicodeDecodeError) -> str:
+    return f"byte 0x{error.object[error.start]:02x} at {error.start}"
 
 
 def read_pair(row: Any, line: int) -> tuple[str, Pair]:

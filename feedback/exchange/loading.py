@@ -19,6 +19,7 @@ from sqlalchemy.exc import DataError
 from sqlalchemy.orm import Session
 
 from access.models import Person
+from access.names import IMPORTED, MAX_LOGIN
 from core.db import Database, utcnow
 from core.errors import DunnockError, ImportRowError, InvalidInput
 from core.messages import conversation_hash
@@ -46,8 +47,7 @@ from feedback.prompts import add_completion, add_prompt
 from feedback.tasks import create_gold, create_task
 
 ROWS_PER_TRANSACTION = 200
-PERSON, SCRIPT = "ext:", "ext-script:"
-MAX_LOGIN = 120
+PERSON, SCRIPT = IMPORTED
 
 
 @dataclass

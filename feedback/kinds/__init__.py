@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from core.errors import InvalidInput
+from core.language import gettext
 from feedback.kinds.correction import CorrectionForm
 from feedback.kinds.frame import JudgmentForm
 from feedback.kinds.pairwise import PairwiseForm
@@ -30,5 +31,7 @@ def form_of(kind: str) -> type[JudgmentForm]:
         InvalidInput: there is no such kind.
     """
     if kind not in FORMS:
-        raise InvalidInput(f"kind is {kind!r}; it is one of {', '.join(FORMS)}", param="kind")
+        raise InvalidInput(
+            gettext("kind is %(kind)r; it is one of %(choices)s", kind=kind, choices=", ".join(FORMS)), param="kind"
+        )
     return FORMS[kind]

@@ -22,7 +22,7 @@ class CorrectionForm(ItemsForm):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.fine == bool(self.corrections.get(0, "").strip()):
-            raise ValueError("send either the edited text, as corrections[0], or fine")
+            raise ValueError(gettext("send either the edited text, as corrections[0], or fine"))
         return self
 
     def said(self, shown: Shown) -> Said:

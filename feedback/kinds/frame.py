@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from core.body import wrong_words
 from core.errors import InvalidInput
 from core.language import gettext
 from core.messages import plain_text
@@ -232,9 +233,9 @@ class ItemsForm(JudgmentForm):
     def _check_once(self) -> Self:
         judged = [(v.rule_version_id, v.item) for v in self.rule_verdicts]
         if len(judged) != len(set(judged)):
-            raise ValueError("a rule is judged twice on the same completion")
+            raise ValueError(gettext("a rule is judged twice on the same completion"))
         if any(len(text) > MAX_TEXT for text in self.corrections.values()):
-            raise ValueError(f"a correction has at most {MAX_TEXT} characters")
+            raise ValueError(gettext("a correction has at most %(most)s characters", most=MAX_TEXT))
         return self
 
     def details(self, shown: Shown) -> dict[str, Any]:
@@ -312,7 +313,7 @@ def validated(form: type[F], values: Mapping[str, Any]) -> F:
     except ValidationError as error:
         wrong = error.errors()[0]
         where = ".".join(str(part) for part in wrong["loc"])
-        said = str(wrong["msg"]).removeprefix("Value error, ")
+        said = wrong_words(wrong)
         raise InvalidInput(f"{where}: {said}" if where else said, param=where or None) from error
 
 

@@ -38,9 +38,9 @@ class PairwiseForm(ItemsForm):
         if self.strength is None:
             object.__setattr__(self, "strength", 1 if preferred else 0)
         if preferred and self.strength == 0:
-            raise ValueError("a preferred side needs a strength of 1, 2 or 3; send choice 'tie' for the same")
+            raise ValueError(gettext("a preferred side needs a strength of 1, 2 or 3; send choice 'tie' for the same"))
         if not preferred and self.strength:
-            raise ValueError(f"choice {self.choice!r} has strength 0")
+            raise ValueError(gettext("choice %(choice)r has strength 0", choice=self.choice))
         return self
 
     def said(self, shown: Shown) -> Said:

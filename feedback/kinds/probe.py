@@ -52,7 +52,7 @@ class ProbeForm(JudgmentForm):
     def _check(self) -> Self:
         ids = [turn.completion_id for turn in self.turns]
         if len(ids) != len(set(ids)):
-            raise ValueError("a reply is judged twice")
+            raise ValueError(gettext("a reply is judged twice"))
         return self
 
     def said(self, shown: Shown) -> Said:

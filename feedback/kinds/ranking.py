@@ -29,9 +29,9 @@ class RankingForm(ItemsForm):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.ranks is None and not self.all_wrong:
-            raise ValueError("give ranks, or all_wrong")
+            raise ValueError(gettext("give ranks, or all_wrong"))
         if self.ranks is not None and not all(1 <= rank <= len(self.ranks) for rank in self.ranks):
-            raise ValueError("ranks go from 1 to the number of completions")
+            raise ValueError(gettext("ranks go from 1 to the number of completions"))
         return self
 
     def said(self, shown: Shown) -> Said:

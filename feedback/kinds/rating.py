@@ -45,9 +45,15 @@ class RatingForm(ItemsForm):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if unknown := set(self.aspects) - set(ASPECTS):
-            raise ValueError(f"unknown aspects {sorted(unknown)}; there are {', '.join(ASPECTS)}")
+            raise ValueError(
+                gettext(
+                    "unknown aspects %(unknown)s; there are %(choices)s",
+                    unknown=sorted(unknown),
+                    choices=", ".join(ASPECTS),
+                )
+            )
         if not all(1 <= mark <= 5 for mark in self.aspects.values()):
-            raise ValueError("marks go from 1 to 5")
+            raise ValueError(gettext("marks go from 1 to 5"))
         return self
 
     def said(self, shown: Shown) -> Said:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from core.language import gettext
 from core.messages import plain_text
 from feedback.models import RuleVersion
 from feedback.rules.worddiff import Run, word_diff
@@ -26,7 +27,7 @@ def _line(value: Any) -> Any:
 
 def _category(value: str) -> str:
     if value not in CATEGORIES:
-        raise ValueError(f"it is one of {', '.join(CATEGORIES)}")
+        raise ValueError(gettext("it is one of %(choices)s", choices=", ".join(CATEGORIES)))
     return value
 
 

@@ -5,8 +5,10 @@ at, so that a name which changes its address in between gains nothing. Redirects
 """
 
 import ipaddress
+import queue
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
@@ -114,8 +116,7 @@ class _Guard(httpcore.NetworkBackend):
         raise failed
 
     def _addresses(self, host: str, port: int) -> list[str]:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
+        addresses = _looked_up(host, port, _left(self.deadline))
         if not self.allow_private:
             for address in addresses:
                 literal = _literal(address)
@@ -146,6 +147,32 @@ class _Timed(httpcore.NetworkStream):
 
     def get_extra_info(self, info: str) -> Any:
         return self.stream.get_extra_info(info)
+
+
+def _looked_up(host: str, port: int, timeout_s: float) -> list[str]:
+    """The addresses of a name. The system's look-up knows no deadline, so it runs beside and is left alone when it is late.
+
+    Raises:
+        OSError: the name has none.
+        httpcore.ConnectTimeout: nothing was found in time.
+    """
+    found: queue.SimpleQueue[list[str] | OSError] = queue.SimpleQueue()
+
+    def look_up() -> None:
+        try:
+            entries = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            found.put(list(dict.fromkeys(str(entry[4][0]) for entry in entries)))
+        except (OSError, UnicodeError) as error:
+            found.put(error if isinstance(error, OSError) else OSError(str(error)))
+
+    threading.Thread(target=look_up, name="webhook look-up", daemon=True).start()
+    try:
+        answer = found.get(timeout=timeout_s)
+    except queue.Empty:
+        raise httpcore.ConnectTimeout("the look-up of the name takes too long") from None
+    if isinstance(answer, OSError):
+        raise answer
+    return answer
 
 
 def _left(deadline: float) -> float:

@@ -17,6 +17,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from access.audit import record
+from access.names import WORKER
 from core.db import Database, utcnow
 from core.settings import Settings
 from feedback.models import Webhook, WebhookDelivery
@@ -212,4 +213,4 @@ def _turn_off(session: Session, webhook_id: int) -> None:
     webhook = session.get_one(Webhook, webhook_id)
     if webhook.active:
         webhook.active, webhook.why_off = False, "its server answered 410: it wants no more"
-        record(session, "worker", "webhook.off", f"webhook:{webhook_id}", {"active": True}, {"active": False})
+        record(session, WORKER, "webhook.off", f"webhook:{webhook_id}", {"active": True}, {"active": False})

@@ -7,8 +7,10 @@ import pytest
 from flask.testing import FlaskClient
 from sqlalchemy import select
 
+from access.keys import authenticate, create_key
 from access.models import ApiKey, AuditLog, Person, SessionRecord
 from core.db import Database, utcnow
+from core.errors import Unauthenticated
 from tests.conftest import SignedIn
 from tests.factories import PASSWORD
 
@@ -16,9 +18,9 @@ NEW = "nine quiet grey herons"
 SignIn = Callable[[Person], SignedIn]
 
 
-def change(client: FlaskClient, old: str = PASSWORD, new: str = NEW, again: str | None = None) -> str:
+def change(client: FlaskClient, old: str = PASSWORD, new: str = NEW, again: str | None = None, **more: str) -> str:
     """What the page says after changing the password."""
-    data = {"old": old, "new": new, "again": new if again is None else again}
+    data = {"old": old, "new": new, "again": new if again is None else again} | more
     return client.post("/account/password", data=data, follow_redirects=True).text
 
 
@@ -54,6 +56,23 @@ def test_a_new_password_asks_the_old_one_and_ends_other_sessions(
     stale.set_cookie("dunnock", cookie.value)  # a stolen cookie of before is worth nothing
     assert stale.get("/account").status_code == 302
     assert actions(database) == ["person.password"]
+
+
+@pytest.mark.parametrize(("ticked", "works"), [({"keys": "yes"}, False), ({}, True)])
+def test_a_new_password_ends_ones_keys_if_that_is_ticked(
+    annotator: SignedIn, database: Database, ticked: dict[str, str], works: bool
+) -> None:
+    with database.session() as session:
+        key, secret = create_key(session, session.get_one(Person, annotator.person.id), "laptop")
+    assert 'name="keys" value="yes" checked' in annotator.client.get("/account").text
+    change(annotator.client, **ticked)
+    with database.read() as session:
+        if works:
+            assert authenticate(session, secret, "chat").key_id == key.id
+        else:
+            with pytest.raises(Unauthenticated):
+                authenticate(session, secret, "chat")
+    assert actions(database) == (["person.password"] if works else ["key.revoke", "person.password"])
 
 
 def test_guessing_the_old_password_is_throttled(annotator: SignedIn) -> None:

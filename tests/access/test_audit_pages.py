@@ -46,6 +46,10 @@ def test_json_and_csv_hold_what_the_page_shows(lead: SignedIn, log: None) -> Non
     rows = json.loads(answer.text)
     assert [row["action"] for row in rows] == ["rule.add", "rule.edit", "session.sign_in"]
     assert rows[0]["after"] == {"text": "Be kind.", "tags": ["ä"]}
+    assert [row["via"] for row in rows] == ["process", "process", "browser"]
+    page = lead.client.get("/audit").text
+    assert page.count("by a process<") == 2
+    assert page.count("in a browser<") == 1
     answer = lead.client.get("/audit.csv")
     assert (answer.mimetype, "attachment" in answer.headers["Content-Disposition"]) == ("text/csv", True)
     lines = list(csv.DictReader(io.StringIO(answer.text)))

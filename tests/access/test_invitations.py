@@ -9,6 +9,7 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from access.invitations import accept, find_open, invite, make_reset, revoke, state_of
+from access.keys import authenticate, create_key
 from access.models import ROLES, AuditLog, Invitation, Person
 from access.people import check_password
 from access.roster import change_role, set_active
@@ -112,6 +113,21 @@ def test_a_reset_link_changes_nothing_until_it_is_used(session: Session, staff: 
         check_password(session, "annotator", PASSWORD)
     with pytest.raises(NotFound):
         find_open(session, second)
+
+
+def test_a_reset_ends_the_keys_that_somebody_else_may_have_made(session: Session, staff: dict[str, Person]) -> None:
+    key, secret = create_key(session, staff["annotator"], "stolen")
+    _, others = create_key(session, staff["reviewer"], "laptop")
+    _, token = make_reset(session, staff["lead"], staff["annotator"].id, DAY_S)
+    assert authenticate(session, secret, "chat").key_id == key.id
+    accept(session, find_open(session, token), "", NEW)
+    with pytest.raises(Unauthenticated):
+        authenticate(session, secret, "chat")
+    assert authenticate(session, others, "chat").person_id == staff["reviewer"].id
+    entries = session.scalars(select(AuditLog).where(AuditLog.action.in_(("key.revoke", "person.password")))).all()
+    assert [(entry.actor, entry.subject) for entry in entries] == [
+        ("annotator", f"api_key:{key.id}"), ("annotator", f"person:{staff['annotator'].id}"),
+    ]  # fmt: skip
 
 
 def test_no_reset_above_ones_own_and_none_for_those_who_are_shut_out(

@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit, urlunsplit
 
 import pytest
+from authlib.oidc.core import CodeIDToken
 from flask import Flask
 from flask.testing import FlaskClient
 from joserfc import jwt
@@ -489,3 +490,26 @@ def test_signing_in_takes_over_nothing_of_the_session_before(
     with browser.session_transaction() as session:
         assert "planted" not in session
         assert "oidc_flow" not in session
+
+
+@pytest.mark.parametrize(
+    ("token", "userinfo", "email", "verified"),
+    [
+        ({"email": "ceo@birds.example"}, {"email": "a@evil.example", "email_verified": True}, "ceo@birds.example", None),
+        ({"email": "ceo@birds.example"}, {"email_verified": True}, "ceo@birds.example", None),
+        ({"email_verified": True}, {"email": "a@evil.example"}, "a@evil.example", None),
+        ({}, {"email": "a@birds.example", "email_verified": True}, "a@birds.example", True),
+        (
+            {"email": "a@birds.example", "email_verified": True}, {"email_verified": False}, "a@birds.example", True,
+        ),
+    ],
+)  # fmt: skip
+def test_an_address_and_whether_it_is_verified_come_from_one_source(
+    monkeypatch: pytest.MonkeyPatch, token: dict[str, Any], userinfo: dict[str, Any], email: str, verified: bool | None
+) -> None:
+    provider = Provider(OidcSettings(issuer="https://id.example", client_id="x", role_claim="groups"))
+    monkeypatch.setattr(provider, "metadata", lambda: {"userinfo_endpoint": "https://id.example/me"})
+    monkeypatch.setattr(provider, "_get", lambda url, bearer="": {"sub": "u", "groups": ["leads"], **userinfo})
+    claims = CodeIDToken({"iss": "https://id.example", "sub": "u", **token}, {})
+    found = provider._complete(claims, {"access_token": "t"})
+    assert (found.email, found.all.get("email_verified"), found.all["groups"]) == (email, verified, ["leads"])

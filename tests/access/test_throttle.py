@@ -9,9 +9,12 @@ from sqlalchemy import func, select, update
 
 from access import throttle
 from access.models import SignInAttempt
-from access.throttle import admit, forgive
+from access.people import find_login
+from access.sessions import open_session
+from access.throttle import admit, device_cookie, forgive
 from core.db import Database, utcnow
 from core.errors import TooManyRequests
+from tests.factories import make_person
 
 SECRET = "k" * 32
 
@@ -32,9 +35,9 @@ def kept(db: Database) -> int:
         return session.scalar(select(func.count()).select_from(SignInAttempt)) or 0
 
 
-def refused(db: Database, login: str, address: str) -> bool:
+def refused(db: Database, login: str, address: str, device: str = "") -> bool:
     try:
-        admit(db, SECRET, login, address)
+        admit(db, SECRET, login, address, device)
     except TooManyRequests:
         return True
     return False
@@ -65,6 +68,51 @@ def test_a_hundred_failures_an_hour_for_one_login_from_wherever(database: Databa
     age(database, dt.timedelta(minutes=61))
     assert not refused(database, "ana", "10.9.9.9")
     assert kept(database) == 1  # what is older than an hour is gone
+
+
+def sign_in_from(db: Database, login: str, address: str) -> None:
+    with db.session() as session:
+        person = find_login(session, login) or make_person(session, login)
+        open_session(session, person, "password", address=address, user_agent="Firefox")
+
+
+@pytest.mark.parametrize("known", ["device", "address", "network"])
+def test_a_known_device_or_address_has_a_budget_of_its_own(db: Database, known: str) -> None:
+    sign_in_from(db, "ana", {"address": "10.5.5.5", "network": "2001:db8:1:2::5"}.get(known, "192.0.2.1"))
+    where = {"address": ("10.5.5.5", ""), "network": ("2001:db8:1:2::6", "")}
+    address, device = where.get(known, ("10.8.8.8", device_cookie(SECRET, "ana")))
+    for n in range(100):
+        admit(db, SECRET, "ana", f"10.0.{n}.1")
+    assert refused(db, "ana", "10.9.9.9")
+    assert not any(refused(db, "Ana", address, device) for _ in range(10))
+    assert refused(db, "ana", address, device)  # ten a minute there as well
+    tries = 10
+    for _ in range(9):
+        age(db, dt.timedelta(minutes=2))
+        tries += sum(not refused(db, "ana", address, device) for _ in range(10))
+    age(db, dt.timedelta(minutes=2))
+    assert tries == 100
+    assert refused(db, "ana", address, device)  # and a hundred an hour
+    if known == "device":
+        assert not refused(db, "ana", "10.8.8.8", device_cookie(SECRET, "ana"))  # another one of theirs
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        device_cookie(SECRET, "ben"), device_cookie("another secret", "ana"), "x.y", ".", "é.é",
+        device_cookie(SECRET, "ana")[1:],
+    ],
+)  # fmt: skip
+def test_marks_of_others_and_made_up_ones_count_as_none(database: Database, device: str) -> None:
+    for n in range(100):
+        admit(database, SECRET, "ana", f"10.0.{n}.1")
+    assert refused(database, "ana", "10.9.9.9", device)
+
+
+def test_spellings_of_a_login_share_its_budget(database: Database) -> None:
+    assert not any(refused(database, login, "10.0.0.1") for login in ("ana", "ANA", "Ana", " aNa ", "ａｎａ") * 2)
+    assert refused(database, "anA", "10.0.0.1")
 
 
 def test_successes_do_not_count(database: Database) -> None:

@@ -8,7 +8,8 @@ from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import select
 
-from access.models import AuditLog, Person
+from access import throttle
+from access.models import AuditLog, Person, SessionRecord
 from access.people import hash_password
 from access.views import require_role
 from core.db import Database
@@ -92,6 +93,56 @@ def test_a_session_ends_with_the_account_the_password_or_the_browser(
     assert changed.get("/annotate").status_code == 302
     assert left.get("/annotate").status_code == 302
     assert moved.get("/annotate", headers={"User-Agent": "another browser"}).status_code == 302
+
+
+@pytest.mark.parametrize(
+    "elsewhere",
+    [
+        {"headers": {"User-Agent": "another browser"}},
+        {"environ_base": {"REMOTE_ADDR": "10.0.0.9"}},
+    ],
+)
+def test_a_cookie_that_shows_up_elsewhere_ends_the_session_for_whoever_has_it(
+    annotator: SignedIn, database: Database, elsewhere: dict[str, dict[str, str]]
+) -> None:
+    stolen = annotator.client.get_cookie("dunnock")
+    assert stolen is not None
+    thief = annotator.client.application.test_client()
+    thief.set_cookie("dunnock", stolen.value)
+    assert thief.get("/account", **elsewhere).status_code == 302  # type: ignore[arg-type]
+    assert thief.get("/account").status_code == 302  # nor with the right browser, which could be guessed
+    assert annotator.client.get("/account").status_code == 302
+    with database.read() as session:
+        assert session.scalars(select(SessionRecord.ended_at)).one() is not None
+        entry = session.scalars(select(AuditLog).where(AuditLog.action == "session.end")).one()
+    assert (entry.actor, entry.after) == ("session check", {"session": 1, "why": "moved"})
+
+
+def test_strangers_cannot_lock_somebody_out(app: Flask, annotator: SignedIn, database: Database) -> None:
+    assert annotator.client.post("/sign-out").status_code == 302
+    for n in range(100):
+        throttle.admit(database, app.config["SECRET_KEY"], "Annotator", f"10.1.{n}.1")
+    stranger = app.test_client().post(
+        "/sign-in", data=sign_in_form("annotator"), environ_base={"REMOTE_ADDR": "10.9.9.9"}
+    )
+    assert stranger.status_code == 429  # the right password too: so a guess that hits is not told
+    away = {"REMOTE_ADDR": "10.7.7.7"}  # their own browser, in another place
+    assert annotator.client.post("/sign-in", data=sign_in_form("annotator"), environ_base=away).status_code == 302
+    home = app.test_client()  # a new browser, where they signed in before
+    assert home.post("/sign-in", data=sign_in_form("ANNOTATOR")).status_code == 302
+    assert app.test_client().post("/sign-in", data=sign_in_form("lead")).status_code == 302  # nobody else is concerned
+
+
+def test_the_mark_of_a_device_is_of_one_login_and_cannot_be_made_up(app: Flask, annotator: SignedIn) -> None:
+    mark = annotator.client.get_cookie("dunnock-device")
+    assert mark is not None
+    assert mark.http_only
+    assert mark.same_site == "Lax"
+    again = annotator.client.post("/sign-in", data=sign_in_form("annotator"))
+    assert again.status_code == 302
+    kept = annotator.client.get_cookie("dunnock-device")
+    assert kept is not None
+    assert kept.value == mark.value
 
 
 def test_roles_open_pages(app: Flask, people: dict[str, Person], sign_in: SignIn) -> None:

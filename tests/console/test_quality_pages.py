@@ -9,8 +9,11 @@ from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import select
 
+import console.quality_views as views
 from access.models import AuditLog, Person
+from console import quality
 from console.quality import TABLES
+from console.quality_reader import Filters
 from core.db import Database
 from core.errors import Forbidden
 from feedback.assignment.leases import next_assignment
@@ -184,9 +187,6 @@ def test_what_is_not_there(lead: SignedIn, path: str) -> None:
 
 
 def test_lists_go_on(lead: SignedIn, crowd: Crowd, monkeypatch: pytest.MonkeyPatch) -> None:
-    import console.quality_views as views
-    from console.quality_reader import Filters
-
     monkeypatch.setattr(views, "Filters", lambda *values: Filters(*values, limit=2))
     for path in ("/quality/flags", "/quality/gold"):
         first = lead.client.get(path).text
@@ -195,6 +195,39 @@ def test_lists_go_on(lead: SignedIn, crowd: Crowd, monkeypatch: pytest.MonkeyPat
         assert "Newest" in second
         assert second.count("<tr>") >= 2
         assert first.split("<tbody>")[1] != second.split("<tbody>")[1]
+
+
+def test_a_file_that_holds_not_all_says_so_and_where_the_rest_is(
+    lead: SignedIn, crowd: Crowd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = lead.client.get("/quality/tables/flags.json")
+    assert (whole.json["truncated"], whole.headers["X-Truncated"], "Link" in whole.headers) == (False, "false", False)
+    monkeypatch.setattr(quality, "EXPORTED", 2)
+    for name in ("flags", "gold"):
+        path, seen = f"/quality/tables/{name}.csv", 0
+        while True:
+            answer = lead.client.get(path)
+            seen += len(list(csv.DictReader(io.StringIO(answer.text))))
+            if answer.headers["X-Truncated"] == "false":
+                break
+            path = answer.headers["Link"].split(">")[0].removeprefix("<")
+        assert seen > 2, name
+    assert lead.client.get("/quality/tables/flags.json").json["truncated"] is True
+    assert lead.client.get("/quality/tables/consensus.csv").headers["X-Truncated"] == "true"
+    monkeypatch.setattr(views, "Filters", lambda *values: Filters(*values, limit=2))
+    for path in ("/quality/flags", "/quality/gold", "/quality/consensus"):
+        assert "Files hold up to" in lead.client.get(path).text, path
+
+
+def test_what_needs_you_is_in_a_file(lead: SignedIn, crowd: Crowd) -> None:
+    rows = {row["what"]: row["n"] for row in lead.client.get("/quality/tables/needs.json").json["rows"]}
+    page = lead.client.get("/quality").text
+    assert rows["warned"] == 1
+    assert rows["flagged"] > 0
+    assert rows["people who judged"] >= 3
+    for what in ("paused", "warned", "flagged", "to be settled"):
+        assert f"<b>{rows[what]}</b>" in page.split('class="needs"')[1].split("</ul>")[0], what
+    assert "/quality/tables/needs.csv" in page
 
 
 def test_the_library_is_served_from_the_installed_wheel(client: FlaskClient) -> None:

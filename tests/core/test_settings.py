@@ -33,10 +33,29 @@ def test_production_refuses_a_placeholder_secret(secret: str) -> None:
 
 
 def test_production_takes_a_long_secret_and_wants_keys() -> None:
-    assert make(env="production", secret_key=GOOD_SECRET).session_secret() == GOOD_SECRET
+    good = {"env": "production", "secret_key": GOOD_SECRET, "public_url": "https://birds.example"}
+    assert make(**good).session_secret() == GOOD_SECRET
     with pytest.raises(SettingsError, match="DUNNOCK_API_AUTH"):
-        make(env="production", secret_key=GOOD_SECRET, api_auth="open")
+        make(**good, api_auth="open")
+    for url in ("", "http://birds.example"):
+        with pytest.raises(SettingsError, match="DUNNOCK_PUBLIC_URL"):
+            make(**good | {"public_url": url})
     assert make(api_auth="open").api_auth == "open"
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["birds.example", "ftp://birds.example", "https://", "https://birds.example/x", "https://birds.example?x", "http://[x",
+     "https://a@birds.example", "https://birds.example:x"],
+)  # fmt: skip
+def test_a_public_url_is_scheme_and_host(url: str) -> None:
+    with pytest.raises(SettingsError, match="DUNNOCK_PUBLIC_URL"):
+        make(public_url=url)
+
+
+def test_hosts_that_are_trusted() -> None:
+    assert make().trusted_hosts is None
+    assert make(public_url="http://birds.example:8080/").trusted_hosts == ["birds.example", "127.0.0.1", "localhost"]
 
 
 def test_the_environment_sets_plain_and_nested_fields(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,7 +96,9 @@ def test_rules_and_corrections_follow_the_side_that_was_shown(session: Session, 
 def test_a_second_submit_returns_the_first_or_conflicts(session: Session, ana: Person) -> None:
     assignment = assign(session, ana)
     first = submit(session, assignment, once="one")
-    assert submit(session, assignment, once="one", choice="right").id == first.id
+    assert submit(session, assignment, once="one").id == first.id
+    with pytest.raises(Conflict, match="other content"):
+        submit(session, assignment, once="one", choice="right")
     assert first.choice == "a"
     for once in ("two", None):
         with pytest.raises(Conflict, match="already"):
@@ -208,9 +210,35 @@ def test_feedback_that_cannot_be_used_is_refused(session: Session, ana: Person) 
     for said in ({}, {"note": "x"}, {"thumbs": 0}, {"rating": 6}, {"correction": " "}, {"correction": "It is blue."}):
         with pytest.raises(InvalidInput):
             say(**said)
-    say(thumbs=1, once="one")
-    with pytest.raises(Conflict, match="once"):
-        say(make_completion(session).id, thumbs=1, once="one")
+    say(thumbs=1, note="x", once="one")
+    say(thumbs=1, note="x", once="one")
+    for other in (
+        {"thumbs": -1},
+        {"thumbs": 1},
+        {"rating": 1},
+        {"thumbs": 1, "rating": 1},
+        {"correction": "It is red."},
+    ):
+        with pytest.raises(Conflict, match="other content"):
+            say(**{"note": "x"} | other | ({"note": "y"} if other == {"thumbs": 1} else {}), once="one")
+    with pytest.raises(Conflict, match="other content"):
+        say(make_completion(session).id, thumbs=1, note="x", once="one")
+    say(correction="It is red.", once="two")
+    with pytest.raises(Conflict, match="other content"):
+        say(correction="It is green.", once="two")
+    assert session.scalar(select(func.count(Judgment.id))) == 2
+
+
+def test_names_of_acts_are_each_persons_own(session: Session, ana: Person) -> None:
+    completion = make_completion(session, text="It is blue.")
+    said = {
+        who: record_feedback(session, completion_id=completion.id, annotator_id=who, thumbs=thumbs, once="1")[0].id
+        for who, thumbs in ((ana.id, 1), (make_person(session).id, -1), (None, 1))
+    }
+    assert len(set(said.values())) == 3
+    for who, thumbs in zip(said, (1, -1, 1), strict=True):
+        (again,) = record_feedback(session, completion_id=completion.id, annotator_id=who, thumbs=thumbs, once="1")
+        assert again.id == said[who]
 
 
 def test_a_scripts_judgments_are_simulated_on_every_path(session: Session) -> None:

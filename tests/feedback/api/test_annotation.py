@@ -106,6 +106,29 @@ def test_the_same_act_again_is_one_judgment(
     assert judge(client, bearer, token, judgment={"kind": "pairwise", "choice": "tie"}).status_code == 409
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [{"choice": "tie"}, {"note": "on second thoughts"}, {"strength": 2}, {"corrections": {"0": "Otherwise."}}],
+)
+def test_the_same_key_for_another_act_is_refused_and_the_first_is_kept(
+    client: FlaskClient, database: Database, bearer: dict[str, str], tasks: list[int], changed: dict[str, Any]
+) -> None:
+    token = client.post("/api/v1/assignments", json={}, headers=bearer).json["assignment"]["token"]
+    said = {
+        "kind": "pairwise", "choice": "left", "strength": 3, "note": "because", "corrections": {"0": "Better."},
+    }  # fmt: skip
+    first = judge(client, bearer, token, judgment=said, idempotency_key="one", latency_s=3)
+    assert first.status_code == 201
+    again = judge(client, bearer, token, judgment=said, idempotency_key="one", latency_s=4)
+    assert (again.status_code, again.json) == (201, first.json)
+    if changed.get("choice"):
+        said = {name: value for name, value in said.items() if name != "strength"}
+    other = judge(client, bearer, token, judgment=said | changed, idempotency_key="one")
+    assert (other.status_code, other.json["type"]) == (409, "urn:dunnock:idempotency_key_reused")
+    (kept,) = stored(database, Judgment)
+    assert (kept.choice, kept.strength, kept.note) == (kept.choice, 3, "because")
+
+
 def test_two_programs_may_name_their_acts_alike(
     client: FlaskClient, database: Database, people: dict[str, Person], bearer: dict[str, str], tasks: list[int]
 ) -> None:

@@ -8,7 +8,7 @@ from flask.testing import FlaskClient
 from sqlalchemy import select
 
 from access.invitations import make_reset
-from access.models import Invitation, Person
+from access.models import ApiKey, Invitation, Person
 from core.db import Database
 from tests.feedback.api.conftest import ALL, audited
 
@@ -43,6 +43,9 @@ def test_from_a_call_to_somebody_at_work(call: Any, client: FlaskClient, databas
         assert (wren.role, session.scalars(select(Invitation)).one().used_by_id) == ("reviewer", wren.id)
     (row,) = call("GET", "/invitations").json["data"]
     assert (row["state"], row["used_by_id"], row["used_at"] is None) == ("used", wren.id, False)
+    with database.read() as session:
+        key_id = session.scalars(select(ApiKey.id)).first()
+    assert [entry.via for entry in audited(database)][:3] == [f"api_key:{key_id}", "browser", "browser"]
     assert audit(database)[:3] == [("lead", "invitation.make"), ("wren", "person.add"), ("wren", "invitation.accept")]
 
 

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from sqlalchemy import func, select
 
 from core.db import Database
 from core.errors import ImportRowError, InvalidInput
+from feedback.exchange import importing
 from feedback.exchange.exporting import export_file
 from feedback.exchange.importing import import_file, parse_hh, read_pair
 from feedback.models import Completion, ImportedPair, Prompt
@@ -260,6 +262,73 @@ def test_a_file_that_cannot_be_read_is_an_error_in_words(
     path.write_bytes(content)
     with pytest.raises(InvalidInput, match=name):
         import_file(database, path)
+
+
+@pytest.mark.parametrize("ending", ["", ".gz"])
+def test_a_line_that_is_no_utf8_is_reported_and_never_stored_spoilt(
+    database: Database, tmp_path: Path, ending: str
+) -> None:
+    good = json.dumps(PLAIN).encode()
+    bad = json.dumps({**PLAIN, "prompt": "Frißt sie Käse?"}, ensure_ascii=False).encode("latin-1")
+    path, content = tmp_path / f"p.jsonl{ending}", good + b"\n" + bad + b"\n"
+    path.write_bytes(gzip.compress(content) if ending else content)
+    report = import_file(database, path)
+    assert report.imported == 1
+    ((line, reason),) = report.errors
+    assert (line, "UTF-8" in reason, "0xdf" in reason) == (2, True, True)
+    with database.read() as session:
+        assert "\ufffd" not in json.dumps([p.messages for p in session.scalars(select(Prompt))], ensure_ascii=False)
+
+
+@pytest.mark.parametrize("name", ["p.jsonl", "p.jsonl.gz", "p.json"])
+def test_a_byte_order_mark_is_no_part_of_the_first_row(database: Database, tmp_path: Path, name: str) -> None:
+    content = b"\xef\xbb\xbf" + json.dumps([PLAIN] if name == "p.json" else PLAIN).encode()
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    report = import_file(database, tmp_path / name)
+    assert (report.imported, report.errors) == (1, [])
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"[" * 200_000, "nested too deep"), (b'[\n{"prompt": "\xe4"}]', "line 2"), (b"[" + b" " * 999 + b"]", "jsonl")],
+    ids=["deep", "latin-1", "large"],
+)
+def test_a_json_file_that_cannot_be_read_is_an_error_in_words(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, words: str
+) -> None:
+    if words == "jsonl":
+        monkeypatch.setattr(importing, "MAX_JSON_BYTES", 900)
+    (tmp_path / "p.json").write_bytes(content)
+    with pytest.raises(InvalidInput, match=words):
+        import_file(database, tmp_path / "p.json")
+
+
+def test_a_line_that_goes_on_and_on_is_reported_and_takes_no_memory(database: Database, tmp_path: Path) -> None:
+    good, other = json.dumps(PLAIN).encode(), json.dumps({**PLAIN, "prompt": "May I eat moss?"}).encode()
+    path = tmp_path / "p.jsonl.gz"
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(good + b"\n")
+        for _ in range(300):
+            file.write(b"a" * (1 << 20))
+        file.write(b"\n" + b" " * importing.MAX_LINE_BYTES + b"\n" + other + b"\n")
+    tracemalloc.start()
+    report = import_file(database, path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert report.imported == 2
+    assert [(line, "longer than the 16 MiB" in why) for line, why in report.errors] == [(2, True), (3, True)]
+    assert peak < 100 << 20
+
+
+def test_a_file_that_unpacks_to_more_than_is_taken_is_given_up(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importing, "MAX_LINE_BYTES", 1 << 16)
+    monkeypatch.setattr(importing, "MAX_FILE_BYTES", 1 << 20)
+    for name, content in (("one.jsonl.gz", b"0" * (50 << 20)), ("many.jsonl.gz", b"\n" * (2 << 20))):
+        (tmp_path / name).write_bytes(gzip.compress(content))
+        with pytest.raises(InvalidInput, match="more than 1 MiB"):
+            import_file(database, tmp_path / name)
 
 
 def test_a_missing_file_is_an_error_in_words(database: Database, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 import ipaddress
 import socket
+import threading
+import time
 from typing import Any
 
 import pytest
@@ -85,3 +87,18 @@ def test_it_connects_to_the_address_that_was_looked_at(monkeypatch: pytest.Monke
 def test_a_certificate_that_is_not_trusted_is_not_talked_to() -> None:
     with receiving() as receiver, pytest.raises(Undeliverable, match="no connection"):
         post(receiver.url.replace("http", "https"), {}, b"{}", timeout_s=5, allow_private=True)
+
+
+def test_a_name_that_is_looked_up_slowly_holds_nobody_beyond_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    answered = threading.Event()
+
+    def slowly(*_: Any, **__: Any) -> list[Any]:
+        answered.wait(20)
+        return []
+
+    monkeypatch.setattr(socket, "getaddrinfo", slowly)
+    start = time.monotonic()
+    with pytest.raises(Undeliverable, match=r"no answer within 0\.3 s"):
+        post("https://example.org/", {}, b"{}", timeout_s=0.3, allow_private=False)
+    assert time.monotonic() - start < 5
+    answered.set()
