@@ -24,7 +24,7 @@ VARIANTS: dict[str, dict[str, str]] = {
     },
     "dpo": {
         "same": "LoRA on all layers: what the stock trainer does",
-        "product": "the settings of a round",
+        "product": "the settings of a round: as `same`, for two epochs",
         "plain": "our loop with nothing saved: reference in each step, logits of every position",
         "prefix": "plain, and what both sides of a pair and all pairs begin with goes through the blocks once",
         "head": "plain, and logits of completion tokens only",
@@ -51,14 +51,14 @@ def train_reward(work: Work) -> dict[str, Any]:
     settings = RewardSettings() if work.variant == "product" else RewardSettings(
         members=1, lora_rank=work.lora_rank, lora_top_layers=_top(work), margin_per_step=0.0,
     )  # fmt: skip
-    settings = settings.model_copy(update=_shared(work) | {"save_steps": 10**6})
+    settings = settings.model_copy(update=_shared(work))
     pairs, heldout, out = work.pairs("train"), work.pairs("heldout"), _new(work, "reward")
     with _variant(work), clock() as timed:
         facts = train(
             pairs, heldout, Path(work.base), Path(work.folder) / "work", out, settings,
             progress=lambda done, _: timed.stop() if done == 1.0 else None,
         )  # fmt: skip
-    found = timed.told(facts["n_train"] * work.epochs, "pairs")
+    found = timed.told(facts["n_train"] * settings.epochs, "pairs")
     return found | held_out.of_reward(out, Path(work.base), heldout)
 
 
@@ -67,12 +67,12 @@ def train_dpo(work: Work) -> dict[str, Any]:
     from finetune.dpo import update_policy
 
     settings = UpdateSettings(label_smoothing=0.05, lora_rank=work.lora_rank, lora_top_layers=_top(work))
-    settings = settings.model_copy(update=_shared(work) | {"save_steps": 10**6})
+    settings = settings.model_copy(update=_shared(work))
     pairs, out = work.pairs("train"), _new(work, "dpo")
     with _variant(work), clock() as timed:
         facts = update_policy(pairs, Path(work.base), Path(work.folder) / "work", out, settings)
         timed.stop()
-    found = timed.told(facts["n_pairs"] * work.epochs, "pairs")
+    found = timed.told(facts["n_pairs"] * settings.epochs, "pairs")
     return found | held_out.of_policy(out, Path(work.base), work.pairs("heldout"), settings.beta)
 
 
@@ -119,9 +119,13 @@ def train_ppo(work: Work) -> dict[str, Any]:
 
 
 def _shared(work: Work) -> dict[str, Any]:
-    return {
+    """What both trainers are told; the settings of a round stay as they are, but for checkpoints."""
+    bench = {"save_steps": 10**6, "seed": work.seed}
+    if work.variant == "product":
+        return bench
+    return bench | {
         "epochs": work.epochs, "learning_rate": work.learning_rate, "batch_size": work.batch_size,
-        "max_length_tokens": work.max_length_tokens, "seed": work.seed,
+        "max_length_tokens": work.max_length_tokens,
     }  # fmt: skip
 
 
