@@ -67,7 +67,7 @@ class SignedInPerson(UserMixin):  # type: ignore[misc]  # Flask-Login has no typ
 def install(app: Flask) -> None:
     """Put sign-in into an app."""
     login_manager = LoginManager()
-    login_manager.session_protection = None  # `_load_person` compares address and browser with the row
+    login_manager.session_protection = None  # `_load_person` compares the browser with the row
     login_manager.user_loader(_load_person)
     login_manager.unauthorized_handler(_ask_to_sign_in)
     login_manager.init_app(app)
@@ -201,7 +201,7 @@ def _load_person(session_id: str) -> SignedInPerson | None:
     signed_in = SignedInPerson(person, row, token)
     if signed_in.get_id() != session_id:
         return None
-    if (row.address, row.user_agent) != _from_where():
+    if row.user_agent != _from_where()[1]:  # the address changes as people move between networks
         _end_moved(row, person)
         return None
     if utcnow() - row.last_seen_at >= SEEN_EVERY:
@@ -215,7 +215,7 @@ def _from_where() -> tuple[str, str]:
 
 
 def _end_moved(row: SessionRecord, person: Person) -> None:
-    """End a session whose cookie came from elsewhere: it may be stolen, and who has it must not try again."""
+    """End a session whose cookie came from another browser: it may be stolen, and who has it must not try again."""
     with runtime().db.session() as db:
         end_session(db, row.id, person.id)
         record(db, SESSION_CHECK, "session.end", f"person:{person.id}", after={"session": row.id, "why": "moved"})
