@@ -120,7 +120,6 @@ def test_what_is_multiplied_is_counted(work: Work) -> None:
     )
     assert 3 * tokens * per_token / 1e9 < found["dpo_gflop_per_pair"] < 3 * 4 * tokens * per_token / 1e9
     assert 2 * tokens * per_token / 1e9 < found["reward_gflop_per_pair"] < 3 * 3 * tokens * per_token / 1e9
-    assert found["reward_gflop_per_pair"] < found["dpo_gflop_per_pair"]
 
 
 # --- the figures

@@ -227,7 +227,7 @@ def test_of_two_admins_who_turn_on_each_other_one_is_left(
     for turn in range(3):
         with either.session() as session:
             for person in session.scalars(select(Person)):
-                person.login = f"{turn}-{person.login}"
+                person.login = person.login_key = f"{turn}-{person.login}"
         keys = programs(3, "admin")
         with either.read() as session:
             ids = [session.scalars(select(Person.id).where(Person.login == f"admin-{n}")).one() for n in range(2)]
