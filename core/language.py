@@ -17,7 +17,7 @@ from babel.messages.mofile import write_mo
 from babel.messages.pofile import read_po
 from babel.numbers import get_decimal_symbol
 from babel.support import NullTranslations, Translations
-from flask import Blueprint, Flask, has_request_context, redirect, request
+from flask import Blueprint, Flask, current_app, has_request_context, redirect, request
 from flask_babel import Babel, Domain
 from werkzeug.wrappers import Response
 
@@ -71,7 +71,12 @@ def language() -> str:
 
 
 def gettext(text: str, /, **values: Any) -> str:
-    """A text in the language of this request. With values it is a %-format: "%(n)s of 100 %%"."""
+    """A text in the language of this request. With values it is a %-format: "%(n)s of 100 %%".
+
+    An app without catalogues, as the engine's, speaks English.
+    """
+    if has_request_context() and "babel" not in current_app.extensions:
+        return text % values if values else text
     return str(flask_babel.gettext(text, **values))
 
 

@@ -48,9 +48,9 @@ def slow_talker(monkeypatch: pytest.MonkeyPatch) -> None:
     """A policy that speaks no faster than people read and never comes to an end by itself: time to press Stop."""
     real = Row.take
 
-    def take(row: Row, token: int, eos_ids: frozenset[int]) -> bool:
+    def take(row: Row, token: int, logprob: float | None, eos_ids: frozenset[int]) -> bool:
         time.sleep(0.02)
-        return real(row, token, frozenset())
+        return real(row, token, logprob, frozenset())
 
     monkeypatch.setattr(Row, "take", take)
 
