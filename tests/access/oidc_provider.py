@@ -136,12 +136,16 @@ def oidc_provider(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OidcProv
 def serve(port: int, folder: Path) -> None:
     """Run the provider until the process ends."""
     os.environ["AUTHLIB_INSECURE_TRANSPORT"] = "1"  # http on loopback
+    import canaille.oidc.provider
     from canaille import create_app
     from canaille.app import models
     from canaille.backends import Backend
     from joserfc.jwk import JWKRegistry
     from werkzeug.serving import make_server
 
+    # Canaille's own access tokens say nothing but who and when, to the second: two sign-ins in one second get the same one, and
+    # its database refuses the second. Ours are as opaque as any provider's.
+    canaille.oidc.provider.generate_access_token = lambda *_args, **_named: secrets.token_urlsafe(48)
     keys = [JWKRegistry.generate_key("RSA", 2048), JWKRegistry.generate_key("EC", "P-256")]
     for key in keys:
         key.ensure_kid()

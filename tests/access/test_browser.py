@@ -67,11 +67,12 @@ def test_invitation_password_sign_in_and_an_ended_session(open_page: OpenPage, p
 
 def test_by_keyboard_alone(page: Page, people: dict[str, Person]) -> None:
     page.goto("/sign-in?next=/account")
+    expect(page.get_by_label("Login")).to_be_focused()
     page.keyboard.type("annotator")
     page.keyboard.press("Tab")
     page.keyboard.type(PASSWORD)
     page.keyboard.press("Enter")
-    page.wait_for_url("**/account")
+    expect(page.get_by_label("Old password")).to_be_visible()
     page.get_by_label("Old password").focus()
     for text in (PASSWORD, NEW, NEW):
         page.keyboard.type(text)
@@ -122,6 +123,7 @@ def test_through_a_provider(browser: Browser, oidc_url: str, consent: str) -> No
         expect(page.get_by_role("heading", name="People")).to_be_visible()
         expect(page.locator("#who")).to_contain_text("rook")
         page.get_by_role("button", name="Sign out").click()
+        expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
         page.go_back()  # nothing of it is left in the browser's memory
         expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
     else:
