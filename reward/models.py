@@ -7,8 +7,6 @@ from sqlalchemy import CheckConstraint, ForeignKey, String, Text, UniqueConstrai
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from core.db import Base, utcnow
-from core.errors import NotFound, StageError
-from core.language import gettext
 
 Kind = Literal["preference", "rules"]
 
@@ -36,27 +34,6 @@ class RewardModel(Base):
 def newest_model(session: Session, kind: Kind) -> RewardModel | None:
     """The newest reward model of a kind, whatever it is worth."""
     return session.scalar(select(RewardModel).where(RewardModel.kind == kind).order_by(RewardModel.id.desc()).limit(1))
-
-
-def usable_model(session: Session, *, require_bar: bool) -> RewardModel:
-    """The preference reward model that a policy may be trained with: the newest one.
-
-    Args:
-        require_bar: refuse one that does not clear its bar (`DUNNOCK_REWARD__REQUIRE_BAR`).
-
-    Raises:
-        NotFound: there is none.
-        StageError: it does not clear its bar, and the settings ask for that.
-    """
-    model = newest_model(session, "preference")
-    if model is None:
-        raise NotFound(gettext("there is no reward model yet; the reward stage of a cycle makes one"))
-    if require_bar and not model.clears_bar:
-        raise StageError(
-            f"reward model {model.id} may train no policy: {bar_words(model.evaluation)}. Collect more judgments, or set"
-            " DUNNOCK_REWARD__REQUIRE_BAR=false"
-        )
-    return model
 
 
 def bar_words(evaluation: dict[str, Any]) -> str:
