@@ -22,7 +22,7 @@ KINDS = {str(bool): "`true`, `false`", str(int): "a whole number", str(float): "
 INTRO = """\
 # Settings
 
-<!-- Written by `python -m commands.docs_settings`; change the descriptions in core/settings.py, not here. -->
+<!-- Written by `python -m commands.docs_settings`; change the descriptions in core/settings/, not here. -->
 
 Every setting is an environment variable, or a line of `.env` in the working folder. The environment wins over
 `.env`. Names that are not listed here are ignored. All processes of an installation must see the same settings.

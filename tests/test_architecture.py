@@ -75,4 +75,4 @@ def test_only_settings_and_starters_read_the_environment() -> None:
             r"\bos\.(?:getenv|environ(?:\.get|\[))|__import__\(\"os\"\)\.environ", path.read_text(encoding="utf-8")
         )
     }
-    assert reading == set(), "settings come from core/settings.py alone"
+    assert reading == set(), "settings come from core/settings alone"

@@ -1,0 +1,38 @@
+"""All settings, and the only reader of the environment.
+
+Every field is set by `DUNNOCK_<NAME>` or a line of `.env` in the working folder; nested stage
+settings by `DUNNOCK_<STAGE>__<NAME>`, e.g. `DUNNOCK_UPDATE__BETA=0.2`. `docs/settings.md` lists them
+all and a test keeps that list complete. Units stand in the names: `_s` seconds, `_tokens`, `_frac`.
+"""
+
+from core.settings.deployment import LOOPBACK, PLACEHOLDER_SECRETS, Settings, get_settings
+from core.settings.groups import SettingsGroup, StageSettings
+from core.settings.people import AssignmentSettings, CareSettings, GoldSettings, OidcSettings, QualitySettings
+from core.settings.stages import (
+    CollectSettings,
+    GateSettings,
+    PpoSettings,
+    RewardSettings,
+    SnapshotSettings,
+    UpdateSettings,
+)
+
+__all__ = [
+    "LOOPBACK",
+    "PLACEHOLDER_SECRETS",
+    "AssignmentSettings",
+    "CareSettings",
+    "CollectSettings",
+    "GateSettings",
+    "GoldSettings",
+    "OidcSettings",
+    "PpoSettings",
+    "QualitySettings",
+    "RewardSettings",
+    "Settings",
+    "SettingsGroup",
+    "SnapshotSettings",
+    "StageSettings",
+    "UpdateSettings",
+    "get_settings",
+]
