@@ -106,16 +106,24 @@ def calibrate_pairs(gaps: Sequence[float], clusters: Sequence[str]) -> dict[str,
     return found | {"ece_scaled": scaled["ece"], "brier_scaled": scaled["brier"], "bins_scaled": scaled["bins"]}
 
 
-def fit_temperature(gaps: Sequence[float]) -> float:
-    """T > 0 that minimises the mean of −log σ(gap / T), within `TEMPERATURES`: where all are right, T has no least."""
+def fit_temperature(logits: Sequence[float], targets: Sequence[float] | None = None) -> float:
+    """T > 0 that minimises the mean cross-entropy of σ(logit / T), within `TEMPERATURES`: where all are right, T has no least.
+
+    Args:
+        targets: probabilities; without them every logit is of something that is so, as a pair's gap.
+    """
     import numpy as np
     from scipy.optimize import minimize_scalar
 
-    values = np.asarray(gaps, dtype=float)
+    values = np.asarray(logits, dtype=float)
+    so = np.ones(len(values)) if targets is None else np.asarray(targets, dtype=float)
     low, high = (math.log(t) for t in TEMPERATURES)
-    best = minimize_scalar(
-        lambda t: float(np.logaddexp(0.0, -values / math.exp(t)).mean()), bounds=(low, high), method="bounded"
-    )
+
+    def loss(t: float) -> float:
+        scaled = values / math.exp(t)
+        return float((so * np.logaddexp(0.0, -scaled) + (1 - so) * np.logaddexp(0.0, scaled)).mean())
+
+    best = minimize_scalar(loss, bounds=(low, high), method="bounded")
     return float(math.exp(best.x))
 
 

@@ -1,23 +1,26 @@
 """Members: several LoRA adapters, each with a scalar head, on one frozen base in memory.
 
 What lies below the first adapted block is the same for all of them and is computed once for a batch, and once for a whole
-training run. A sequence's value is the head's on its last token. Encoding is the caller's; nothing here knows of people or
-rules. Not thread-safe: which adapter is on is a state of the model (`reward.scoring` takes turns).
+training run. A sequence's value is the head's on two states side by side: the last token's, and the mean over all tokens, which
+tells more of a long text than its last token does (docs/rewards.md has figures). Encoding is the caller's; nothing here knows of
+people or rules. Not thread-safe: which adapter is on is a state of the model (`reward.scoring` takes turns).
 """
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from core.errors import ArtifactError
+from core.errors import ArtifactError, StageError
 from training.device import Device, find_device, find_dtype
 from training.lora import first_block, lora_config
 from training.prefix import Groups, neighbours
 from training.run import Progress, silent
 from training.trunk import share_trunk
 
+POOLING = "last and mean"
+"""What a head reads; stands in the record of each model, so that one which reads something else is known as such."""
 SCORE_BATCH = 32
 PREPARE_GROUPS = 16
 SCORE_TOKENS = 16_384
@@ -95,9 +98,9 @@ class Members:
         return view
 
     def parameters(self, name: str) -> dict[str, Any]:
-        """A member's own weights by name, turned on for training, all others frozen."""
+        """A member's adapter by name, turned on for training; its head stays as it was fitted, all others are frozen."""
         self.model.set_adapter(name)
-        found = {n: p for n, p in self.model.named_parameters() if f".{name}." in n}
+        found = {n: p for n, p in self.model.named_parameters() if f".{name}." in n and ".lora_" in n}
         for n, p in self.model.named_parameters():
             p.requires_grad_(n in found)
         return found
@@ -131,34 +134,77 @@ class Members:
         groups = neighbours([tuple(row) for row in ids]) if groups is None else groups
 
         self.model.set_adapter(name)
-        hidden = self._hidden(self._inputs(ids), groups)
-        last = torch.tensor([len(row) - 1 for row in ids], device=hidden.device)
-        states = hidden[torch.arange(len(ids), device=hidden.device), last]  # (N, H)
-        head = self.model.get_base_model().score.modules_to_save[name].weight
-        return torch.nn.functional.linear(states.float(), head.float())[:, 0]
+        head = self.head(name)
+        states = self._pooled(ids, groups)
+        return torch.nn.functional.linear(states, head.weight.float(), head.bias.float())[:, 0]
+
+    def head(self, name: str) -> Any:
+        """A member's own linear layer on the pooled states."""
+        return self.model.get_base_model().score.modules_to_save[name]
+
+    def set_head(self, name: str, weight: Any, bias: float) -> None:
+        """(2H,) weights and a bias for a member's head."""
+        import torch
+
+        head = self.head(name)
+        with torch.no_grad():
+            head.weight.copy_(torch.as_tensor(weight)[None])
+            head.bias.fill_(bias)
+
+    def features(self, ids: Sequence[list[int]], progress: Progress = silent) -> Any:
+        """(N, 2H) pooled states of sequences by the base alone, which is what members that learnt nothing yet have."""
+        import torch
+
+        found = torch.zeros(len(ids), 2 * self.model.config.hidden_size)
+        with torch.no_grad(), self.model.disable_adapter():
+            for rows, batch, groups in self._batches(ids, progress):
+                found[batch] = self._pooled(rows, groups).cpu()
+        if not found.isfinite().all():
+            raise StageError(
+                "the base's states of these texts are not all finite numbers; the run is stopped and nothing is registered."
+                " Are the base's weights whole?"
+            )
+        return found
+
+    def _pooled(self, ids: Sequence[list[int]], groups: Groups) -> Any:
+        """(N, 2H) fp32: the last token's state, and the mean over all tokens."""
+        import torch
+
+        inputs = self._inputs(ids)
+        hidden = self._hidden(inputs, groups).float()
+        mask = inputs["attention_mask"]
+        lengths = mask.sum(1)
+        last = hidden[torch.arange(len(ids), device=hidden.device), lengths - 1]
+        mean = (hidden * mask[..., None]).sum(1) / lengths[:, None]
+        return torch.cat([last, mean], dim=1)
 
     def scores(self, ids: Sequence[list[int]], progress: Progress = silent) -> Any:
         """(K, N) values of all members, without gradients; sequences that begin alike are put together."""
         import torch
 
         found = torch.zeros(len(self.names), len(ids))
-        known = set(self.trunk.states) if self.trunk is not None else set()
-        order = sorted(range(len(ids)), key=lambda i: ids[i])
-        done = 0
         with torch.no_grad():
-            for batch in _batches(order, ids):
-                rows = [ids[i] for i in batch]
-                groups = neighbours([tuple(row) for row in rows])
-                if self.trunk is not None:
-                    self.trunk.keeping = True  # for the other members of this batch
+            for rows, batch, groups in self._batches(ids, progress):
                 for k, name in enumerate(self.names):
                     found[k, batch] = self.forward(name, rows, groups).cpu()
-                if self.trunk is not None:
-                    self.trunk.forget(known)
-                    self.trunk.keeping = False
-                done += len(batch)
-                progress(done / len(ids), f"completions scored: {done}/{len(ids)}")
         return found
+
+    def _batches(
+        self, ids: Sequence[list[int]], progress: Progress
+    ) -> Iterator[tuple[list[list[int]], list[int], Groups]]:
+        """Sequences, their places and groups, batch by batch; what lies below the adapters is kept while a batch lasts."""
+        known = set(self.trunk.states) if self.trunk is not None else set()
+        done = 0
+        for batch in _batches(sorted(range(len(ids)), key=lambda i: ids[i]), ids):
+            rows = [ids[i] for i in batch]
+            if self.trunk is not None:
+                self.trunk.keeping = True  # for the other members of this batch
+            yield rows, batch, neighbours([tuple(row) for row in rows])
+            if self.trunk is not None:
+                self.trunk.forget(known)
+                self.trunk.keeping = False
+            done += len(batch)
+            progress(done / len(ids), f"completions scored: {done}/{len(ids)}")
 
     def release(self) -> None:
         """Free what training has kept of the frozen layers."""
@@ -204,11 +250,13 @@ def _batches(order: list[int], ids: Sequence[list[int]]) -> list[list[int]]:
 
 
 def _classifier(base: Path, device: Device) -> tuple[Any, Any]:
+    import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     target = find_device(device)
     model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, dtype=find_dtype(target)).to(target)
-    model.score.float()  # small steps are lost in bf16
+    width = 2 * model.config.hidden_size
+    model.score = torch.nn.Linear(width, 1, device=target)  # fp32: small steps are lost in bf16
     tokenizer = AutoTokenizer.from_pretrained(base)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token

@@ -1,9 +1,9 @@
 """The preference reward model: an ensemble of LoRA adapters with scalar heads on the frozen base.
 
 In: preferences and ties of a snapshot. Out: a folder with the members, each a PEFT adapter, and `run.json`, reloaded and
-compared before anyone may register it. Training and scoring encode with `training.encode` and read the value at the last
-token, so that template and end of text never differ between the two. The loss is in `reward.loss`, what each member sees
-in `reward.ensemble`, what is measured in `reward.evaluation`.
+compared before anyone may register it. Training and scoring encode with `training.encode`, so that template and end of text
+never differ between the two. A member's head is a linear probe of the frozen base (`reward.probe`); its adapter then learns under
+it. The loss is in `reward.loss`, what each member sees in `reward.ensemble`, what is measured in `reward.evaluation`.
 
 The loop is ours: stock trainers drop the columns that weights, margins and ties stand in, train one member a run, and push
 what sides, members and epochs share through the model each time. Resumable: a killed run ends with the weights of an
@@ -20,10 +20,11 @@ from typing import Any
 from core.errors import StageError
 from core.settings import RewardSettings
 from feedback.dataset import Preference
+from reward import probe
 from reward.ensemble import bootstrap_by, penalised, resample, write_average
 from reward.evaluation import demand_apart, evaluate_pairs, length_only_accuracy
 from reward.loss import preference_loss
-from reward.members import Members
+from reward.members import POOLING, Members
 from reward.scoring import PROBE, RewardScorer
 from training.device import Device
 from training.encode import encode_completion, encode_prompt
@@ -104,7 +105,7 @@ def train_reward(  # noqa: PLR0913 (inputs, outputs and settings of a stage)
     offsets = _offsets(trained, kept)
     members.release()
     scorer = RewardScorer(trained, offsets, settings.sd_weight)
-    made = {"scored_by": scored_by, "offsets": offsets, "probe": scorer.score(PROBE)}
+    made = {"pooling": POOLING, "scored_by": scored_by, "offsets": offsets, "probe": scorer.score(PROBE)}
     write_run(out, "reward", settings.model_dump(), **made)
     reloaded = RewardScorer.load(out, base, device)
     check_reload(scorer, reloaded, heldout)
@@ -219,6 +220,7 @@ def _fit_members(
     schedules = [_schedule(settings, k) for k in range(len(rows))]
     steps = [s.steps(len(r)) for s, r in zip(schedules, rows, strict=True)]
     _prepare(members, rows, schedules, progress)
+    _probe(members, seen, rows)
     log: list[dict[str, Any]] = []
     for k, name in enumerate(members.names):
         done = sum(steps[:k])
@@ -273,6 +275,22 @@ def _prepare(
                 groups[key] = (len(ids), len(ids) + 1)
                 ids += [list(side) for side in key]
     members.prepare(ids, list(groups.values()), progress)
+
+
+def _probe(members: Members, seen: Sequence[Sequence[Preference]], rows: Sequence[Sequence[Pair]]) -> None:
+    """Each member's head begins as a linear probe of the pairs that it sees, all with a ridge as strong as suits them together."""
+    import numpy as np
+
+    every = list({tuple(side) for pairs in rows for p in pairs for side in (p.chosen, p.rejected)})
+    features = members.features([list(ids) for ids in every]).numpy()
+    place = {ids: n for n, ids in enumerate(every)}
+    strength = None
+    for name, pairs, encoded in zip(members.names, seen, rows, strict=True):
+        chosen, rejected = (features[[place[tuple(getattr(p, of))] for p in encoded]] for of in ("chosen", "rejected"))
+        target, weight = (np.array([getattr(p, of) for p in encoded]) for of in ("target", "weight"))
+        found = probe.fit_pairs(chosen, rejected, target, weight, [p.cluster for p in pairs], strength=strength)
+        strength = found.strength
+        members.set_head(name, found.weight, found.bias)
 
 
 def _offsets(members: Members, pairs: Sequence[Preference]) -> list[float]:

@@ -20,9 +20,10 @@ from typing import Any
 from core.errors import StageError
 from core.settings import RewardSettings
 from feedback.dataset import RuleExample
+from reward import probe
 from reward.evaluation import auc, calibration, demand_apart, fit_temperature
 from reward.loss import rule_loss
-from reward.members import Members
+from reward.members import POOLING, Members
 from reward.scoring import PROBE, Item, check_probe, places_of, read_record
 from training.device import Device
 from training.loop import Schedule, fit
@@ -166,7 +167,7 @@ def train_rules(  # noqa: PLR0913 (inputs, outputs and settings of a stage)
     seen_logits = final.scores(ids[n_train:])[0].tolist()
     _save(final, out)
     scorer = RuleScorer(final, temperature)
-    made = {"scored_by": [FINAL], "temperature": temperature, "probe": scorer.probe()}
+    made = {"pooling": POOLING, "scored_by": [FINAL], "temperature": temperature, "probe": scorer.probe()}
     write_run(out, "rules", settings.model_dump(), **made)
     _check_reload(scorer, RuleScorer.load(out, base, device), examples)
     facts = {
@@ -242,6 +243,7 @@ def _fit_parts(
     ]
     steps = [schedule.steps(len(r)) for schedule, r in zip(schedules, rows, strict=True)]
     members.prepare(ids, neighbours([tuple(row) for row in ids]), progress)
+    _probe(members, rows, examples, ids)
     log: list[dict[str, Any]] = []
     for k, name in enumerate(members.names):
         mine, done = rows[k], sum(steps[:k])
@@ -269,6 +271,22 @@ def _fit_parts(
     return log
 
 
+def _probe(
+    members: Members, rows: Sequence[list[int]], examples: Sequence[RuleExample], ids: Sequence[list[int]]
+) -> None:
+    """Each member's head begins as a linear probe of its verdicts; its ridge is chosen on the same ones."""
+    import numpy as np
+
+    used = sorted({i for mine in rows for i in mine})
+    features = dict(zip(used, members.features([ids[i] for i in used]).numpy(), strict=True))
+    for name, mine in zip(members.names, rows, strict=True):
+        broken, weight = (np.array([getattr(examples[i], of) for i in mine]) for of in ("broken", "weight"))
+        found = probe.fit_labels(
+            np.stack([features[i] for i in mine]), broken, weight / weight.mean(), [examples[i].cluster for i in mine]
+        )
+        members.set_head(name, found.weight, found.bias)
+
+
 def _on_unseen(
     members: Members, parts: Sequence[_Part], examples: Sequence[RuleExample], ids: Sequence[list[int]]
 ) -> tuple[dict[str, Any], float]:
@@ -288,14 +306,14 @@ def _on_unseen(
         scores.append(value)
         of.append(example)
     found = _figures([_sigmoid(v) for v in flat], asked) | {"rules": len(by_rule), "by_rule": by_rule}
-    temperature = fit_temperature(_signed(flat, asked)) if len(flat) >= LEAST_TO_FIT else 1.0
-    others = [
-        [g for m, p in enumerate(parts) if m != n for g in _signed(logits[m], [examples[i] for i in p.asked])]
-        for n in range(len(parts))
-    ]
-    if min(map(len, others)) < LEAST_TO_FIT:
+    temperature = fit_temperature(flat, [e.broken for e in asked]) if len(flat) >= LEAST_TO_FIT else 1.0
+    others = [[n for n in range(len(parts)) if n != m] for m in range(len(parts))]
+    given = [[v for n in o for v in logits[n]] for o in others]
+    said = [[examples[i].broken for n in o for i in parts[n].asked] for o in others]
+    if min(map(len, given)) < LEAST_TO_FIT:
         return found | {"not_scaled": TOO_FEW_TO_SCALE % {"least": LEAST_TO_FIT}}, temperature
-    scaled = [_sigmoid(v / fit_temperature(o)) for o, values in zip(others, logits, strict=True) for v in values]
+    fitted = [fit_temperature(g, s) for g, s in zip(given, said, strict=True)]
+    scaled = [_sigmoid(v / t) for t, values in zip(fitted, logits, strict=True) for v in values]
     after = _figures(scaled, asked)
     return found | {f"{k}_scaled": after[k] for k in ("ece", "brier", "bins")}, temperature
 
@@ -339,11 +357,6 @@ def _clears(unseen: dict[str, Any]) -> bool:
     low = unseen.get("auc", {}).get("low")
     brier = unseen.get("brier_scaled", unseen.get("brier"))
     return low is not None and brier is not None and low > 0.5 and brier < unseen["brier_of_mean"]
-
-
-def _signed(logits: Sequence[float], examples: Sequence[RuleExample]) -> list[float]:
-    """Logits of verdicts that lean to a side, positive where they are on it."""
-    return [v if e.broken > 0.5 else -v for v, e in zip(logits, examples, strict=True) if e.broken != 0.5]
 
 
 def _save(final: Members, out: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from core.errors import ArtifactError
 from reward.ensemble import penalised
-from reward.members import Members
+from reward.members import POOLING, Members
 from training.device import Device
 from training.encode import encode
 from training.run import Progress, silent
@@ -85,7 +85,7 @@ def read_record(folder: Path, stage: str) -> dict[str, Any]:
     """The `run.json` of a reward model of this kind.
 
     Raises:
-        ArtifactError: it is not there, is of another kind, or was written before reward models had members.
+        ArtifactError: it is not there, is of another kind, or was written when heads read other states.
     """
     try:
         record: dict[str, Any] = json.loads((folder / "run.json").read_text(encoding="utf-8"))
@@ -93,19 +93,20 @@ def read_record(folder: Path, stage: str) -> dict[str, Any]:
         raise ArtifactError(f"{folder} holds no reward model: {error}. Train one, or name another folder.") from error
     if record.get("stage") != stage:
         raise ArtifactError(f"{folder} was made by the stage {record.get('stage')!r}; one of {stage!r} was expected")
-    if "scored_by" not in record:
+    if record.get("pooling") != POOLING:
         raise ArtifactError(
-            f"the reward model in {folder} was trained by an older release, which read scores at another token; train a new one"
+            f"the reward model in {folder} was trained by another release, whose heads read other states; train a new one"
         )
     return record
 
 
 def is_current(folder: Path) -> bool:
-    """Whether a reward model was written by this release; older ones read scores at another token."""
+    """Whether a reward model was written by this release; heads of older ones read other states."""
     try:
-        return "scored_by" in json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return True  # it is damaged, which loading it says better
+    return bool(record.get("pooling") == POOLING)
 
 
 def places_of(folder: Path, record: dict[str, Any]) -> dict[str, Path]:

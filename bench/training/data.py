@@ -36,7 +36,7 @@ def split_pairs(
     Raises:
         NotDone: no training pair, or fewer held-out pairs than wanted.
     """
-    found = list(_from_file(data) if data else _from_seed())
+    found = [replace(pair, cluster=_hash(root_of(pair))) for pair in (_from_file(data) if data else _from_seed())]
     random.Random(seed).shuffle(found)
     kept = [pair for pair in found if _tokens(tokenizer, pair) <= max_length_tokens]
     heldout = [pair for pair in kept if _is_heldout(pair, seed)]
@@ -71,6 +71,10 @@ def write_pairs(folder: Path, split: str, pairs: Sequence[Preference]) -> None:
 def root_of(pair: Preference) -> str:
     """What a conversation begins with: pairs of one root are of one conversation."""
     return " ".join(next(m["content"] for m in pair.prompt if m["role"] == "user").lower().split())
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _is_heldout(pair: Preference, seed: int) -> bool:

@@ -19,6 +19,7 @@ from finetune.models import Cycle, StageRun
 from finetune.rewards import open_rewards, rule_weights
 from finetune.runner import in_this_process
 from policy.client import EngineClient
+from reward.members import POOLING
 from reward.models import RewardModel
 from tests.factories import make_pairwise_task, make_person, make_prompt
 from tests.feedback.quality.rows import checks, choose
@@ -200,7 +201,7 @@ def test_a_damaged_model_is_not_asked(database: Database, tiny: Settings) -> Non
     judge_pairs(database)
     run(database, tiny)
     folder = tiny.artifact_dir / models(database)["preference"].path
-    (folder / "run.json").write_text(json.dumps({"stage": "reward", "scored_by": []}))
+    (folder / "run.json").write_text(json.dumps({"stage": "reward", "pooling": POOLING, "scored_by": []}))
     with pytest.raises(ArtifactError, match="changed or damaged"):
         open_rewards(database, tiny)
 
@@ -210,7 +211,7 @@ def test_a_model_of_an_older_release_is_not_used(database: Database, tiny: Setti
     run(database, tiny)
     folder = tiny.artifact_dir / models(database)["preference"].path
     record = json.loads((folder / "run.json").read_text())
-    del record["scored_by"]
+    del record["pooling"]
     (folder / "run.json").write_text(json.dumps(record))
     assert open_rewards(database, tiny) is None
 

@@ -154,10 +154,17 @@ def test_together_they_score_as_each_alone(base: Path, trained: tuple[dict[str, 
     assert scorer.members.trunk.hits == 2 * len(ids)
     assert scorer.members.trunk.states == {}
     for k in range(3):
+        folder = trained[1] / f"member-{k}"
         model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
-        alone = PeftModel.from_pretrained(model, str(trained[1] / f"member-{k}")).eval()
-        with torch.no_grad():
-            expected = [alone(torch.tensor([row])).logits[0, 0].item() for row in ids]
+        model.score = torch.nn.Linear(2 * model.config.hidden_size, 1)
+        alone = PeftModel.from_pretrained(model, str(folder)).eval().get_base_model().model
+        saved = load_file(folder / "adapter_model.safetensors")
+        weight, bias = (next(v for n, v in saved.items() if n.endswith(f"score.{part}")) for part in ("weight", "bias"))
+        expected = []
+        for row in ids:
+            with torch.no_grad():
+                states = alone(torch.tensor([row])).last_hidden_state[0]
+            expected.append((weight[0] @ torch.cat([states[-1], states.mean(0)]) + bias[0]).item())
         assert together[k].tolist() == pytest.approx(expected, abs=1e-4)
     record = json.loads((trained[1] / "run.json").read_text())
     offset = torch.tensor(record["offsets"])[:, None]
@@ -191,8 +198,10 @@ def test_the_average_is_that_of_the_weights(base: Path, tmp_path: Path) -> None:
         b = a.replace(".lora_A.", ".lora_B.")
         expected = sum(part[b] @ part[a] for part in parts) / 3
         assert torch.allclose(mean[b] @ mean[a], expected, atol=1e-6)
-    (head,) = [name for name in mean if "score" in name]
-    assert torch.allclose(mean[head], sum(part[head] for part in parts) / 3)
+    heads = [name for name in mean if "score" in name]
+    assert len(heads) == 2
+    for head in heads:
+        assert torch.allclose(mean[head], sum(part[head] for part in parts) / 3)
     scorer = RewardScorer.load(tmp_path, base, "cpu")
     assert scorer.members.names == ["averaged"]
 

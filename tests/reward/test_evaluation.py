@@ -60,6 +60,7 @@ def test_the_temperature_is_where_confidence_is_right() -> None:
     """Gaps of 3 that are right three times of four: σ(3 / T) = 0.75 at T = 3 / log 3."""
     assert fit_temperature([3.0, 3.0, 3.0, -3.0] * 10) == pytest.approx(3 / log(3), rel=1e-3)
     assert fit_temperature([1.0] * 10) == pytest.approx(0.05, rel=0.01)  # nothing is wrong: as sure as allowed
+    assert fit_temperature([2.0, -2.0], [0.75, 0.25]) == pytest.approx(2 / log(3), rel=1e-3)
     assert fit_temperature([1.0, -1.0]) == pytest.approx(20, rel=0.01)  # a coin: as unsure as allowed
 
 
