@@ -9,8 +9,12 @@ export default function probe(task) {
   const csrf = document.querySelector('meta[name="csrf-token"]').content;
   let waiting = false;
 
+  // The model's own turns go by name: the page has them only as they are shown, with names hidden.
   const conversation = () =>
-    [...log.querySelectorAll("[data-role]")].map((turn) => ({ role: turn.dataset.role, content: turn.dataset.raw }));
+    [...log.querySelectorAll(".probe-turn")].flatMap((turn) => [
+      { role: "user", content: turn.querySelector(".asked").textContent },
+      { role: "assistant", content: "", completion_id: turn.dataset.completion },
+    ]);
 
   async function ask(words) {
     const answer = await fetch(log.dataset.chat, {
