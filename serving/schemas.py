@@ -25,7 +25,9 @@ class WireMessage(Wire):
     role: Role
     content: str
     completion_id: str | None = Field(
-        None, max_length=40, description="Of an assistant's turn: the id of an earlier reply to the same caller, for its text."
+        None,
+        max_length=40,
+        description="Of an assistant's turn: the id of an earlier reply to the same caller, for its text.",
     )
 
     @field_validator("role", mode="before")
