@@ -133,7 +133,8 @@ async function submit() {
   try {
     const said = await storing;
     if (!next) {
-      window.location.assign(left.form.dataset.next);
+      const told = said.surplus ? "?extra=1" : ""; // the next page says what this one has no time to
+      window.location.assign(left.form.dataset.next + told);
       return;
     }
     task.status.textContent = said.message || task.say("stored");

@@ -226,8 +226,27 @@ def test_a_lease_that_ran_out_loses_nothing(
         assert claim_task(session, ids[0], make_person(session).id, 60) is not None
     page.get_by_role("button", name="Submit and next").click()
     expect(page.get_by_text("Nothing to judge right now")).to_be_visible()
+    expect(page.get_by_text("Kept as an extra judgment")).to_be_visible()
     assert EVERY[kind].said_by_mouse(said_of(database, ids))
     assert [judgment.surplus for judgment in wait_for(database, Judgment, 1, ids)] == [True]
+
+
+def test_undo_says_that_it_is_an_extra_judgment_too(page: Page, database: Database, people: dict[str, Person]) -> None:
+    with database.session() as session:
+        task_id = make_task(session, "rating", None, TEXTS[:1]).id
+    sign_in(page)
+    with database.session() as session:
+        session.scalars(select(Assignment)).one().expires_at = utcnow() - dt.timedelta(seconds=1)
+        session.flush()
+        release_expired(session, utcnow())
+        assert claim_task(session, task_id, make_person(session).id, 60) is not None
+    press(page, ["1", "Enter"])
+    page.get_by_role("link", name="Change my last judgment").click()
+    page.locator("html[data-ready=yes]").wait_for()
+    press(page, ["5", "Enter"])
+    expect(page.get_by_text("Nothing to judge right now")).to_be_visible()
+    expect(page.get_by_text("Kept as an extra judgment")).to_be_visible()
+    assert [judgment.surplus for judgment in wait_for(database, Judgment, 2)] == [True, True]
 
 
 def test_every_reply_of_a_ranking_is_corrected_by_keys(
