@@ -35,7 +35,9 @@ MAX_TEXT_CHARS = 100_000
 MAX_LINE_BYTES = 16 << 20  # several times the longest texts that a row may have
 MAX_JSON_BYTES = 256 << 20  # parsed at once
 MAX_FILE_BYTES = 4 << 30  # unpacked; a few megabytes of gzip can hold any number of zeros
-MAX_GROUP_BYTES = 1 << 30  # of a row group of a .parquet, unpacked: any part of it may be a single page, which is read at once
+MAX_GROUP_BYTES = (
+    1 << 30
+)  # of a row group of a .parquet, unpacked: any part of it may be a single page, which is read at once
 BATCH_BYTES, BATCH_ROWS = 256 << 20, 1000
 MAX_MARGIN = 1e6  # NaN and infinity are refused with it
 
