@@ -30,7 +30,7 @@ from feedback.rules.store import active_rules
 WHYS = (
     N_("seed prompt"), N_("a task like any other"), N_("own work shown again"), N_("a user did not like this reply"),
     N_("rewards differ by %(margin)s only"), N_("%(n)s people disagree"), N_("try the served policy"),
-    N_("drawn evenly from everything there is to judge"),
+    N_("drawn evenly from everything there is to judge"), N_("two versions of the model answered"),
 )  # fmt: skip
 NOT_KEPT = {"csrf_token", "once", "shown_at", "supersedes"}
 

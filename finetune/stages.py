@@ -1,6 +1,7 @@
 """The stages of a cycle, as plain functions of their context: what each reads and what it leaves.
 
     collect   active policy + seed prompts      → completions and tasks
+    compare   two policies + seed prompts       → pairs of completions and tasks (when a lead asks for it)
     rate      this cycle's tasks                → simulated judgments (demo only)
     snapshot  all judgments and imports         → a frozen, hashed dataset
     reward    the snapshot                      → reward models of preferences and rules, reloaded and compared
@@ -30,6 +31,7 @@ from feedback.dataset import find_snapshot, freeze, load_pairs, load_rule_exampl
 from feedback.models import Snapshot
 from feedback.preferences import Preference
 from finetune.collect import collect, rate_scripted
+from finetune.compare import compare
 from finetune.context import StageContext
 from finetune.cycle import finish_cycle
 from finetune.events import tell_promoted
@@ -296,6 +298,7 @@ def _promote(context: StageContext) -> None:
 
 STAGES: dict[str, Stage] = {
     "collect": _simple(collect),
+    "compare": _simple(compare),
     "rate": _simple(rate_scripted),
     "snapshot": _snapshot,
     "reward": _reward,
