@@ -2,6 +2,7 @@
 run out, when the server was started again, and how it looks. Probes need an engine: tests/serving/test_probe_browser.py."""
 
 import datetime as dt
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,13 +15,14 @@ from access.models import Person
 from core.db import Database, utcnow
 from core.messages import user
 from feedback.assignment.leases import claim_task, release_expired
-from feedback.judgments import read_said
+from feedback.judgments import read_said, submit_judgment
 from feedback.kinds.frame import Said
+from feedback.kinds.rule_check import RuleCheckForm
 from feedback.models import Assignment, Draft, Judgment, Task
 from feedback.prompts import add_prompt
 from feedback.rules.store import active_rules, ensure_rules
 from tests.browser import ARTIFACTS, LiveServer, check_accessible
-from tests.factories import make_person, make_task
+from tests.factories import make_person, make_prompt, make_task
 from tests.feedback.assignment.test_assignment import judge_as
 from tests.feedback.test_browser import sign_in, stored, wait_for
 
@@ -322,6 +324,34 @@ def test_a_reviewer_settles_what_others_disagree_on(page: Page, database: Databa
     with database.read() as session:
         settled = session.scalars(select(Task).where(Task.about_id == task_id)).one()
         assert (settled.pool, settled.state) == ("adjudication", "done")
+
+
+def test_what_others_quoted_of_text_that_may_upset_is_blurred_too(
+    page: Page, database: Database, people: dict[str, Person]
+) -> None:
+    with database.session() as session:
+        ensure_rules(session)
+        rule, prompt = active_rules(session)[0].id, make_prompt(session, harmful=True)
+        task = make_task(session, "rule_check", prompt, TEXTS[:1], required_n=2, rule_version_id=rule)
+        for verdict in ("broken", "kept"):
+            assignment = claim_task(session, task.id, make_person(session).id, 60)
+            assert assignment is not None
+            form = RuleCheckForm(verdict=verdict, span="soft nest", note="a note on it")
+            submit_judgment(
+                session, token=assignment.lease_token, annotator_id=assignment.annotator_id, form=form, latency_s=1,
+                adjudicate=True,
+            )  # fmt: skip
+    sign_in(page, "reviewer")
+    blurred, shown = re.compile("blur"), page.locator(".others q")
+    expect(shown).to_have_count(4)
+    for quote in shown.all():
+        expect(quote).to_have_css("filter", blurred)
+    page.get_by_label("Words that show it").fill("soft nest")
+    expect(page.get_by_label("Words that show it")).to_have_css("filter", blurred)
+    press(page, ["Escape", " "])
+    for quote in shown.all():
+        expect(quote).to_have_css("filter", "none")
+    expect(page.get_by_label("Words that show it")).to_have_css("filter", "none")
 
 
 MARKDOWN = "Do this:\n\n1. **Find** a hedge.\n2. Look low.\n\n```python\nnest = moss + hair  # soft\n```\n\n[x](javascript:alert(1)) <b>no</b>"
