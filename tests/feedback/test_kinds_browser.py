@@ -382,6 +382,33 @@ def test_markdown_is_shown_as_such_and_safely(page: Page, database: Database, pe
     expect(page.locator("#reply-0 .reply-text:not(.formatted)")).to_contain_text("**Find**")
 
 
+MARKED = """() => [...(CSS.highlights.get("quote") ?? [])].map((range) => [
+  range.startContainer.parentElement.closest(".reply-text").matches(".formatted"), range.toString()])"""
+
+
+@pytest.mark.parametrize("kind", ["rule_check", "pairwise"])
+def test_quotes_are_marked_in_the_text_as_written_and_as_formatted(
+    page: Page, database: Database, people: dict[str, Person], kind: str
+) -> None:
+    with database.session() as session:
+        ensure_rules(session)
+        rule = active_rules(session)[0].id if kind == "rule_check" else None
+        prompt = add_prompt(session, TURNS, "served")
+        make_task(session, kind, prompt, [MARKDOWN, MARKDOWN + "?"][: EVERY[kind].n], rule_version_id=rule)
+    sign_in(page)
+    assert page.evaluate(MARKED) == []
+    page.locator("#reply-0 .formatted li").first.click(click_count=3)
+    press(page, ["b"] if kind == "rule_check" else ["a", "Space"])
+    assert page.evaluate(MARKED) == [[False, "Find** a hedge"], [True, "Find a hedge."]]
+    expect(page.locator("#saved")).to_contain_text("draft saved")
+    page.reload()
+    page.locator("html[data-ready=yes]").wait_for()
+    assert [words for _, words in page.evaluate(MARKED)][1] == "Find a hedge."
+    if kind == "rule_check":
+        page.get_by_label("Words that show it").fill("not there")
+        assert page.evaluate(MARKED) == []
+
+
 @pytest.mark.parametrize(
     ("name", "width", "height", "scheme"),
     [("light", 1280, 800, "light"), ("dark", 1280, 800, "dark"), ("phone", 375, 740, "light")],
