@@ -67,7 +67,7 @@ class Fields:
             return self.names.index(name)
         words = re.findall(r"[a-z]+|\d+", name)
         last = words[-1] if 1 <= len(words) <= 2 else ""  # longer ones are sentences
-        if last.isdecimal() and 1 <= int(last) <= len(self.completions):
+        if last.isdecimal() and len(last) < 9 and 1 <= int(last) <= len(self.completions):
             return int(last) - 1
         return ord(last) - ord("a") if len(last) == 1 and ord(last) - ord("a") < len(self.completions) else None
 
@@ -263,8 +263,8 @@ def _ranks(fields: Fields, value: Any) -> list[int] | None:
 
 def _rating(_: Fields, answer: Answer) -> dict[str, Any] | None:
     value = answer.value
-    if answer.how == "choice" and _words(value).strip().isdecimal():
-        value = int(_words(value))
+    if answer.how == "choice" and (word := _words(value).strip()).isdecimal() and len(word) < 9:
+        value = int(word)
     elif answer.how != "rating":
         return None
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 5:
