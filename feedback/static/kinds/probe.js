@@ -32,14 +32,15 @@ export default function probe(task) {
   }
 
   async function send() {
-    const words = talk.value.trim();
+    const sent = talk.value;
+    const words = sent.trim();
     if (!words || waiting) return;
     waiting = true;
     say.disabled = true;
     state.textContent = task.say("thinking");
     try {
       await ask(words);
-      talk.value = "";
+      if (talk.value.startsWith(sent)) talk.value = talk.value.slice(sent.length); // what was typed meanwhile stays
       task.changed(talk); // what was sent is no draft any more
       state.textContent = "";
     } catch (error) {
@@ -68,7 +69,10 @@ export default function probe(task) {
   });
   return {
     keys: {
-      t: () => talk.focus(),
+      t: () => {
+        talk.focus();
+        talk.setSelectionRange(talk.value.length, talk.value.length);
+      },
       b: () => judge("broken"),
       k: () => judge("kept"),
       u: () => judge("unsure"),
