@@ -84,7 +84,11 @@ def test_what_is_typed_while_the_model_writes_stays(page: Page, database: Databa
     sign_in(page)
     page.keyboard.press("Space")
     held: list[Route] = []
-    page.route("**/v1/chat/completions", lambda route: held.append(route))
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    page.route("**/v1/chat/completions", hold)
     page.keyboard.press("t")
     page.keyboard.type("How?")
     page.keyboard.press("Enter")
