@@ -101,7 +101,10 @@ def answered(kind: str, fields: Fields, answers: Sequence[Answer]) -> dict[str, 
     """
     notes = [_words(a.value) for a in answers if a.how == "text"]
     if kind == "correction":
-        return {"corrections": {0: notes[0]}} if notes else _nothing(kind, answers)
+        if not notes:
+            return _nothing(kind, answers)
+        fine = notes[0].strip() == fields.completions[0].strip()  # what was left as it was
+        return {"fine": True} if fine else {"corrections": {0: notes[0]}}
     for answer in answers:
         values = _ASKED[kind](fields, answer)
         if values is not None:
