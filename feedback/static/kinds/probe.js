@@ -1,12 +1,13 @@
 // A live talk with the served policy, through the same chat API as everybody's; each reply is judged.
 
+import { call, token } from "../csrf.js";
+
 export default function probe(task) {
   const { form } = task;
   const log = document.getElementById("probe-turns");
   const talk = document.getElementById("talk");
   const state = document.getElementById("probe-state");
   const say = document.getElementById("say");
-  const csrf = document.querySelector('meta[name="csrf-token"]').content;
   let waiting = false;
 
   // The model's own turns go by name: the page has them only as they are shown, with names hidden.
@@ -17,11 +18,12 @@ export default function probe(task) {
     ]);
 
   async function ask(words) {
-    const answer = await fetch(log.dataset.chat, {
+    const body = JSON.stringify({ model: "dunnock", messages: [...conversation(), { role: "user", content: words }] });
+    const answer = await call(log.dataset.chat, () => ({
       method: "POST",
-      headers: { "Content-Type": "application/json", Accept: "application/json", "X-CSRFToken": csrf },
-      body: JSON.stringify({ model: "dunnock", messages: [...conversation(), { role: "user", content: words }] }),
-    });
+      headers: { "Content-Type": "application/json", Accept: "application/json", "X-CSRFToken": token() },
+      body,
+    }));
     const said = await answer.json().catch(() => ({}));
     if (!answer.ok) throw new Error(said.error?.message ?? String(answer.status));
     const turn = await fetch(log.dataset.turn.replace("ID", said.id));
