@@ -27,7 +27,7 @@ from feedback.prompts import add_completion, add_prompt
 from feedback.rules.store import active_rules
 from feedback.tasks import create_task
 from finetune.context import StageContext
-from finetune.informative import rank_new_tasks
+from finetune.informative import rank_waiting
 from policy.client import ChatReply, ChatRequest
 from policy.versions import active_version
 
@@ -67,7 +67,7 @@ def collect(context: StageContext) -> dict[str, int | str]:
 
     context.client.complete_many(requests, settings.concurrency, on_done=keep)
     store()
-    pools = rank_new_tasks(context)
+    pools = rank_waiting(context)
     return {"completions": len(prompts), "policy_version": version.name, "informative": pools["informative"]}
 
 

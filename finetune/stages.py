@@ -37,6 +37,7 @@ from finetune.cycle import finish_cycle
 from finetune.events import tell_promoted
 from finetune.gate import as_rows, run_gate
 from finetune.gate_evidence import gather_evidence
+from finetune.informative import rank_waiting
 from finetune.models import StageRun
 from finetune.peak import peak_mb
 from finetune.rewards import rule_weights
@@ -105,6 +106,7 @@ def _reward(context: StageContext) -> None:
             f"the reward model is kept, but may train no policy: {bar_words(facts)}; collect more judgments, or set"
             " DUNNOCK_REWARD__REQUIRE_BAR=false"
         )
+    rank_waiting(context)  # by these models from here on
     with context.db.session() as session:
         context.record.done(session, facts | {"rules": rules}, peak_mb())
     shutil.rmtree(context.work_dir("reward"), ignore_errors=True)

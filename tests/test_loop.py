@@ -237,9 +237,14 @@ def test_an_update_by_ppo_without_a_reward_model_that_clears_its_bar_fails(
 
 
 def test_the_next_round_asks_first_what_the_reward_model_can_hardly_tell_apart(loop: Loop) -> None:
+    with loop.db.session() as session:
+        imported = [make_pairwise_task(session, source=f"import:{n}").id for n in range(12)]
     loop.round({**SMALL, "gate": {**SMALL["gate"], "max_kl_nats_per_token": 1e-12}})
     with loop.db.session() as session:
-        assert set(session.scalars(select(Task.pool))) == {"uniform"}  # there was no reward model yet
+        collected = select(Task.pool).where(Task.source.like("cycle:%"))
+        assert set(session.scalars(collected)) == {"uniform"}  # there was no reward model yet
+        waiting = Counter(session.scalars(select(Task.pool).where(Task.id.in_(imported))))
+        assert waiting["informative"] > waiting["uniform"] > 0  # once there was one, what waited was ranked
         request_cycle(session, loop.settings, "manual", stages=("collect",), overrides=SMALL)
     cycle = loop.resume()
     assert cycle is not None
@@ -248,7 +253,7 @@ def test_the_next_round_asks_first_what_the_reward_model_can_hardly_tell_apart(l
         result = session.scalars(select(StageRun.result).where(StageRun.cycle_id == cycle.id)).one()
     pools = Counter(task.pool for task in tasks)
     assert set(pools) == {"uniform", "informative"}
-    assert pools["informative"] == result["informative"] > pools["uniform"]
+    assert result["informative"] == pools["informative"] > pools["uniform"]
     assert all(task.why.startswith("rewards differ by") for task in tasks if task.pool == "informative")
 
 
