@@ -15,7 +15,6 @@ from feedback.tasks import set_informative
 from finetune.context import StageContext
 from finetune.rewards import open_rewards
 
-
 MOST = 1000
 """Pairs that are looked at, the newest ones: scoring takes a while, and more than these wait for weeks anyway."""
 
