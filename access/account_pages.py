@@ -6,8 +6,8 @@ from flask import Blueprint, flash, redirect, render_template, request, url_for
 from werkzeug.wrappers import Response
 
 from access.audit import record
-from access.identities import identities_of
 from access.keys import create_key, find_key, keys_of, list_keys, revoke_key, revoke_keys, scopes_of
+from access.linked import identities_of
 from access.models import Person
 from access.paging import before_id
 from access.people import set_password

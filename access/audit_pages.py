@@ -16,6 +16,7 @@ from access.views import require_role
 from core.db import Database
 from core.errors import InvalidInput
 from core.language import gettext
+from core.messages import plain_text
 from core.web import runtime
 
 FIELDS = ("id", "at", "actor", "action", "subject", "before", "after", "via")
@@ -91,7 +92,8 @@ def _download(body: Iterator[str], kind: str, ending: str) -> Response:
 
 
 def _asked() -> dict[str, str]:
-    return {n: request.args.get(n, "").strip() for n in ("actor", "action", "subject", "since", "until")}
+    # Plain, since a file is on its way when the database is asked: PostgreSQL would refuse a NUL only then.
+    return {n: plain_text(request.args.get(n, "")).strip() for n in ("actor", "action", "subject", "since", "until")}
 
 
 def _via_word(via: str) -> str:

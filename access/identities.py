@@ -12,11 +12,12 @@ from sqlalchemy.orm import Session
 
 from access.audit import record
 from access.invitations import check_open, role_of, use
+from access.linked import shown
 from access.models import ROLES, OidcIdentity, Person
 from access.names import OPENID, checked_login, folded
 from access.oidc import Claims
 from access.roster import set_role
-from core.errors import Conflict, Forbidden, InvalidInput, NotFound
+from core.errors import Conflict, Forbidden, InvalidInput
 from core.language import gettext
 from core.settings import OidcSettings
 
@@ -84,33 +85,6 @@ def link(session: Session, claims: Claims, settings: OidcSettings, person_id: in
     return _attach(session, claims, person)
 
 
-def unlink(session: Session, identity_id: int, person_id: int) -> None:
-    """Take an identity away from a person.
-
-    Raises:
-        NotFound: they have no such identity.
-        Conflict: it is their only way to sign in.
-    """
-    row = session.get(OidcIdentity, identity_id)
-    if row is None or row.person_id != person_id:
-        raise NotFound(gettext("you have no identity %(identity_id)s", identity_id=identity_id))
-    person = session.get_one(Person, person_id)
-    others = session.scalars(
-        select(OidcIdentity.id).where(OidcIdentity.person_id == person_id, OidcIdentity.id != identity_id)
-    ).all()
-    if person.password_hash is None and not others:
-        raise Conflict(gettext("this is your only way to sign in; ask a lead for a link to set a password first"))
-    record(session, person.login, "identity.unlink", f"person:{person_id}", before=_shown(row))
-    session.delete(row)
-    session.flush()
-
-
-def identities_of(session: Session, person_id: int) -> list[OidcIdentity]:
-    """A person's identities, oldest first."""
-    query = select(OidcIdentity).where(OidcIdentity.person_id == person_id).order_by(OidcIdentity.id)
-    return list(session.scalars(query).all())
-
-
 def role_by_claims(claims: Claims, settings: OidcSettings) -> str | None:
     """The highest role that the claims are mapped to; the default where none is; None where roles are given here.
 
@@ -162,7 +136,7 @@ def _attach(session: Session, claims: Claims, person: Person) -> OidcIdentity:
     row = OidcIdentity(person_id=person.id, issuer=claims.issuer, subject=claims.subject, email=claims.email)
     session.add(row)
     _flush(session)
-    record(session, person.login, "identity.link", f"person:{person.id}", after=_shown(row))
+    record(session, person.login, "identity.link", f"person:{person.id}", after=shown(row))
     return row
 
 
@@ -193,7 +167,3 @@ def _free_login(session: Session, claims: Claims) -> str:
 def _refuse_inactive(person: Person) -> None:
     if not person.active or person.scripted:
         raise Forbidden(gettext("this account was deactivated; ask a lead or an admin"), code="oidc_inactive")
-
-
-def _shown(row: OidcIdentity) -> dict[str, str | None]:
-    return {"issuer": row.issuer, "subject": row.subject, "email": row.email}

@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 
 from access.audit import record
 from access.keys import revoke_keys
+from access.linked import unlink_all
 from access.models import ROLES, Invitation, Person
 from access.people import create_person, set_password
 from access.roster import Actor, changeable, grantable, role_word
@@ -95,7 +96,8 @@ def check_open(session: Session, invitation_id: int) -> Invitation:
 
 
 def accept(session: Session, row: Invitation, login: str, password: str) -> Person:
-    """Use a link with a password: a new person, or a new password for the one it is for, whose sessions and keys all end.
+    """Use a link with a password: a new person, or a new password for the one it is for, whose sessions and keys all end and
+    whose identities at a provider are unlinked.
 
     Raises:
         InvalidInput: the login or the password will not do.
@@ -106,8 +108,9 @@ def accept(session: Session, row: Invitation, login: str, password: str) -> Pers
         person = session.get_one(Person, row.person_id)
         set_password(person, password)
         after = {"by": f"invitation:{row.id}", "ended": end_sessions(session, person.id)}
-        # Somebody else may have had the old password, and with it have made keys.
+        # Somebody else may have had the old password, and with it have made keys or linked an identity of theirs.
         after["keys"] = revoke_keys(session, person.login, person.id)
+        after["identities"] = unlink_all(session, person)
         record(session, person.login, "person.password", f"person:{person.id}", after=after)
     else:
         person = create_person(session, login, password, role_of(row))

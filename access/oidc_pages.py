@@ -11,8 +11,9 @@ from flask_login import current_user
 from sqlalchemy.orm import Session
 from werkzeug.wrappers import Response
 
-from access.identities import accept_invitation, link, sign_in, unlink
+from access.identities import accept_invitation, link, sign_in
 from access.invitations import find_open, role_of
+from access.linked import unlink
 from access.models import Person
 from access.oidc import Claims, Provider
 from access.views import current_person, require_role, start_session

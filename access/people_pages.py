@@ -9,8 +9,8 @@ from werkzeug.wrappers import Response
 
 from access import invitations, roster
 from access.audit import Filters, entries
-from access.identities import identities_of
 from access.keys import keys_of
+from access.linked import identities_of
 from access.models import ROLES, Invitation, Person
 from access.paging import before_id
 from access.roster import role_word

@@ -7,6 +7,7 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import select
 
+import finetune.models  # noqa: F401 (the table of policy versions names that of cycles)
 from access.audit import record
 from access.models import Person
 from access.names import COMMAND_LINE

@@ -268,6 +268,7 @@ SHOTS = {
     "account": Shot("lead", _at("/account")),
     "audit": Shot("lead", _at("/audit?subject=rule:"), height=720),
     "sign-in": Shot("lead", _sign_in, height=480),
+    "rule-try": Shot("lead", _at("/rules/illegal_drugs/try"), height=720),
     "rule-edit": Shot("lead", _at("/rules/illegal_drugs/edit"), height=900),
     "quality": Shot("lead", _at("/quality"), height=1500),
     "quality-annotators": Shot("lead", _at("/quality/annotators"), height=900),
@@ -276,10 +277,14 @@ SHOTS = {
     "quality-flags": Shot("lead", _at("/quality/flags"), height=480),
     "cycles": Shot("lead", _at("/cycles"), height=720),
     "policies": Shot("lead", _at("/policies"), height=600),
+    "compare": Shot("lead", _at("/policies/base/compare"), height=640),
+    "rollback": Shot("lead", _at("/rollback"), height=480),
+    "reward": Shot("lead", _at("/rewards/1"), height=900),
     "person": Shot("lead", _at("/people/1"), height=800),
     "invitations": Shot("lead", _at("/invitations"), height=640),
     "keys": Shot("admin", _at("/keys"), height=480),
     "webhooks": Shot("lead", _at("/webhooks"), height=640),
+    "webhook": Shot("lead", _at("/webhooks/1"), height=560),
     "api-docs": Shot("lead", _at("/api/docs"), height=900),
 }
 

@@ -26,6 +26,7 @@ PAGE = 25
 GUESSING = 0.6931  # nats: −log σ(0), the loss of a reward model that knows nothing
 STAGE_WORDS = {
     "collect": (_l("Collect"), _l("the served policy answers the seed prompts")),
+    "compare": (_l("Compare"), _l("two versions answer the seed prompts, for people to judge")),
     "rate": (_l("Rate"), _l("a script judges the new tasks, marked as simulated")),
     "snapshot": (_l("Snapshot"), _l("judgments become a frozen, hashed dataset")),
     "reward": (_l("Reward models"), _l("learn which completion people prefer, and which ones break rules")),
@@ -37,7 +38,7 @@ NOTES = (
     N_("likelihoods"), N_("%(version)s: %(n)s suite prompts"), N_("%(n)s completions"),
     N_("%(n)s tasks judged (simulated)"), N_("step %(n)s, loss %(loss)s"),
     N_("step %(n)s, reward %(reward)s, KL %(kl)s"), N_("step %(n)s"), N_("frozen layers: %(n)s"),
-    N_("completions scored: %(n)s"),
+    N_("completions scored: %(n)s"), N_("%(n)s prompts answered twice"),
 )  # fmt: skip
 """What stages say of themselves while they run, see `finetune` and `training.run`."""
 

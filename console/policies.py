@@ -188,6 +188,14 @@ def refuse_unpromotable(session: Session, version: PolicyVersion) -> None:
         raise Conflict(gettext("%(reason)s Nothing was changed.", reason=reason))
 
 
+def refuse_alone(version: PolicyVersion, current: PolicyVersion) -> None:
+    """Raise Conflict where a version is to be compared with itself."""
+    if version.id == current.id:
+        raise Conflict(
+            gettext("%(name)s is active; open another version, to compare that one with it.", name=version.name)
+        )
+
+
 def check_rows(checks: Any) -> list[CheckRow]:
     """The checks of a gate report as they are read; those that failed come first."""
     rows = [_check_row(c) for c in checks or [] if isinstance(c, dict)]

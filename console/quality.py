@@ -14,7 +14,7 @@ from console.quality_reader import POOL_WORDS, SOURCE_WORDS, Reader, count_left_
 from core.db import utcnow
 from core.language import gettext as _
 from feedback.models import KINDS, Rule
-from feedback.quality import agreement, annotators, consensus, flips, queue, violations
+from feedback.quality import agreement, annotators, consensus, flips, queue, versions, violations
 from feedback.quality.acts import Window
 from feedback.quality.estimate import Estimate, missing
 from feedback.quality.kept import Kept, kept
@@ -144,9 +144,13 @@ def settled(reader: Reader) -> Table:
 
 def _violations(reader: Reader) -> tuple[Kept[list[violations.Violations]], dict[int, str]]:
     found = reader.kept("violations", lambda: violations.violations(reader.session, reader.window))
-    ids = {v.policy_version_id for v in found.value}
-    versions = select(PolicyVersion.id, PolicyVersion.name).where(PolicyVersion.id.in_(ids)).order_by(PolicyVersion.id)
-    return found, {row.id: row.name for row in reader.session.execute(versions)}
+    return found, _names(reader, {v.policy_version_id for v in found.value})
+
+
+def _names(reader: Reader, ids: set[int]) -> dict[int, str]:
+    """The names of policy versions, oldest first."""
+    named = select(PolicyVersion.id, PolicyVersion.name).where(PolicyVersion.id.in_(ids)).order_by(PolicyVersion.id)
+    return {row.id: row.name for row in reader.session.execute(named)}
 
 
 def violations_by_version(reader: Reader) -> Table:
@@ -190,6 +194,23 @@ def violations_by_rule(reader: Reader) -> Table:
     return reader.table(
         "violations", _("Each rule by policy version"), columns, rows, as_of=found.at,
         empty=nothing(reader, rows, _(violations.NOTHING)),
+    )  # fmt: skip
+
+
+def compared(reader: Reader) -> Table:
+    """Policy versions side by side, as people see them."""
+    found = reader.kept("compared", lambda: versions.compared(reader.session, reader.window))
+    names = _names(reader, {i for each in found.value for i in (each.newer_id, each.older_id)})
+    columns = [
+        Column("version", _("Version")), Column("beside", _("Beside")), Column("preferred", _("Preferred"), "share"),
+        Column("ties", _("The same"), "number"), Column("both_bad", _("Both bad"), "number"),
+        Column("waiting", _("Tasks that wait"), "number"),
+    ]  # fmt: skip
+    rows = [vars(each) | {"version": names[each.newer_id], "beside": names[each.older_id]} for each in found.value]
+    return reader.table(
+        "compared", _("Versions side by side, judged blind"), columns, rows, as_of=found.at,
+        note=_("Share of the judgments that prefer either, with 95 % Wilson intervals; those of one prompt are not independent."),
+        empty=_("No versions were compared yet. A version's page has a button for it."),
     )  # fmt: skip
 
 
@@ -279,7 +300,7 @@ def count_people(reader: Reader) -> int:
 TABLES: dict[str, Callable[[Reader], Table]] = {
     "progress": progress, "throughput": throughput, "agreement": agreements, "agreement-weeks": agreement_weeks,
     "flip-rate": flip_rates, "consensus": settled, "violations-by-version": violations_by_version,
-    "violations": violations_by_rule, "queue": waiting, "needs": needs, "annotators": quality_lists.tracks, "gold": quality_lists.golds,
+    "violations": violations_by_rule, "compared": compared, "queue": waiting, "needs": needs, "annotators": quality_lists.tracks, "gold": quality_lists.golds,
     "flags": quality_lists.flags,
 }  # fmt: skip
 """All tables by the name that stands in the address of their files."""

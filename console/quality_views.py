@@ -59,7 +59,7 @@ def overview() -> str:
                 name: TABLES[name](reader)
                 for name in (
                     "needs", "progress", "queue", "agreement", "agreement-weeks", "flip-rate", "violations-by-version",
-                    "violations",
+                    "violations", "compared",
                 )
             },
         )  # fmt: skip

@@ -64,6 +64,23 @@ def _collect_facts(r: dict[str, Any]) -> list[str]:
     return [ngettext("%(n)s completion by %(version)s.", "%(n)s completions by %(version)s.", _int(n), **told)]
 
 
+def _compare_facts(r: dict[str, Any]) -> list[str]:
+    n, alike = r.get("tasks"), r.get("alike")
+    told = {"n": words.number(n), "candidate": r.get("candidate"), "incumbent": r.get("incumbent")}
+    pairs = ngettext(
+        "%(n)s pair of %(candidate)s and %(incumbent)s for people to judge.",
+        "%(n)s pairs of %(candidate)s and %(incumbent)s for people to judge.",
+        _int(n), **told,
+    )  # fmt: skip
+    if not alike:
+        return [pairs]
+    same = ngettext(
+        "%(n)s prompt has the same answer twice.", "%(n)s prompts have the same answer twice.", _int(alike),
+        n=words.number(alike),
+    )  # fmt: skip
+    return [pairs, same]
+
+
 def _rate_facts(r: dict[str, Any]) -> list[str]:
     n = r.get("judgments")
     return [
@@ -283,6 +300,7 @@ def _promote_facts(r: dict[str, Any]) -> list[str]:
 
 FACTS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "collect": _collect_facts,
+    "compare": _compare_facts,
     "rate": _rate_facts,
     "snapshot": _snapshot_facts,
     "reward": _reward_facts,

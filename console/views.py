@@ -31,6 +31,7 @@ from serving.routing import engine_client, make_ready
 READERS = ("reviewer", "lead")  # an admin may do whatever a role may
 CHANGERS = ("lead",)
 MAX_REASON = 500
+PROMPTS, MAX_PROMPTS = 20, 500  # of each suite, for a comparison of versions
 
 blueprint = Blueprint(
     "console", __name__, template_folder="pages", static_folder="static", static_url_path="/console/static"
@@ -224,23 +225,56 @@ def ask_rollback() -> str:
 @blueprint.post("/rollback")
 @require_role(*CHANGERS)
 def do_rollback() -> Response:
-    login, seen = current_person().login, request.form.get("current")
+    login = current_person().login
     with runtime().db.session() as session:
         current = _locked_active(session)
-        if seen != current.name:
-            raise Conflict(
-                gettext(
-                    "%(seen)s was active when you opened the page, now %(name)s is. Nothing was changed.",
-                    seen=seen or "–",
-                    name=current.name,
-                )
-            )
+        _refuse_unseen(current)
         row = rollback(session, actor=login, reason=_reason(), to=request.form.get("to") or None)
         tell_promoted(session, row)
         target = session.get_one(PolicyVersion, row.policy_version_id)
         _audit(session, login, "policy.rollback", current.name, target.name)
     flash(gettext("%(name)s is active again, instead of %(former)s.", name=target.name, former=current.name))
     return redirect(url_for("console.show_policy", name=target.name), 303)
+
+
+@blueprint.get("/policies/<name>/compare")
+@require_role(*CHANGERS)
+def ask_compare(name: str) -> str:
+    with runtime().db.read() as session:
+        current, target = active_version(session), find_version(session, name)
+        policies.refuse_alone(target, current)
+        return render_template(
+            "console/compare.html",
+            target=target,
+            current=current,
+            prompts=PROMPTS,
+            most=MAX_PROMPTS,
+            required_n=runtime().settings.required_n,
+        )
+
+
+@blueprint.post("/policies/<name>/compare")
+@require_role(*CHANGERS)
+def do_compare(name: str) -> Response:
+    settings, login = runtime().settings, current_person().login
+    prompts = request.form.get("prompts", type=int)
+    if prompts is None or not 1 <= prompts <= MAX_PROMPTS:
+        raise InvalidInput(gettext("prompts is a number from 1 to %(most)s", most=MAX_PROMPTS), param="prompts")
+    with runtime().db.session() as session:
+        current, target = active_version(session), find_version(session, name)
+        _refuse_unseen(current)
+        policies.refuse_alone(target, current)
+        waiting = unfinished_cycle(session)
+        cycle = waiting or request_cycle(
+            session, settings, "compare", stages=["compare"], compare=(target.name, current.name),
+            overrides={"collect": {"prompts_per_suite": prompts}},
+        )  # fmt: skip
+        if waiting is None:
+            after = {"reason": "compare", "versions": [target.name, current.name], "prompts": prompts}
+            record(session, login, "cycle.request", f"cycle:{cycle.id}", after=after)
+    if waiting is not None:
+        flash(gettext("Cycle %(cycle)s is not finished yet, and one runs at a time; here it is.", cycle=cycle.id))
+    return redirect(url_for("console.show_cycle", cycle_id=cycle.id), 303)
 
 
 # Reports --------------------------------------------------------------------------------------------------------------
@@ -270,6 +304,19 @@ def _before(name: str = "before") -> int | None:
 
 def _reason() -> str:
     return request.form.get("reason", "").strip()[:MAX_REASON]
+
+
+def _refuse_unseen(current: PolicyVersion) -> None:
+    """Raise Conflict where another version is active than when the page was opened."""
+    seen = request.form.get("current")
+    if seen != current.name:
+        raise Conflict(
+            gettext(
+                "%(seen)s was active when you opened the page, now %(name)s is. Nothing was changed.",
+                seen=seen or "–",
+                name=current.name,
+            )
+        )
 
 
 def _locked_active(session: Session) -> PolicyVersion:

@@ -40,6 +40,7 @@ REASONS = {
     "judgments": _l("enough new judgments"),
     "demo": _l("the demo"),
     "collect": _l("tasks for people"),
+    "compare": _l("versions side by side"),
 }
 VERDICTS = {"refuses": _l("refuses"), "complies": _l("complies"), "unclear": _l("unclear")}
 KINDS = {"first": _l("first version"), "promote": _l("promoted"), "rollback": _l("rolled back")}

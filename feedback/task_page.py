@@ -30,7 +30,7 @@ from feedback.rules.store import active_rules
 WHYS = (
     N_("seed prompt"), N_("a task like any other"), N_("own work shown again"), N_("a user did not like this reply"),
     N_("rewards differ by %(margin)s only"), N_("%(n)s people disagree"), N_("try the served policy"),
-    N_("drawn evenly from everything there is to judge"),
+    N_("drawn evenly from everything there is to judge"), N_("two versions of the model answered"),
 )  # fmt: skip
 NOT_KEPT = {"csrf_token", "once", "shown_at", "supersedes"}
 
@@ -62,7 +62,6 @@ class ProbeTurn:
 
     completion_id: str
     asked: str
-    raw: str  # what the model itself is told that it said
     text: str
     formatted: Markup | None
     verdict: str
@@ -204,11 +203,10 @@ def _turns(session: Session, shown: Shown, fields: Fields) -> list[ProbeTurn]:
         ProbeTurn(
             completion_id=number,
             asked=found[number].messages[-1]["content"],
-            raw=found[number].text,
-            text=(text := Blind.of(found[number].text).text),
-            formatted=formatted(text),
+            text=(blind := Blind.of(found[number].text)).text,
+            formatted=formatted(blind.text),
             verdict=first(fields, f"verdict-{number}"),
-            span=first(fields, f"span-{number}"),
+            span=blind.hide(first(fields, f"span-{number}")),
         )
         for number in ids
         if number in found

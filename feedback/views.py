@@ -49,6 +49,8 @@ def home() -> Response:
 def next_task() -> str | tuple[str, int]:
     annotator_id, settings = current_person().id, runtime().settings
     beside = request.args.getlist("beside")[:MAX_BESIDE]
+    if request.args.get("extra"):  # by the script of a page that had no other task at hand
+        flash(gettext(SURPLUS))
     try:
         with runtime().db.session() as session:
             assignment = leases.next_assignment(
@@ -125,7 +127,7 @@ def judge(token: str) -> Response | tuple[Response | str, int]:
         return redirect(url_for("feedback.next_task"), 303)
     if _wants_json():
         message = gettext(SURPLUS) if judgment.surplus else ""
-        return jsonify(judgment_id=judgment.id, message=message, progress=progress), 201
+        return jsonify(judgment_id=judgment.id, surplus=judgment.surplus, message=message, progress=progress), 201
     if judgment.surplus:
         flash(gettext(SURPLUS))
     return redirect(url_for("feedback.next_task"), 303)

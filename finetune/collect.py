@@ -7,6 +7,7 @@ simulated. Both go on where a killed run stopped.
 """
 
 import random
+from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -26,7 +27,7 @@ from feedback.prompts import add_completion, add_prompt
 from feedback.rules.store import active_rules
 from feedback.tasks import create_task
 from finetune.context import StageContext
-from finetune.informative import rank_new_tasks
+from finetune.informative import rank_waiting
 from policy.client import ChatReply, ChatRequest
 from policy.versions import active_version
 
@@ -44,13 +45,7 @@ def collect(context: StageContext) -> dict[str, int | str]:
         done = set(session.scalars(select(Completion.once).where(Completion.once.like(f"cycle:{context.cycle_id}:%"))))
     missing = [p for p in prompts if _once(context, p) not in done]
     context.ensure_loaded(version)
-    requests = [
-        ChatRequest(
-            model=version.name, messages=(Message(role="user", content=p.text),), seed=i,
-            max_tokens=settings.max_completion_tokens, temperature=settings.temperature, top_p=settings.top_p,
-        )
-        for i, p in enumerate(missing)
-    ]  # fmt: skip
+    requests = [request_of(version.name, p, i, settings) for i, p in enumerate(missing)]
     n_done = len(prompts) - len(missing)
     context.progress(n_done / len(prompts), f"{n_done}/{len(prompts)} completions")
 
@@ -72,8 +67,27 @@ def collect(context: StageContext) -> dict[str, int | str]:
 
     context.client.complete_many(requests, settings.concurrency, on_done=keep)
     store()
-    pools = rank_new_tasks(context)
+    pools = rank_waiting(context)
     return {"completions": len(prompts), "policy_version": version.name, "informative": pools["informative"]}
+
+
+def request_of(model: str, prompt: SuitePrompt, seed: int, settings: CollectSettings) -> ChatRequest:
+    """The call that asks a version to answer a prompt."""
+    return ChatRequest(
+        model=model, messages=(Message(role="user", content=prompt.text),), seed=seed,
+        max_tokens=settings.max_completion_tokens, temperature=settings.temperature, top_p=settings.top_p,
+    )  # fmt: skip
+
+
+def details_of(request: ChatRequest, reply: ChatReply) -> dict[str, Any]:
+    """What is stored of a reply beside its text; see `add_completion`."""
+    return {
+        "finish_reason": reply.finish_reason,
+        "sampling": {"temperature": request.temperature, "top_p": request.top_p, "max_tokens": request.max_tokens, "seed": request.seed},
+        "prompt_tokens": reply.prompt_tokens,
+        "completion_tokens": reply.completion_tokens,
+        "latency_s": reply.latency_s,
+    }  # fmt: skip
 
 
 def _once(context: StageContext, prompt: SuitePrompt) -> str:
@@ -91,13 +105,7 @@ def _store(
     """One completion, the refusal set against it, and their task: together or not at all."""
     once = _once(context, prompt)
     row = add_prompt(session, user(prompt.text), "seed", category=prompt.category, harmful=prompt.harmful)
-    details = {
-        "finish_reason": reply.finish_reason,
-        "sampling": {"temperature": request.temperature, "top_p": request.top_p, "max_tokens": request.max_tokens, "seed": request.seed},
-        "prompt_tokens": reply.prompt_tokens,
-        "completion_tokens": reply.completion_tokens,
-        "latency_s": reply.latency_s,
-    }  # fmt: skip
+    details = details_of(request, reply)
     own = add_completion(session, row, reply.text, "rollout", policy_version_id=version_id, once=once, details=details)
     text = refusal(
         prompt.category if prompt.category in CATEGORIES else random.Random(once).choice([*CATEGORIES]), once

@@ -41,11 +41,13 @@ def request_cycle(
     *,
     stages: Sequence[str] = STAGES,
     overrides: dict[str, dict[str, Any]] | None = None,
+    compare: tuple[str, str] | None = None,
 ) -> Cycle:
     """Ask for a round; while one is unfinished, that one is returned and no other is made.
 
     Args:
         overrides: settings by stage that differ from the deployment's, e.g. `{"update": {"epochs": 1}}`.
+        compare: names of the candidate and the incumbent, for the stage `compare`.
     """
     take_turns(session, "cycle request")
     waiting = unfinished_cycle(session)
@@ -55,6 +57,8 @@ def request_cycle(
     for name in ("collect", "snapshot", "reward", "update", "ppo", "gate"):
         model = getattr(settings, name)
         fixed[name] = type(model)(**(model.model_dump() | (overrides or {}).get(name, {}))).model_dump()
+    if compare is not None:
+        fixed["compare"] = dict(zip(("candidate", "incumbent"), compare, strict=True))
     cycle = Cycle(reason=reason, settings=fixed)
     session.add(cycle)
     session.flush()

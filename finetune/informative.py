@@ -1,4 +1,5 @@
-"""Which of the new tasks should teach most: those whose completions the newest reward models can hardly tell apart.
+"""Which of the pairs that wait should teach most: those whose completions the newest reward models can hardly tell apart,
+whether they were collected or imported.
 
 The rest stays a uniform sample of everything, which is what evaluations may lean on. A first round has no reward model,
 and all its tasks are uniform.
@@ -14,16 +15,19 @@ from feedback.tasks import set_informative
 from finetune.context import StageContext
 from finetune.rewards import open_rewards
 
+MOST = 1000
+"""Pairs that are looked at, the newest ones: scoring takes a while, and more than these wait for weeks anyway."""
 
-def rank_new_tasks(context: StageContext) -> Counter[str]:
-    """Score the pairs of this cycle's open tasks and rank them; returns how many went into which pool."""
+
+def rank_waiting(context: StageContext) -> Counter[str]:
+    """Score the pairs that wait untouched in the even sample and rank them; returns how many are in which pool now."""
     with context.db.read() as session:
         tasks = session.scalars(
             select(Task)
             .options(selectinload(Task.items).joinedload(TaskItem.completion).joinedload(Completion.prompt))
-            .where(Task.source.like(f"cycle:{context.cycle_id}:%"), Task.state == "live", Task.kind == "pairwise")
-            .where(Task.pool == "uniform", Task.taken == 0)
-            .order_by(Task.id)
+            .where(Task.state == "live", Task.kind == "pairwise", Task.pool == "uniform", Task.taken == 0)
+            .order_by(Task.id.desc())
+            .limit(MOST)
         ).all()
     service = open_rewards(context.db, context.settings) if tasks else None
     if service is None:

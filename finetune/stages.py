@@ -1,6 +1,7 @@
 """The stages of a cycle, as plain functions of their context: what each reads and what it leaves.
 
     collect   active policy + seed prompts      → completions and tasks
+    compare   two policies + seed prompts       → pairs of completions and tasks (when a lead asks for it)
     rate      this cycle's tasks                → simulated judgments (demo only)
     snapshot  all judgments and imports         → a frozen, hashed dataset
     reward    the snapshot                      → reward models of preferences and rules, reloaded and compared
@@ -30,11 +31,13 @@ from feedback.dataset import find_snapshot, freeze, load_pairs, load_rule_exampl
 from feedback.models import Snapshot
 from feedback.preferences import Preference
 from finetune.collect import collect, rate_scripted
+from finetune.compare import compare
 from finetune.context import StageContext
 from finetune.cycle import finish_cycle
 from finetune.events import tell_promoted
 from finetune.gate import as_rows, run_gate
 from finetune.gate_evidence import gather_evidence
+from finetune.informative import rank_waiting
 from finetune.models import StageRun
 from finetune.peak import peak_mb
 from finetune.rewards import rule_weights
@@ -103,6 +106,7 @@ def _reward(context: StageContext) -> None:
             f"the reward model is kept, but may train no policy: {bar_words(facts)}; collect more judgments, or set"
             " DUNNOCK_REWARD__REQUIRE_BAR=false"
         )
+    rank_waiting(context)  # by these models from here on
     with context.db.session() as session:
         context.record.done(session, facts | {"rules": rules}, peak_mb())
     shutil.rmtree(context.work_dir("reward"), ignore_errors=True)
@@ -296,6 +300,7 @@ def _promote(context: StageContext) -> None:
 
 STAGES: dict[str, Stage] = {
     "collect": _simple(collect),
+    "compare": _simple(compare),
     "rate": _simple(rate_scripted),
     "snapshot": _snapshot,
     "reward": _reward,

@@ -14,7 +14,7 @@ from core.openapi import operation
 from core.web import runtime
 from feedback.judgments import record_feedback
 from policy.client import ChatRequest, EngineClient
-from serving.replies import Reply, ReplyStream, usage_body
+from serving.replies import Reply, ReplyStream, earlier_replies, usage_body
 from serving.routing import PUBLIC_NAME, active, engine_client, resolve, served_versions, with_version
 from serving.schemas import ChatAnswer, ChatBody, FeedbackAnswer, FeedbackBody, ModelList
 
@@ -35,8 +35,9 @@ def chat_completions() -> Response:
     settings = runtime().settings
     with runtime().db.read() as session:
         version = resolve(session, body.model)
+        texts = earlier_replies(session, body.named, person_id)
     client = engine_client(settings)
-    asked = body.engine_request(version.name, settings)
+    asked = body.engine_request(version.name, settings, texts)
     _check_length(client, asked, settings.max_prompt_tokens)
     reply = Reply(runtime().db, version, asked, person_id)
     headers = {VERSION_HEADER: version.name}

@@ -3,16 +3,19 @@
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
 
 from core.db import Database
-from core.errors import DunnockError
+from core.errors import DunnockError, NotFound
+from core.language import gettext
 from core.messages import plain_text
-from feedback.models import completion_id
+from feedback.models import Completion, completion_id
 from feedback.prompts import add_completion, add_prompt
 from policy.client import ChatRequest, CompletionStream, StreamEvent
 from policy.models import PolicyVersion
@@ -143,6 +146,23 @@ class ReplyStream(Iterator[bytes]):
     def _chunk(self, delta: dict[str, str], reason: str | None) -> bytes:
         choice = {"index": 0, "delta": delta, "finish_reason": reason}
         return _line({**self._reply.head("chat.completion.chunk"), "choices": [choice]})
+
+
+def earlier_replies(session: Session, ids: Sequence[str], person_id: int | None) -> dict[str, str]:
+    """The texts of replies that the same caller was given, by id.
+
+    Raises:
+        NotFound: one is unknown, or was given to somebody else; the answer does not tell which.
+    """
+    if not ids:
+        return {}
+    served = select(Completion.id, Completion.text).where(
+        Completion.id.in_(ids), Completion.source == "served", Completion.person_id.is_not_distinct_from(person_id)
+    )
+    found = {row.id: row.text for row in session.execute(served)}
+    if missing := next((each for each in ids if each not in found), None):
+        raise NotFound(gettext("you were given no reply %(completion_id)r", completion_id=missing), param="messages")
+    return found
 
 
 def usage_body(usage: tuple[int | None, int | None]) -> dict[str, int]:

@@ -1,5 +1,6 @@
 """What `/v1` accepts: the OpenAI client's calls. Fields that are not listed are ignored, as that API grows."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
@@ -19,10 +20,15 @@ class Wire(BaseModel):
 
 
 class WireMessage(Wire):
-    """One turn; content is a string or a list of text parts."""
+    """One turn; content is a string or a list of text parts, or empty where an earlier reply is named instead."""
 
     role: Role
     content: str
+    completion_id: str | None = Field(
+        None,
+        max_length=40,
+        description="Of an assistant's turn: the id of an earlier reply to the same caller, for its text.",
+    )
 
     @field_validator("role", mode="before")
     @classmethod
@@ -40,6 +46,12 @@ class WireMessage(Wire):
                 raise ValueError("only parts of type text are taken")
             content = "".join(str(part.get("text", "")) for part in parts)
         return plain_text(content) if isinstance(content, str) else content
+
+    @model_validator(mode="after")
+    def _one_text(self) -> "WireMessage":
+        if self.completion_id is not None and (self.role != "assistant" or self.content):
+            raise ValueError("a completion_id stands for the content of an assistant's turn; leave that empty")
+        return self
 
 
 class StreamOptions(Wire):
@@ -74,8 +86,17 @@ class ChatBody(Wire):
     def include_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
 
-    def engine_request(self, model: str, settings: Settings) -> ChatRequest:
-        """The same request for the engine, defaults filled in and `max_tokens` held to the limit."""
+    @property
+    def named(self) -> list[str]:
+        """The ids of earlier replies that stand for their texts."""
+        return [m.completion_id for m in self.messages if m.completion_id is not None]
+
+    def engine_request(self, model: str, settings: Settings, texts: Mapping[str, str]) -> ChatRequest:
+        """The same request for the engine, defaults filled in and `max_tokens` held to the limit.
+
+        Args:
+            texts: of the replies that are `named`.
+        """
         wanted = self.max_completion_tokens or self.max_tokens or settings.max_completion_tokens
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         given = {
@@ -86,7 +107,10 @@ class ChatBody(Wire):
         given.setdefault("temperature", settings.default_temperature)
         return ChatRequest(
             model=model,
-            messages=tuple(Message(role=m.role, content=m.content) for m in self.messages),
+            messages=tuple(
+                Message(role=m.role, content=m.content if m.completion_id is None else texts[m.completion_id])
+                for m in self.messages
+            ),
             max_tokens=min(wanted, settings.max_completion_tokens),
             stop=stop,
             **given,

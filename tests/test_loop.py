@@ -22,6 +22,7 @@ from core.artifacts import hash_folder
 from core.db import Database
 from core.errors import Conflict, DunnockError
 from core.settings import Settings
+from feedback.assignment.leases import next_assignment
 from feedback.models import Completion, Judgment, Snapshot, Task
 from finetune.cycle import DEMO_STAGES, Cycle, request_cycle, run_cycle
 from finetune.models import StageRun
@@ -31,8 +32,9 @@ from policy.models import GateReport, PolicyVersion, Promotion
 from policy.versions import active_version, rollback
 from reward.models import RewardModel
 from serving.routing import engine_client
+from tests.factories import make_pairwise_task, make_person, make_policy_version
 from tests.policy.engine.live import LiveEngine
-from tests.tiny import make_tiny_base
+from tests.tiny import make_tiny_adapter, make_tiny_base
 
 OPEN_GATE = {
     "max_harmful_compliance": 1.0,
@@ -235,9 +237,14 @@ def test_an_update_by_ppo_without_a_reward_model_that_clears_its_bar_fails(
 
 
 def test_the_next_round_asks_first_what_the_reward_model_can_hardly_tell_apart(loop: Loop) -> None:
+    with loop.db.session() as session:
+        imported = [make_pairwise_task(session, source=f"import:{n}").id for n in range(12)]
     loop.round({**SMALL, "gate": {**SMALL["gate"], "max_kl_nats_per_token": 1e-12}})
     with loop.db.session() as session:
-        assert set(session.scalars(select(Task.pool))) == {"uniform"}  # there was no reward model yet
+        collected = select(Task.pool).where(Task.source.like("cycle:%"))
+        assert set(session.scalars(collected)) == {"uniform"}  # there was no reward model yet
+        waiting = Counter(session.scalars(select(Task.pool).where(Task.id.in_(imported))))
+        assert waiting["informative"] > waiting["uniform"] > 0  # once there was one, what waited was ranked
         request_cycle(session, loop.settings, "manual", stages=("collect",), overrides=SMALL)
     cycle = loop.resume()
     assert cycle is not None
@@ -246,8 +253,52 @@ def test_the_next_round_asks_first_what_the_reward_model_can_hardly_tell_apart(l
         result = session.scalars(select(StageRun.result).where(StageRun.cycle_id == cycle.id)).one()
     pools = Counter(task.pool for task in tasks)
     assert set(pools) == {"uniform", "informative"}
-    assert pools["informative"] == result["informative"] > pools["uniform"]
+    assert result["informative"] == pools["informative"] > pools["uniform"]
     assert all(task.why.startswith("rewards differ by") for task in tasks if task.pool == "informative")
+
+
+def test_two_versions_are_compared_blind_before_all_other_work(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter = make_tiny_adapter(Path(loop.settings.base_model), loop.settings.artifact_dir / "v1")
+    names = ("v1", "base")
+    with loop.db.session() as session:
+        base = active_version(session)
+        make_policy_version(
+            session, "v1", "candidate", base_model=base.base_model, base_sha256=base.base_sha256, adapter_path="v1",
+            adapter_sha256=hash_folder(adapter),
+        )  # fmt: skip
+        request_cycle(session, loop.settings, "compare", stages=["compare"], compare=names, overrides=SMALL)
+    real = EngineClient.complete_many
+
+    def killed(self: EngineClient, *args: Any, **kwargs: Any) -> Any:
+        monkeypatch.setattr(EngineClient, "complete_many", fails)
+        return real(self, *args, **kwargs)
+
+    def fails(self: EngineClient, *args: Any, **kwargs: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(EngineClient, "complete_many", killed)
+    with pytest.raises(KeyboardInterrupt):
+        loop.resume()
+    monkeypatch.setattr(EngineClient, "complete_many", real)
+    cycle = loop.resume()
+    assert cycle is not None
+    assert cycle.state == "done"
+    with loop.db.session() as session:
+        result = session.scalars(select(StageRun.result).where(StageRun.cycle_id == cycle.id)).one()
+        tasks = session.scalars(select(Task).where(Task.pool == "canary")).all()
+        assert (result["candidate"], result["incumbent"]) == names
+        assert (len(tasks), result["tasks"] + result["alike"]) == (result["tasks"], 40)
+        assert len(tasks) > 20
+        for task in tasks:
+            wrote = [session.get_one(PolicyVersion, each.policy_version_id).name for each in task.completions]
+            assert (wrote, task.state) == (list(names), "live")
+            assert task.completions[0].text != task.completions[1].text
+        answers = select(Completion.once).where(Completion.once.like(f"cycle:{cycle.id}:%"))
+        assert len(session.scalars(answers).all()) == 80
+        make_pairwise_task(session, priority=99)
+        assignment = next_assignment(session, make_person(session).id, 60)
+        assert assignment is not None
+        assert assignment.task.pool == "canary"
 
 
 @pytest.mark.parametrize("stage", DEMO_STAGES)

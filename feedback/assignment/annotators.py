@@ -56,11 +56,7 @@ def pause(session: Session, person_id: int, actor: str, reason: str) -> bool:
     Raises:
         NotFound: there is no such person.
     """
-    annotator = _locked(session, person_id)
-    if annotator.standing == "paused":
-        return False
-    set_standing(session, annotator, "paused", reason.strip()[:MAX_REASON] or BY_LEAD, actor)
-    return True
+    return _set_by_lead(session, person_id, "paused", reason.strip() or BY_LEAD, actor)
 
 
 def resume(session: Session, person_id: int, actor: str, reason: str) -> bool:
@@ -72,10 +68,14 @@ def resume(session: Session, person_id: int, actor: str, reason: str) -> bool:
     Raises:
         NotFound: there is no such person.
     """
+    return _set_by_lead(session, person_id, "good", reason.strip() or GO_ON, actor)
+
+
+def _set_by_lead(session: Session, person_id: int, standing: str, why: str, actor: str) -> bool:
     annotator = _locked(session, person_id)
-    if annotator.standing == "good":
+    if annotator.standing == standing:
         return False
-    set_standing(session, annotator, "good", reason.strip()[:MAX_REASON] or GO_ON, actor)
+    set_standing(session, annotator, standing, why[:MAX_REASON], actor)
     return True
 
 

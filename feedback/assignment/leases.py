@@ -68,7 +68,7 @@ UNFINISHED = ASSIGNMENT.c.state.in_((literal_column("'live'"), literal_column("'
 HAS = (
     select(
         Annotator.standing, Annotator.standing_why, Annotator.opted_out, Annotator.risky_on, Annotator.risky_n,
-        Assignment.id, Assignment.lease_token, Assignment.state, Assignment.expires_at, Task.pool, Task.kind,
+        Assignment.id, Assignment.task_id, Assignment.lease_token, Assignment.state, Assignment.expires_at, Task.pool, Task.kind,
         Task.category, Task.risky,
     )
     .select_from(Person)
@@ -85,6 +85,7 @@ HAS = (
 ASSIGN = insert(ASSIGNMENT).returning(ASSIGNMENT.c.id)
 SET_STATE = update(ASSIGNMENT).where(ASSIGNMENT.c.id == bindparam("of_assignment")).values(state=bindparam("to"))
 OF_TASK = TASK.c.id == bindparam("of_task")
+LOCK_IF_FREE = select(TASK.c.id).where(OF_TASK).with_for_update(skip_locked=True)
 TAKE = update(TASK).where(OF_TASK, ROOM).values(taken=TASK.c.taken + 1).returning(*(TASK.c[name] for name in FACTS))
 GIVE_BACK = update(TASK).where(OF_TASK).values(taken=TASK.c.taken - 1)
 ENDED = case((TASK.c.done + 1 >= TASK.c.required_n, literal_column("'done'")), else_=TASK.c.state)
@@ -157,10 +158,14 @@ def next_shown(
     for row in has:
         if row.id is None or row.lease_token in beside or not may_see(worker.role, row.pool):
             continue
-        if not is_wanted(row, worker.opted_out):
+        wanted = is_wanted(row, worker.opted_out)
+        if wanted and row.expires_at > now and row.state == "live":
+            return find_shown(session, row.lease_token, worker.id)
+        if not _lock_if_free(session, row.task_id):
+            continue  # it comes back with the next call
+        if not wanted:
             skip(session, row.lease_token, worker.id, OPTED_OUT)
-            continue
-        if (row.expires_at > now and row.state == "live") or _hold(session, row.id, now, lease_s):
+        elif _hold(session, row.id, now, lease_s):
             return find_shown(session, row.lease_token, worker.id)
     if random.random() < SWEEP_CHANCE:
         release_expired(session, now)
@@ -388,6 +393,12 @@ def _weighted(weights: dict[str, float]) -> list[str]:
 def _count_risky(session: Session, worker: Worker, now: dt.datetime) -> None:
     annotator = annotator_of(session, worker.id)
     annotator.risky_on, annotator.risky_n = now.date(), worker.risky_today + 1
+
+
+def _lock_if_free(session: Session, task_id: int) -> bool:
+    """Hold a further task's row, unless somebody else does. To wait for it, e.g. for an import that marks tasks as upsetting,
+    while holding the one that was judged just now, could be to wait for each other."""
+    return session.connection().execute(LOCK_IF_FREE, {"of_task": task_id}).one_or_none() is not None
 
 
 def _take(session: Session, task_id: int) -> Row[Any] | None:

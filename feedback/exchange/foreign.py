@@ -67,7 +67,7 @@ class Fields:
             return self.names.index(name)
         words = re.findall(r"[a-z]+|\d+", name)
         last = words[-1] if 1 <= len(words) <= 2 else ""  # longer ones are sentences
-        if last.isdecimal() and 1 <= int(last) <= len(self.completions):
+        if last.isdecimal() and len(last) < 9 and 1 <= int(last) <= len(self.completions):
             return int(last) - 1
         return ord(last) - ord("a") if len(last) == 1 and ord(last) - ord("a") < len(self.completions) else None
 
@@ -101,7 +101,10 @@ def answered(kind: str, fields: Fields, answers: Sequence[Answer]) -> dict[str, 
     """
     notes = [_words(a.value) for a in answers if a.how == "text"]
     if kind == "correction":
-        return {"corrections": {0: notes[0]}} if notes else _nothing(kind, answers)
+        if not notes:
+            return _nothing(kind, answers)
+        fine = notes[0].strip() == fields.completions[0].strip()  # what was left as it was
+        return {"fine": True} if fine else {"corrections": {0: notes[0]}}
     for answer in answers:
         values = _ASKED[kind](fields, answer)
         if values is not None:
@@ -263,8 +266,8 @@ def _ranks(fields: Fields, value: Any) -> list[int] | None:
 
 def _rating(_: Fields, answer: Answer) -> dict[str, Any] | None:
     value = answer.value
-    if answer.how == "choice" and _words(value).strip().isdecimal():
-        value = int(_words(value))
+    if answer.how == "choice" and (word := _words(value).strip()).isdecimal() and len(word) < 9:
+        value = int(word)
     elif answer.how != "rating":
         return None
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 5:

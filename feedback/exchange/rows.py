@@ -114,7 +114,8 @@ class TaskSpec(Row):
             source,
         ]  # fmt: skip
         text = json.dumps(said, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
-        return f"import:{hashlib.sha256(text.encode()).hexdigest()[:40]}"
+        digest = hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()  # `gold` may hold half a surrogate
+        return f"import:{digest[:40]}"
 
 
 class Reply(Row):
@@ -150,7 +151,10 @@ class JudgmentRow(Row):
     @field_validator("created_at")
     @classmethod
     def _with_zone(cls, at: dt.datetime | None) -> dt.datetime | None:
-        return at if at is None or at.tzinfo else at.replace(tzinfo=dt.UTC)
+        try:
+            return at if at is None else (at if at.tzinfo else at.replace(tzinfo=dt.UTC)).astimezone(dt.UTC)
+        except OverflowError as error:
+            raise ValueError("a moment that no calendar has in UTC") from error
 
 
 class TaskRow(TaskSpec):

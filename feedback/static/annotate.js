@@ -1,6 +1,7 @@
 // The frame of all task pages: keys, submit with the next task at hand, drafts, pop-ups. Kinds add what is their own.
 // The page works without it, as plain forms.
 
+import { call, refresh, token } from "./csrf.js";
 import { Drafts, MAX_KEPT_ALIVE } from "./drafts.js";
 import { Marks } from "./marks.js";
 import correction from "./kinds/correction.js";
@@ -97,16 +98,20 @@ function seenNow({ main, fetched }) {
   const field = main.querySelector('input[name="shown_at"]');
   field.value = String(Number(field.value) + (performance.now() - fetched) / 1000);
   main.querySelector("#undo")?.removeAttribute("hidden");
+  refresh(main);
   return main;
 }
 
 async function store(form) {
   const body = new URLSearchParams(new FormData(form));
-  const answer = await fetch(form.action, {
-    method: "POST",
-    body,
-    headers: { Accept: "application/json" },
-    keepalive: String(body).length < MAX_KEPT_ALIVE, // it still goes out when the page is left
+  const answer = await call(form.action, () => {
+    body.set("csrf_token", token());
+    return {
+      method: "POST",
+      body,
+      headers: { Accept: "application/json" },
+      keepalive: String(body).length < MAX_KEPT_ALIVE, // it still goes out when the page is left
+    };
   });
   const said = await answer.json().catch(() => ({}));
   if (!answer.ok) throw new Error(said.detail ?? String(answer.status));
@@ -133,7 +138,8 @@ async function submit() {
   try {
     const said = await storing;
     if (!next) {
-      window.location.assign(left.form.dataset.next);
+      const told = said.surplus ? "?extra=1" : ""; // the next page says what this one has no time to
+      window.location.assign(left.form.dataset.next + told);
       return;
     }
     task.status.textContent = said.message || task.say("stored");

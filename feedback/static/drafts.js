@@ -1,5 +1,7 @@
 // Drafts and the lease: what is typed is saved within two seconds of a change, and the task is held while one works.
 
+import { call, token } from "./csrf.js";
+
 const DELAY_MS = 1000; // from the first change that is not saved, however long the typing goes on
 const RETRY_MS = 1000; // the first wait after a failure; each next one is twice as long
 const MAX_RETRY_MS = 30_000;
@@ -7,15 +9,14 @@ const PATIENCE_MS = 15_000; // a request that gets no answer is a failed one
 export const MAX_KEPT_ALIVE = 60_000; // characters; browsers allow 64 KB
 
 function request(url, method, body) {
-  const token = document.querySelector('meta[name="csrf-token"]').content;
   const sent = JSON.stringify(body);
-  return fetch(url, {
+  return call(url, () => ({
     method,
     keepalive: sent.length < MAX_KEPT_ALIVE, // a draft still goes out when the page is left
     signal: AbortSignal.timeout(PATIENCE_MS),
-    headers: { "Content-Type": "application/json", Accept: "application/json", "X-CSRFToken": token },
+    headers: { "Content-Type": "application/json", Accept: "application/json", "X-CSRFToken": token() },
     body: sent,
-  });
+  }));
 }
 
 function fieldsOf(form) {

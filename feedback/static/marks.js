@@ -55,6 +55,7 @@ export class Marks {
       this.span(number, target).value = target.checked ? this.take(number) : "";
       this.show();
     }
+    if (/^(span|verdict-)/.test(target.name ?? "")) highlight(this.form);
     const editor = target.closest(".correction");
     if (editor) this.refreshDiff(editor);
   }
@@ -82,6 +83,7 @@ export class Marks {
       });
       rule.querySelector(".quotes").replaceChildren(...quotes);
     }
+    highlight(this.form);
   }
 
   correct(number) {
@@ -109,15 +111,50 @@ function boxed(words) {
   return quote;
 }
 
-// Marks words in a text where the browser can; they stand in a field in any case.
-export function highlight(element, words) {
-  if (!globalThis.CSS?.highlights) return;
-  CSS.highlights.delete("quote");
-  const node = element?.firstChild;
-  const start = words && node?.nodeType === Node.TEXT_NODE ? node.data.indexOf(words) : -1;
-  if (start < 0) return;
+// Quotes in their texts ----------------------------------------------------------------------------------------------
+
+// The texts that a quote's field speaks of: as written and as formatted, of which one is seen.
+function textsOf(form, name) {
+  const key = name === "span" ? "0" : name.replace(/^span-/, "").replace(/^(\d+)-\d+$/, "$1");
+  const found = form.querySelectorAll(`[data-reply="${key}"], [data-completion="${key}"] .turn-text`);
+  return found.length ? [...found] : [...form.querySelectorAll(".single .original")];
+}
+
+// Where words stand in an element, across the elements within; as the server compares them where they do not stand there
+// letter by letter: by letters and digits alone, since formatted text lacks its signs.
+function rangeOf(element, words) {
+  const places = []; // [text node, offset] of each character
+  let text = "";
+  const walker = document.createTreeWalker(element, NodeFilter.SHOW_TEXT);
+  for (let node = walker.nextNode(); node; node = walker.nextNode()) {
+    for (let at = 0; at < node.length; at += 1) places.push([node, at]);
+    text += node.data;
+  }
+  let [start, length] = [text.indexOf(words), words.length];
+  if (start < 0) {
+    const bare = [...text.matchAll(/[\p{L}\p{N}]/gu)];
+    const wanted = (words.match(/[\p{L}\p{N}]/gu) ?? []).join("");
+    const at = wanted ? bare.map(([sign]) => sign).join("").indexOf(wanted) : -1;
+    if (at < 0) return null;
+    const ends = []; // where each of the bare characters ends, in the joined text of them
+    bare.reduce((sum, [sign]) => ends[ends.push(sum + sign.length) - 1], 0);
+    const [first, last] = [ends.findIndex((end) => end > at), ends.findIndex((end) => end >= at + wanted.length)];
+    start = bare[first].index;
+    length = bare[last].index + bare[last][0].length - start;
+  }
   const range = new Range();
-  range.setStart(node, start);
-  range.setEnd(node, start + words.length);
-  CSS.highlights.set("quote", new Highlight(range));
+  const [endNode, endAt] = places[start + length - 1];
+  range.setStart(...places[start]);
+  range.setEnd(endNode, endAt + 1);
+  return range;
+}
+
+// Marks all quotes in their texts where the browser can; they stand in words beside the rules in any case.
+function highlight(form) {
+  if (!globalThis.CSS?.highlights) return;
+  const ranges = [...form.querySelectorAll('input[name^="span"]')]
+    .filter((field) => field.value)
+    .flatMap((field) => textsOf(form, field.name).map((element) => rangeOf(element, field.value)))
+    .filter(Boolean);
+  CSS.highlights.set("quote", new Highlight(...ranges));
 }

@@ -10,7 +10,8 @@ from sqlalchemy.orm import Session
 
 from access.invitations import accept, find_open, invite, make_reset, revoke, state_of
 from access.keys import authenticate, create_key
-from access.models import ROLES, AuditLog, Invitation, Person
+from access.linked import identities_of
+from access.models import ROLES, AuditLog, Invitation, OidcIdentity, Person
 from access.people import check_password
 from access.roster import change_role, set_active
 from core.db import Database, utcnow
@@ -128,6 +129,22 @@ def test_a_reset_ends_the_keys_that_somebody_else_may_have_made(session: Session
     assert [(entry.actor, entry.subject) for entry in entries] == [
         ("annotator", f"api_key:{key.id}"), ("annotator", f"person:{staff['annotator'].id}"),
     ]  # fmt: skip
+
+
+def test_a_reset_unlinks_identities_that_somebody_else_may_have_linked(
+    session: Session, staff: dict[str, Person]
+) -> None:
+    for name in ("annotator", "reviewer"):
+        session.add(OidcIdentity(person_id=staff[name].id, issuer="https://id.example", subject=name, email=None))
+    session.flush()
+    _, token = make_reset(session, staff["lead"], staff["annotator"].id, DAY_S)
+    assert len(identities_of(session, staff["annotator"].id)) == 1
+    accept(session, find_open(session, token), "", NEW)
+    assert identities_of(session, staff["annotator"].id) == []
+    assert len(identities_of(session, staff["reviewer"].id)) == 1
+    (entry,) = session.scalars(select(AuditLog).where(AuditLog.action == "identity.unlink")).all()
+    assert (entry.actor, entry.subject) == ("annotator", f"person:{staff['annotator'].id}")
+    assert entry.before["subject"] == "annotator"
 
 
 def test_no_reset_above_ones_own_and_none_for_those_who_are_shut_out(

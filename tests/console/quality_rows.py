@@ -11,7 +11,7 @@ from access.models import Person
 from core.db import utcnow
 from feedback.assignment.annotators import annotator_of, set_standing
 from feedback.models import Assignment, GoldResult, Judgment, Task, TaskItem
-from feedback.tasks import create_gold
+from feedback.tasks import create_gold, create_task
 from tests.factories import make_completion, make_person, make_policy_version, make_prompt, make_task
 from tests.feedback.quality.rows import checks, choose, judge, make_rule, pairs
 
@@ -73,6 +73,13 @@ def _rules(session: Session, crowd: Crowd, rng: random.Random, now: dt.datetime,
                 said = {crowd.ana: truth, crowd.ben: truth if rng.random() < 0.9 else "unsure"}
                 at = now - dt.timedelta(days=20 - n / 2)
                 checks(session, rule.id, [said], policy_version_id=version.id, at=at)
+
+    for n in range(9):  # eight prefer the newer version or the older one, one sees no difference, and one pair waits
+        prompt = make_prompt(session)
+        pair = [make_completion(session, prompt, policy_version_id=each.id).id for each in versions]
+        task = create_task(session, "pairwise", prompt.id, pair, source=f"canary:{n}", pool="canary")
+        if n < 8:
+            choose(session, task, {crowd.ana: "b" if n < 5 else "a" if n < 7 else "tie"})
 
 
 def _gold_and_flags(session: Session, crowd: Crowd, hostile: str) -> None:

@@ -139,6 +139,15 @@ def test_the_pages_show_what_the_files_hold(lead: SignedIn, crowd: Crowd) -> Non
     assert versions[0]["checked"]["n"] == 48
 
 
+def test_versions_side_by_side(lead: SignedIn, crowd: Crowd) -> None:
+    (row,) = lead.client.get("/quality/tables/compared.json").json["rows"]
+    assert (row["version"], row["beside"]) == ("v1", "base")
+    assert (row["preferred"]["value"], row["preferred"]["n"]) == (5 / 7, 7)
+    assert row["preferred"]["low"] < 5 / 7 < row["preferred"]["high"]
+    assert (row["ties"], row["both_bad"], row["waiting"]) == (1, 0, 1)
+    assert 'id="compared"' in lead.client.get("/quality").text
+
+
 def test_csv_is_what_json_is(lead: SignedIn, crowd: Crowd) -> None:
     for name in TABLES:
         document = lead.client.get(f"/quality/tables/{name}.json").json

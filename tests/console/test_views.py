@@ -255,6 +255,36 @@ def test_harmful_examples_are_blurred_until_asked_for(lead: SignedIn, database: 
     assert '<details class="veil" open' not in page
 
 
+# Compare --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_lead_asks_for_a_comparison(lead: SignedIn, database: Database, settings: Settings) -> None:
+    with database.session() as session:
+        make_candidate(session, settings, cycle=make_cycle(session, settings, "failed"))
+    assert "/policies/v1/compare" in lead.client.get("/policies/v1").text
+    assert "/policies/base/compare" not in lead.client.get("/policies/base").text  # it is the active one
+    assert "Compare v1 with base?" in lead.client.get("/policies/v1/compare").text
+    form = {"current": "base", "prompts": "7"}
+    for wrong in ({"prompts": "0"}, {"prompts": "many"}, {"prompts": "501"}):
+        assert lead.client.post("/policies/v1/compare", data=form | wrong).status_code == 400
+    for path, current in (("v1", "v0"), ("base", "base")):
+        assert lead.client.post(f"/policies/{path}/compare", data=form | {"current": current}).status_code == 409
+    with database.read() as session:
+        assert session.scalar(select(Cycle).where(Cycle.state == "requested")) is None
+    answer = lead.client.post("/policies/v1/compare", data=form)
+    with database.read() as session:
+        cycle = session.scalars(select(Cycle).where(Cycle.state == "requested")).one()
+    assert (answer.status_code, answer.headers["Location"]) == (303, f"/cycles/{cycle.id}")
+    assert cycle.settings["stages"] == ["compare"]
+    assert cycle.settings["compare"] == {"candidate": "v1", "incumbent": "base"}
+    assert cycle.settings["collect"]["prompts_per_suite"] == 7
+    assert audit(database) == [("lead", "cycle.request", f"cycle:{cycle.id}")]
+    again = lead.client.post("/policies/v1/compare", data=form, follow_redirects=True)
+    assert "is not finished yet" in again.text
+    assert "two versions answer the seed prompts" in again.text
+    assert len(audit(database)) == 1
+
+
 # Promote --------------------------------------------------------------------------------------------------------------
 
 

@@ -10,10 +10,11 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from access.models import Person
+from access.sessions import end_sessions
 from core.db import Database
-from feedback.models import Draft
+from feedback.models import Draft, Judgment
 from tests.browser import FLAGS, LiveServer, chromium
-from tests.feedback.test_browser import sign_in, stored
+from tests.feedback.test_browser import sign_in, stored, wait_for
 from tests.feedback.test_kinds_browser import make, press, said_of
 
 pytestmark = pytest.mark.timeout(120)
@@ -109,3 +110,28 @@ def test_a_submit_that_failed_and_a_reload_lose_nothing(page: Page, database: Da
     press(page, ["Enter"])
     expect(page.get_by_text("Nothing to judge right now")).to_be_visible()
     assert said_of(database).note == WORDS
+
+
+def test_who_is_signed_out_signs_in_in_another_tab_and_goes_on(
+    page: Page, database: Database, people: dict[str, Person], task: list[int]
+) -> None:
+    """As the page says. The new session has another CSRF token than the page; nothing that was typed is lost."""
+    sign_in(page)
+    with database.session() as session:
+        end_sessions(session, people["annotator"].id)
+    page.keyboard.press("4")
+    page.keyboard.press("n")
+    page.keyboard.type("typed while signed out")
+    expect(page.locator("#saved")).to_contain_text("sign in again in another tab")
+    page.keyboard.press("Control+Enter")
+    expect(page.get_by_role("alert")).to_contain_text("sign in again in another tab")
+    other = page.context.new_page()
+    sign_in(other)
+    other.close()
+    page.locator("details.note textarea").press("End")
+    page.keyboard.type(", and after")
+    expect(page.locator("#saved")).to_contain_text("draft saved")
+    page.keyboard.press("Control+Enter")
+    expect(page.get_by_text("Nothing to judge right now")).to_be_visible()
+    (judgment,) = wait_for(database, Judgment, 1)
+    assert (judgment.rating, judgment.note) == (4, "typed while signed out, and after")

@@ -2,6 +2,7 @@
 run out, when the server was started again, and how it looks. Probes need an engine: tests/serving/test_probe_browser.py."""
 
 import datetime as dt
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,13 +15,14 @@ from access.models import Person
 from core.db import Database, utcnow
 from core.messages import user
 from feedback.assignment.leases import claim_task, release_expired
-from feedback.judgments import read_said
+from feedback.judgments import read_said, submit_judgment
 from feedback.kinds.frame import Said
+from feedback.kinds.rule_check import RuleCheckForm
 from feedback.models import Assignment, Draft, Judgment, Task
 from feedback.prompts import add_prompt
 from feedback.rules.store import active_rules, ensure_rules
 from tests.browser import ARTIFACTS, LiveServer, check_accessible
-from tests.factories import make_person, make_task
+from tests.factories import make_person, make_prompt, make_task
 from tests.feedback.assignment.test_assignment import judge_as
 from tests.feedback.test_browser import sign_in, stored, wait_for
 
@@ -226,8 +228,27 @@ def test_a_lease_that_ran_out_loses_nothing(
         assert claim_task(session, ids[0], make_person(session).id, 60) is not None
     page.get_by_role("button", name="Submit and next").click()
     expect(page.get_by_text("Nothing to judge right now")).to_be_visible()
+    expect(page.get_by_text("Kept as an extra judgment")).to_be_visible()
     assert EVERY[kind].said_by_mouse(said_of(database, ids))
     assert [judgment.surplus for judgment in wait_for(database, Judgment, 1, ids)] == [True]
+
+
+def test_undo_says_that_it_is_an_extra_judgment_too(page: Page, database: Database, people: dict[str, Person]) -> None:
+    with database.session() as session:
+        task_id = make_task(session, "rating", None, TEXTS[:1]).id
+    sign_in(page)
+    with database.session() as session:
+        session.scalars(select(Assignment)).one().expires_at = utcnow() - dt.timedelta(seconds=1)
+        session.flush()
+        release_expired(session, utcnow())
+        assert claim_task(session, task_id, make_person(session).id, 60) is not None
+    press(page, ["1", "Enter"])
+    page.get_by_role("link", name="Change my last judgment").click()
+    page.locator("html[data-ready=yes]").wait_for()
+    press(page, ["5", "Enter"])
+    expect(page.get_by_text("Nothing to judge right now")).to_be_visible()
+    expect(page.get_by_text("Kept as an extra judgment")).to_be_visible()
+    assert [judgment.surplus for judgment in wait_for(database, Judgment, 2)] == [True, True]
 
 
 def test_every_reply_of_a_ranking_is_corrected_by_keys(
@@ -277,7 +298,14 @@ def test_undo_of_what_was_just_submitted(page: Page, database: Database, people:
     opened(page, database, "rating")
     wait_for(database, Assignment, 2)
     press(page, ["1", "Enter", "z"])
-    expect(page.get_by_role("heading", name="Change your last judgment")).to_be_visible()
+    changing = page.get_by_role("heading", name="Change your last judgment")
+    expect(changing).to_be_visible()
+    page.locator("html[data-ready=yes]").wait_for()
+    press(page, ["2", "z"])  # and back, with nothing changed
+    expect(page.get_by_role("heading", name="How good is this reply?")).to_be_visible()
+    page.locator("html[data-ready=yes]").wait_for()
+    press(page, ["z"])
+    expect(changing).to_be_visible()
     page.locator("html[data-ready=yes]").wait_for()
     press(page, ["5", "Enter"])
     first, second = wait_for(database, Judgment, 2)
@@ -303,6 +331,37 @@ def test_a_reviewer_settles_what_others_disagree_on(page: Page, database: Databa
     with database.read() as session:
         settled = session.scalars(select(Task).where(Task.about_id == task_id)).one()
         assert (settled.pool, settled.state) == ("adjudication", "done")
+
+
+def test_what_others_quoted_of_text_that_may_upset_is_blurred_too(
+    page: Page, database: Database, people: dict[str, Person]
+) -> None:
+    with database.session() as session:
+        ensure_rules(session)
+        rule, prompt = active_rules(session)[0].id, make_prompt(session, harmful=True)
+        task = make_task(session, "rule_check", prompt, TEXTS[:1], required_n=2, rule_version_id=rule)
+        for verdict in ("broken", "kept"):
+            assignment = claim_task(session, task.id, make_person(session).id, 60)
+            assert assignment is not None
+            form = RuleCheckForm(verdict=verdict, span="soft nest", note="a note on it")
+            submit_judgment(
+                session, token=assignment.lease_token, annotator_id=assignment.annotator_id, form=form, latency_s=1,
+                adjudicate=True,
+            )  # fmt: skip
+    sign_in(page, "reviewer")
+    blurred, shown = re.compile("blur"), page.locator(".others q")
+    expect(shown).to_have_count(4)
+    for quote in shown.all():
+        expect(quote).to_have_css("filter", blurred)
+    page.get_by_label("Words that show it").fill("soft nest")  # one's own, out of a draft
+    expect(page.locator("#saved")).to_contain_text("draft saved")
+    page.reload()
+    page.locator("html[data-ready=yes]").wait_for()
+    expect(page.get_by_label("Words that show it")).to_have_css("filter", blurred)
+    press(page, [" "])
+    for quote in shown.all():
+        expect(quote).to_have_css("filter", "none")
+    expect(page.get_by_label("Words that show it")).to_have_css("filter", "none")
 
 
 MARKDOWN = "Do this:\n\n1. **Find** a hedge.\n2. Look low.\n\n```python\nnest = moss + hair  # soft\n```\n\n[x](javascript:alert(1)) <b>no</b>"
@@ -331,6 +390,33 @@ def test_markdown_is_shown_as_such_and_safely(page: Page, database: Database, pe
     expect(page.locator(".turns .formatted").first).to_be_hidden()
     expect(page.locator(".turns .turn-text:not(.formatted)").first).to_contain_text("**Find**")
     expect(page.locator("#reply-0 .reply-text:not(.formatted)")).to_contain_text("**Find**")
+
+
+MARKED = """() => [...(CSS.highlights.get("quote") ?? [])].map((range) => [
+  range.startContainer.parentElement.closest(".reply-text").matches(".formatted"), range.toString()])"""
+
+
+@pytest.mark.parametrize("kind", ["rule_check", "pairwise"])
+def test_quotes_are_marked_in_the_text_as_written_and_as_formatted(
+    page: Page, database: Database, people: dict[str, Person], kind: str
+) -> None:
+    with database.session() as session:
+        ensure_rules(session)
+        rule = active_rules(session)[0].id if kind == "rule_check" else None
+        prompt = add_prompt(session, TURNS, "served")
+        make_task(session, kind, prompt, [MARKDOWN, MARKDOWN + "?"][: EVERY[kind].n], rule_version_id=rule)
+    sign_in(page)
+    assert page.evaluate(MARKED) == []
+    page.locator("#reply-0 .formatted li").first.click(click_count=3)
+    press(page, ["b"] if kind == "rule_check" else ["a", "Space"])
+    assert page.evaluate(MARKED) == [[False, "Find** a hedge"], [True, "Find a hedge."]]
+    expect(page.locator("#saved")).to_contain_text("draft saved")
+    page.reload()
+    page.locator("html[data-ready=yes]").wait_for()
+    assert [words for _, words in page.evaluate(MARKED)][1] == "Find a hedge."
+    if kind == "rule_check":
+        page.get_by_label("Words that show it").fill("not there")
+        assert page.evaluate(MARKED) == []
 
 
 @pytest.mark.parametrize(

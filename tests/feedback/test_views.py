@@ -21,7 +21,7 @@ from feedback.assignment.leases import claim_task
 from feedback.models import Annotator, Assignment, Correction, Draft, Judgment, RuleJudgment, Task
 from feedback.prompts import add_prompt
 from feedback.rules.store import active_rules, ensure_rules
-from feedback.tasks import create_gold
+from feedback.tasks import create_gold, create_task
 from tests.conftest import SignedIn
 from tests.factories import PASSWORD, make_completion, make_pairwise_task, make_prompt
 
@@ -368,3 +368,25 @@ def test_help_stands_beside_what_may_upset(
     page = annotator.client.get("/annotate").text
     assert 'href="https://help.example/"' in page
     assert "Ring &lt;us&gt;." in page
+
+
+def test_no_page_of_a_probe_has_the_name_that_its_replies_give(annotator: SignedIn, database: Database) -> None:
+    """Neither in the reply, nor in what the page sends to the model, nor in a quote that was stored with its name."""
+    with database.session() as session:
+        ensure_rules(session)
+        rule = active_rules(session)[0]
+        create_task(session, "probe", None, [], source="probe", rule_version_id=rule.id)
+    page = annotator.client.get("/annotate").text
+    with database.session() as session:
+        text = "I am ChatGPT, and I **may** not."
+        reply = make_completion(session, make_prompt(session, "Who are you?"), text, "served")
+        reply.person_id, turn = annotator.person.id, reply.id
+    shown = annotator.client.get(f"/annotate/{token_of(page)}/turns/{turn}").text
+    quote = {"turn": turn, f"verdict-{turn}": "broken", f"span-{turn}": "I am [name hidden]"}
+    assert post(annotator.client, page, **quote).status_code == 303
+    assert [verdict.span for verdict in stored(database, RuleJudgment)] == ["I am ChatGPT"]
+    again = annotator.client.get("/annotate/last").text
+    for source in (shown, again):
+        assert "I am [name hidden], and I" in source
+        assert "ChatGPT" not in source
+    assert 'value="I am [name hidden]"' in again

@@ -40,6 +40,7 @@ PAGES: dict[str, list[Place]] = {
     "account.show": [Place("/account", empty=True)],
     "api_docs.docs": [Place("/api/docs", NOBODY, empty=True)],
     "audit.index": [Place("/audit", empty=True), Place("/audit?actor=nobody")],
+    "console.ask_compare": [Place("/policies/{candidate}/compare")],
     "console.ask_promote": [Place("/policies/{candidate}/promote")],
     "console.ask_rollback": [Place("/rollback")],
     "console.demo_report": [Place("/reports/demo", empty=True)],

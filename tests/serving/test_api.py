@@ -16,6 +16,7 @@ from core.messages import user
 from feedback.models import Completion, Judgment
 from serving.replies import Reply
 from tests.conftest import SignedIn
+from tests.factories import make_person
 from tests.serving.conftest import Served
 
 GREEDY = {"model": "dunnock", "messages": user("Hi"), "temperature": 0, "max_tokens": 12}
@@ -72,6 +73,23 @@ def test_openai_client_gets_a_reply_that_is_stored(chat: openai.OpenAI, served: 
     assert row.latency_s > 0
     assert row.sampling["seed"] == 3
     assert row.policy_version_id is not None
+
+
+def test_an_earlier_reply_stands_for_its_text_and_for_nobody_else(
+    client: FlaskClient, served: Served, database: Database
+) -> None:
+    first = ask(client, served).json
+    begun = user("Hi")
+    named = [*begun, {"role": "assistant", "content": "", "completion_id": first["id"]}, *user("And?")]
+    spelt = [*begun, {"role": "assistant", "content": first["choices"][0]["message"]["content"]}, *user("And?")]
+    assert ask(client, served, messages=named).json["choices"] == ask(client, served, messages=spelt).json["choices"]
+    assert [row.prompt.messages for row in stored(database)][1:] == [spelt, spelt]
+    with database.session() as session:
+        other = make_person(session)
+        session.scalars(select(Completion).where(Completion.id == first["id"])).one().person_id = other.id
+    assert error_of(ask(client, served, messages=named)) == (404, "not_found")
+    both = [*begun, {**named[1], "content": "said"}, *user("And?")]
+    assert error_of(ask(client, served, messages=both)) == (400, "invalid_request")
 
 
 def test_openai_client_gets_a_stream_that_is_stored(chat: openai.OpenAI, served: Served, database: Database) -> None:

@@ -3,7 +3,7 @@
 import datetime as dt
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 from sqlalchemy import select
 
 from core.db import Database, utcnow
@@ -78,6 +78,26 @@ def test_talk_judge_reload_and_submit_by_keyboard(page: Page, database: Database
         assert [message["role"] for message in last.prompt.messages] == ["user", "assistant"] * 2 + ["user"]
         judged = {row.completion_id for row in stored(database, RuleJudgment)}
         assert last.id in judged
+
+
+def test_what_is_typed_while_the_model_writes_stays(page: Page, database: Database, probe: int) -> None:
+    sign_in(page)
+    page.keyboard.press("Space")
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    page.route("**/v1/chat/completions", hold)
+    page.keyboard.press("t")
+    page.keyboard.type("How?")
+    page.keyboard.press("Enter")
+    expect(page.locator("#probe-state")).to_contain_text("The model is writing")
+    page.keyboard.type("And then?")
+    held[0].continue_()
+    expect(page.locator(".probe-turn")).to_have_count(1)
+    expect(page.locator("#talk")).to_have_value("And then?")
+    assert page.locator(".asked").inner_text() == "How?"
 
 
 def test_by_mouse(page: Page, database: Database, probe: int) -> None:

@@ -1,23 +1,29 @@
 // A live talk with the served policy, through the same chat API as everybody's; each reply is judged.
 
+import { call, token } from "../csrf.js";
+
 export default function probe(task) {
   const { form } = task;
   const log = document.getElementById("probe-turns");
   const talk = document.getElementById("talk");
   const state = document.getElementById("probe-state");
   const say = document.getElementById("say");
-  const csrf = document.querySelector('meta[name="csrf-token"]').content;
   let waiting = false;
 
+  // The model's own turns go by name: the page has them only as they are shown, with names hidden.
   const conversation = () =>
-    [...log.querySelectorAll("[data-role]")].map((turn) => ({ role: turn.dataset.role, content: turn.dataset.raw }));
+    [...log.querySelectorAll(".probe-turn")].flatMap((turn) => [
+      { role: "user", content: turn.querySelector(".asked").textContent },
+      { role: "assistant", content: "", completion_id: turn.dataset.completion },
+    ]);
 
   async function ask(words) {
-    const answer = await fetch(log.dataset.chat, {
+    const body = JSON.stringify({ model: "dunnock", messages: [...conversation(), { role: "user", content: words }] });
+    const answer = await call(log.dataset.chat, () => ({
       method: "POST",
-      headers: { "Content-Type": "application/json", Accept: "application/json", "X-CSRFToken": csrf },
-      body: JSON.stringify({ model: "dunnock", messages: [...conversation(), { role: "user", content: words }] }),
-    });
+      headers: { "Content-Type": "application/json", Accept: "application/json", "X-CSRFToken": token() },
+      body,
+    }));
     const said = await answer.json().catch(() => ({}));
     if (!answer.ok) throw new Error(said.error?.message ?? String(answer.status));
     const turn = await fetch(log.dataset.turn.replace("ID", said.id));
@@ -28,14 +34,15 @@ export default function probe(task) {
   }
 
   async function send() {
-    const words = talk.value.trim();
+    const sent = talk.value;
+    const words = sent.trim();
     if (!words || waiting) return;
     waiting = true;
     say.disabled = true;
     state.textContent = task.say("thinking");
     try {
       await ask(words);
-      talk.value = "";
+      if (talk.value.startsWith(sent)) talk.value = talk.value.slice(sent.length); // what was typed meanwhile stays
       task.changed(talk); // what was sent is no draft any more
       state.textContent = "";
     } catch (error) {
@@ -64,7 +71,10 @@ export default function probe(task) {
   });
   return {
     keys: {
-      t: () => talk.focus(),
+      t: () => {
+        talk.focus();
+        talk.setSelectionRange(talk.value.length, talk.value.length);
+      },
       b: () => judge("broken"),
       k: () => judge("kept"),
       u: () => judge("unsure"),

@@ -1,11 +1,8 @@
 // A verdict, how sure it is, and the words that show it, marked in the text.
 
-import { highlight } from "../marks.js";
-
 export default function ruleCheck(task) {
   const { form, marks } = task;
   const span = form.elements.span;
-  const text = form.querySelector(".reply-text:not(.formatted)");
 
   function quote() {
     const words = marks.take("0");
@@ -29,11 +26,5 @@ export default function ruleCheck(task) {
     },
   };
   for (const step of "123") keys[step] = () => task.choose("confidence", step);
-  highlight(text, span.value);
-  return {
-    keys,
-    onInput(target) {
-      if (target === span) highlight(text, span.value);
-    },
-  };
+  return { keys };
 }

@@ -111,6 +111,8 @@ def test_a_task_with_a_known_answer(call: Any) -> None:
         (TASK | {"gold": {"best": [0]}}, "cannot be the known answer"),
         (TASK | {"gold": {"choice": [{}]}}, "cannot be the known answer"),
         (TASK | {"gold": {"choice": [["a"]]}}, "cannot be the known answer"),
+        (TASK | {"gold": {"choice": ["\ud800"]}}, "cannot be the known answer"),
+        (TASK | {"gold": {"\ud800": ["a"]}}, "cannot be the known answer"),
         (TASK | {"pool": "repeat"}, "made by themselves"),
         (TASK | {"judgments": []}, "judgments"),
         (TASK | {"kind": "rule_check", "completions": ["x"], "rule": "none such"}, "there is no rule"),

@@ -12,11 +12,13 @@ from access.models import AuditLog
 from core.db import Database, utcnow
 from core.errors import Conflict, NotFound
 from core.settings import AssignmentSettings
+from feedback.assignment.annotators import opt_out
 from feedback.assignment.leases import claim_task, find_assignment, flag, next_assignment, release_expired, renew, skip
 from feedback.judgments import submit_judgment
 from feedback.kinds.pairwise import PairwiseForm
 from feedback.models import Assignment, Judgment, Task
-from tests.factories import make_pairwise_task, make_person
+from feedback.prompts import add_prompt
+from tests.factories import make_pairwise_task, make_person, make_prompt
 
 LEASE_S = 60
 LEFT = PairwiseForm(choice="left", strength=2)
@@ -290,6 +292,40 @@ def test_unknown_people_get_nothing(session: Session) -> None:
 
 
 THREADS = 16
+
+
+@pytest.mark.parametrize("unwanted", [False, True])
+def test_who_judged_waits_for_no_further_task(postgres_database: Database, unwanted: bool) -> None:
+    """An import that learns what upsets holds one task of this person and waits for the one that they have just judged."""
+    db = postgres_database
+    with db.session() as session:
+        ana = make_person(session)
+        prompts = [make_prompt(session), make_prompt(session, category="cats")]
+        tasks = [make_pairwise_task(session, prompt).id for prompt in prompts]
+        assignments = [claim_task(session, task_id, ana.id, LEASE_S) for task_id in tasks]
+        expire(session, assignments[1])
+        at_hand = [assignment.id for assignment in assignments]
+        if unwanted:
+            opt_out(session, ana.id, ["cats"])
+
+    def learn(session: Session, n: int) -> None:
+        add_prompt(session, prompts[n].messages, "import", harmful=True)
+
+    with db.session() as importing:
+        learn(importing, 1)
+        with db.session() as judging:
+            judge(judging, judging.get_one(Assignment, at_hand[0]))
+            rest = threading.Thread(target=learn, args=(importing, 0))
+            rest.start()
+            rest.join(0.3)
+            assert rest.is_alive()  # it waits for the judge
+            assert next_assignment(judging, ana.id, LEASE_S) is None
+        rest.join(10)
+    with db.session() as session:
+        assert [session.get_one(Task, task_id).risky for task_id in tasks] == [True, True]
+        found = next_assignment(session, ana.id, LEASE_S)  # nothing is lost: now it is there, or given back
+        assert (found is None) == unwanted
+        assert session.get_one(Assignment, at_hand[1]).state == ("skipped" if unwanted else "live")
 
 
 def work(database: Database, annotator_id: int, start: threading.Barrier, failures: list[BaseException]) -> None:

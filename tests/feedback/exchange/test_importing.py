@@ -331,6 +331,56 @@ def test_a_file_that_unpacks_to_more_than_is_taken_is_given_up(
             import_file(database, tmp_path / name)
 
 
+def write_repeated(path: Path, long: str, n: int) -> Path:
+    """A .parquet of `n` rows whose chosen text is stored once, with one row before that is short."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    chosen = pa.DictionaryArray.from_arrays([0, *[1] * n], ["Yes.", long])
+    rows = {"prompt": [f"Question {i}?" for i in range(n + 1)], "chosen": chosen, "rejected": ["No."] * (n + 1)}
+    pq.write_table(pa.table(rows), path, compression="zstd", dictionary_pagesize_limit=1 << 28, store_schema=False)
+    return path
+
+
+def test_a_parquet_row_that_is_too_long_is_reported_and_takes_no_memory(database: Database, tmp_path: Path) -> None:
+    """A value that is stored once is not repeated in memory for each of its rows."""
+    import pyarrow as pa
+
+    long = "a" * (importing.MAX_LINE_BYTES + 1)
+    path = write_repeated(tmp_path / "p.parquet", long, 60)  # a gigabyte
+    assert path.stat().st_size < 1 << 20
+    whole = pa.default_memory_pool()
+    counted = pa.proxy_memory_pool(whole)
+    pa.set_memory_pool(counted)
+    tracemalloc.start()
+    try:
+        report = import_file(database, path)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        pa.set_memory_pool(whole)
+    assert report.imported == 1
+    assert [line for line, _ in report.errors] == list(range(2, 62))
+    assert {reason for _, reason in report.errors} == {"is longer than the 16 MiB that a row may have"}
+    assert peak < 100 << 20
+    assert 0 < counted.max_memory() < 600 << 20
+
+
+def test_a_parquet_file_that_unpacks_to_more_than_is_taken_is_given_up(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importing, "MAX_FILE_BYTES", 1 << 20)
+    path = write_repeated(tmp_path / "said.parquet", "a" * (2 << 20), 1)  # by its own word
+    with pytest.raises(InvalidInput, match="more than 1 MiB unpacked"):
+        import_file(database, path)
+    path = write_repeated(tmp_path / "repeated.parquet", "a" * 90_000, 200)
+    with pytest.raises(InvalidInput, match=r"more than 1 MiB \(row"):
+        import_file(database, path)
+    monkeypatch.setattr(importing, "MAX_GROUP_BYTES", 1 << 16)
+    with pytest.raises(InvalidInput, match="smaller ones"):
+        import_file(database, path)
+
+
 def test_a_missing_file_is_an_error_in_words(database: Database, tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match=r"not a file; give a \.jsonl"):
         import_file(database, tmp_path / "nowhere.jsonl")

@@ -110,14 +110,18 @@ def test_ratings_corrections_and_rule_checks(database: Database, tmp_path: Path)
     assert take_json(database, tmp_path, exported(graded, annotation(result("rating", 4)))).errors == []
     edit = exported(graded, annotation(result("textarea", ["Low in a hedge."])), number=2)
     assert take_json(database, tmp_path, edit).errors == []
+    kept = exported(graded, annotation(result("textarea", ["In a hedge. "])), number=4)
+    assert take_json(database, tmp_path, kept, kind="correction").errors == []
     check = exported(graded, annotation(result("choices", ["Unsafe"])), number=3)
     assert take_json(database, tmp_path, check, rule="violence").errors == []
     with database.read() as session:
         assert session.scalars(select(Judgment.kind).order_by(Judgment.id)).all() == [
             "rating",
             "correction",
+            "correction",
             "rule_check",
         ]
+        assert session.scalars(select(Judgment.choice).order_by(Judgment.id)).all() == [None, None, "fine", None]
         assert session.scalars(select(RuleJudgment.verdict)).one() == "broken"
 
 
