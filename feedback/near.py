@@ -12,6 +12,7 @@ from typing import Any
 
 PERMUTATIONS = 128
 FIND_ALL = (0.02, 0.98)  # what false and missed hits weigh: hits are checked, missed ones would split a cluster
+HIGHEST_THRESHOLD = 0.9  # of the index alone, which has no bands for more; hits are checked against the true one
 AROUND_WORDS = ".,;:!?…\"'`*_()[]«»“”„‘’\x1f"  # no signs that a number or a formula may have
 
 
@@ -34,7 +35,8 @@ class Near:
         from datasketch import MinHashLSH
 
         self._jaccard = jaccard
-        self._index = MinHashLSH(threshold=jaccard, num_perm=PERMUTATIONS, weights=FIND_ALL)
+        threshold = min(jaccard, HIGHEST_THRESHOLD)
+        self._index = MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS, weights=FIND_ALL)
         self._signatures: dict[str, Any] = {}
         for text in texts:
             self.add(text)

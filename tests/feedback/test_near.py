@@ -56,3 +56,9 @@ def test_prompts_that_differ_in_punctuation_are_one_cluster() -> None:
     one, same, other = (named[prompt_text(prompt)] for prompt in asked)
     assert one == same != other
     assert clusters(asked, ["Where does it nest!!"], 0.8)[prompt_text(asked[1])] is None
+
+
+def test_a_similarity_of_one_finds_equal_words_alone() -> None:
+    index = Near(1.0, [LONG, "Yes."])
+    assert index.like(f"{LONG} more") == []
+    assert index.like("yes!") == ["Yes."]
