@@ -39,17 +39,27 @@ class Near:
         self._index = MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS, weights=FIND_ALL)
         self._signatures: dict[str, Any] = {}
         for text in texts:
-            self.add(text)
-
-    def add(self, text: str) -> None:
-        """Add a text that is not there yet."""
-        self._signatures[text] = _minhash(text)
-        self._index.insert(text, self._signatures[text])
+            self._insert(text, _minhash(text))
 
     def like(self, text: str) -> list[str]:
         """Texts of the index that are near this one, the nearest first; it need not be there itself."""
-        own = self._signatures[text] if text in self._signatures else _minhash(text)
-        alike = {found: self._signatures[found].jaccard(own) for found in self._index.query(own)}
+        return self._hits(self._signatures[text] if text in self._signatures else _minhash(text))
+
+    def place(self, text: str) -> str:
+        """The nearest text of the index, where one is near; else this one, which is added."""
+        own = _minhash(text)
+        hits = self._hits(own)
+        if hits:
+            return hits[0]
+        self._insert(text, own)
+        return text
+
+    def _insert(self, text: str, signature: Any) -> None:
+        self._signatures[text] = signature
+        self._index.insert(text, signature)
+
+    def _hits(self, signature: Any) -> list[str]:
+        alike = {found: self._signatures[found].jaccard(signature) for found in self._index.query(signature)}
         return sorted((f for f, near in alike.items() if near >= self._jaccard), key=lambda f: (-alike[f], f))
 
 
@@ -58,14 +68,8 @@ def representatives(texts: Iterable[str], jaccard: float) -> dict[str, str]:
 
     So all that a text stands for are near it, and no chain of small steps leads from one text to quite another.
     """
-    found: dict[str, str] = {}
     index = Near(jaccard)
-    for text in sorted(set(texts)):
-        hits = index.like(text)
-        found[text] = hits[0] if hits else text
-        if not hits:
-            index.add(text)
-    return found
+    return {text: index.place(text) for text in sorted(set(texts))}
 
 
 def prompt_text(prompt: Sequence[dict[str, str]]) -> str:
