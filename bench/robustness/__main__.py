@@ -1,6 +1,6 @@
 """Measure what noise and attacks do to a reward model, with the defences on and off; write the figures and the document's table.
 
-    python -m bench.robustness [--seeds 8] [--only noise_20 sybils] [--jobs 2] [--out FILE]
+    python -m bench.robustness [--seeds 6] [--only noise_20 sybils] [--jobs 2] [--out FILE]
     python -m bench.robustness --table                the document's table anew, from the figures that are there
 
 A cell is one scenario and one seed; cells are spread over processes of one thread each. How busy the machine is changes the time
@@ -13,6 +13,7 @@ import os
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any
 
 from bench.robustness import figures
 from bench.robustness.base import HIDDEN, LAYERS, make_base
-from bench.robustness.cell import ARMS, Plan, measure
+from bench.robustness.cell import ARMS, Plan, measure_apart
 from bench.robustness.world import SLIP, Scenario, scenarios
 from commands import processes
 from commands.database import migrate
@@ -30,18 +31,6 @@ from core.settings import SnapshotSettings
 RESULT = Path(__file__).parents[1] / "results" / "robustness.json"
 PEOPLE = 20
 COPIES = 300
-
-Job = tuple[Scenario, int, Plan, Path, Path]
-
-
-def run_cell(job: Job) -> tuple[str, int, dict[str, Any]]:
-    """A cell in a process and a folder of its own."""
-    import torch
-
-    torch.set_num_threads(1)
-    scenario, seed, plan, base, empty = job
-    with tempfile.TemporaryDirectory(prefix="dk-robust-") as work:
-        return scenario.name, seed, measure(scenario, seed, plan, base, empty, Path(work))
 
 
 def run(wanted: list[Scenario], seeds: int, plan: Plan, jobs: int, out: Path) -> dict[str, Any]:
@@ -53,13 +42,19 @@ def run(wanted: list[Scenario], seeds: int, plan: Plan, jobs: int, out: Path) ->
     }  # fmt: skip
     kept = figures.Figures(out, settings, {scenario.name: scenario.says for scenario in wanted})
     began = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="dk-robust-") as folder, get_context("spawn").Pool(jobs) as pool:
+    workers = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
+    with tempfile.TemporaryDirectory(prefix="dk-robust-") as folder, workers as pool:
         base, empty = make_base(Path(folder) / "base"), Path(folder) / "empty.db"
         db = Database(f"sqlite:///{empty}")
         migrate(db)
         db.dispose()
-        todo: list[Job] = [(scenario, seed, plan, base, empty) for seed in range(seeds) for scenario in wanted]
-        for name, seed, found in pool.imap_unordered(run_cell, todo):
+        cells = {
+            pool.submit(measure_apart, scenario, seed, plan, base, empty): (scenario.name, seed)
+            for seed in range(seeds)
+            for scenario in wanted
+        }
+        for done in as_completed(cells):
+            (name, seed), found = cells[done], done.result()
             kept.add(name, seed, found)
             said = " ".join(f"{arm} {found[arm]['accuracy']:.3f}" for arm in ARMS)
             print(f"{time.perf_counter() - began:6.0f} s  {name}, seed {seed}: {said}", file=sys.stderr, flush=True)
@@ -71,7 +66,7 @@ def main() -> int:
     """Run what is asked for; the document is rewritten where everything was measured into its own file."""
     every = {scenario.name: scenario for scenario in scenarios(PEOPLE, COPIES)}
     parser = argparse.ArgumentParser(description="Reward models under noise and attacks, with defences on and off.")
-    parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--seeds", type=int, default=6)
     parser.add_argument("--only", nargs="+", choices=every, help="some of the scenarios; needs --out")
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="processes")
     parser.add_argument("--out", type=Path, default=RESULT)

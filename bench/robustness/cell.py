@@ -5,11 +5,13 @@ All arms of a cell are frozen from one database and measured on the same clean p
 
 import random
 import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import policy.models  # noqa: F401 (a table that completions point to)
 from bench.robustness.world import Scenario, copied_rows, questions, task_rows
 from core.db import Database
 from core.settings import RewardSettings, SnapshotSettings
@@ -34,6 +36,10 @@ ARMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 snapshot does, with one member; and all, with an ensemble."""
 
 
+NO_CHECKPOINTS = 100_000
+"""Steps between checkpoints: a run of seconds is begun anew."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """How large a cell is, and what the tiny base needs.
@@ -42,18 +48,29 @@ class Plan:
         tasks: pairs that are judged, held-out ones of the snapshot included.
         required_n: people who judge each.
         measured: clean pairs that the models are measured on.
-        epochs, learning_rate: of the reward models; everything else is the product's own.
+        epochs, learning_rate: of the reward models; everything else that decides a result is the product's own.
     """
 
     tasks: int = 320
     required_n: int = 3
-    measured: int = 400
-    epochs: float = 4.0
+    measured: int = 300
+    epochs: float = 3.0
     learning_rate: float = 5e-3
 
     def reward(self, seed: int, **more: Any) -> RewardSettings:
         """The settings that the stage `reward` would have."""
-        return RewardSettings(epochs=self.epochs, learning_rate=self.learning_rate, seed=seed, **more)
+        return RewardSettings(
+            epochs=self.epochs, learning_rate=self.learning_rate, save_steps=NO_CHECKPOINTS, seed=seed, **more
+        )  # fmt: skip
+
+
+def measure_apart(scenario: Scenario, seed: int, plan: Plan, base: Path, empty: Path) -> dict[str, Any]:
+    """A cell in a process of its own, by one thread, in a folder that is gone afterwards."""
+    import torch
+
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(prefix="dk-robust-") as work:
+        return measure(scenario, seed, plan, base, empty, Path(work))
 
 
 def measure(scenario: Scenario, seed: int, plan: Plan, base: Path, empty: Path, work: Path) -> dict[str, Any]:

@@ -70,6 +70,9 @@ FLOODED = "garden"
 Habit = Literal["careful", "chance", "opposite", "charmed"]
 """Says what is true but for slips; says either; says the opposite, always; careful, but takes flattery for worth."""
 
+LEAST_GAP = 2
+"""How far apart the two completions of a question are in worth, at least."""
+
 SLIP = 0.05
 """How often a careful person says the wrong side: a slip of the hand or of attention."""
 
@@ -85,7 +88,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt of a category with two completions of different worth."""
+    """A prompt of a category with two completions of clearly different worth."""
 
     ask: str
     category: str
@@ -197,7 +200,7 @@ def _question(category: str, rng: random.Random, not_these: set[str]) -> Questio
             not_these.add(ask)
             break
     a, b = _completion(rng), _completion(rng)
-    while a.worth == b.worth:
+    while abs(a.worth - b.worth) < LEAST_GAP:
         b = _completion(rng)
     return Question(ask, category, a, b)
 

@@ -53,6 +53,7 @@ def test_the_truth_is_in_the_clauses_and_not_in_the_length() -> None:
             found = sum(text.text.lower().count(c) for c in GOOD) - sum(text.text.lower().count(c) for c in BAD)
             assert found == text.worth
             assert (FLATTERY in text.text.lower()) == text.flatters
+    assert all(abs(question.a.worth - question.b.worth) >= 2 for question in asked)
     pairs = [question.clean() for question in asked]
     assert length_only_accuracy(pairs[:1000], pairs[1000:]) == pytest.approx(0.5, abs=0.04)
     liked = Counter((q.a if q.better == "a" else q.b).flatters for q in asked if q.a.flatters != q.b.flatters)
@@ -168,7 +169,7 @@ def test_equal_snapshots_and_settings_are_trained_once(
     monkeypatch.setattr(cell, "_accuracy", accuracy)
     measure(SCENARIOS["clean"], 0, SMALL, base, migrated_file, tmp_path)
     assert [settings.members for settings in trained] == [1, 1, 4]  # off, weights and snapshot, on
-    assert trained[2] == RewardSettings(epochs=1.0, learning_rate=SMALL.learning_rate)
+    assert trained[2] == RewardSettings(epochs=1.0, learning_rate=SMALL.learning_rate, save_steps=trained[2].save_steps)
     assert SnapshotSettings(**ARMS["on"][0]) == SnapshotSettings()
 
 
