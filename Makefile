@@ -98,7 +98,7 @@ bench-annotation: setup-dev  ## latency and throughput of annotation, up to a mi
 bench-training: base  ## reward models, DPO and PPO beside TRL's stock trainers (DATA=pairs file, PARTS="reward dpo", MORE="--repeats 3")
 	@$(RUN) -m bench.training $(if $(DATA),--data "$(DATA)") $(if $(PARTS),--parts $(PARTS)) $(MORE)
 
-bench-robustness: setup  ## reward models under noise and attacks, with the defences on and off (MORE="--seeds 5")
+bench-robustness: setup  ## reward models under noise and attacks, with the defences on and off (MORE="--seeds 8")
 	@$(RUN) -m bench.robustness $(MORE)
 
 screenshots: setup-dev  ## pictures for README and documents, of sample rows (HERE=1: of the round made here, ONLY=names)

@@ -1,6 +1,6 @@
 """Measure what noise and attacks do to a reward model, with the defences on and off; write the figures and the document's table.
 
-    python -m bench.robustness [--seeds 6] [--only noise_20 sybils] [--jobs 2] [--out FILE]
+    python -m bench.robustness [--seeds 5] [--only noise_20 sybils] [--jobs 2] [--out FILE]
     python -m bench.robustness --table                the document's table anew, from the figures that are there
 
 A cell is one scenario and one seed; cells are spread over processes of one thread each. How busy the machine is changes the time
@@ -30,7 +30,7 @@ from core.settings import SnapshotSettings
 
 RESULT = Path(__file__).parents[1] / "results" / "robustness.json"
 PEOPLE = 20
-COPIES = 300
+COPIES = 200
 
 
 def run(wanted: list[Scenario], seeds: int, plan: Plan, jobs: int, out: Path) -> dict[str, Any]:
@@ -42,22 +42,25 @@ def run(wanted: list[Scenario], seeds: int, plan: Plan, jobs: int, out: Path) ->
     }  # fmt: skip
     kept = figures.Figures(out, settings, {scenario.name: scenario.says for scenario in wanted})
     began = time.perf_counter()
-    workers = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
-    with tempfile.TemporaryDirectory(prefix="dk-robust-") as folder, workers as pool:
+    with tempfile.TemporaryDirectory(prefix="dk-robust-") as folder:
         base, empty = make_base(Path(folder) / "base"), Path(folder) / "empty.db"
         db = Database(f"sqlite:///{empty}")
         migrate(db)
         db.dispose()
-        cells = {
-            pool.submit(measure_apart, scenario, seed, plan, base, empty): (scenario.name, seed)
-            for seed in range(seeds)
-            for scenario in wanted
-        }
-        for done in as_completed(cells):
-            (name, seed), found = cells[done], done.result()
-            kept.add(name, seed, found)
-            said = " ".join(f"{arm} {found[arm]['accuracy']:.3f}" for arm in ARMS)
-            print(f"{time.perf_counter() - began:6.0f} s  {name}, seed {seed}: {said}", file=sys.stderr, flush=True)
+        pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
+        try:
+            cells = {
+                pool.submit(measure_apart, scenario, seed, plan, base, empty): (scenario.name, seed)
+                for seed in range(seeds)
+                for scenario in wanted
+            }
+            for done in as_completed(cells):
+                (name, seed), found = cells[done], done.result()
+                kept.add(name, seed, found)
+                said = " ".join(f"{arm} {found[arm]['accuracy']:.3f}" for arm in ARMS)
+                print(f"{time.perf_counter() - began:6.0f} s  {name}, seed {seed}: {said}", file=sys.stderr, flush=True)
+        finally:
+            pool.shutdown(cancel_futures=True)  # cells that are under way end, others do not begin
     kept.write(seconds=round(time.perf_counter() - began, 1), jobs=jobs)
     return dict(json.loads(out.read_text(encoding="utf-8")))
 
@@ -66,7 +69,7 @@ def main() -> int:
     """Run what is asked for; the document is rewritten where everything was measured into its own file."""
     every = {scenario.name: scenario for scenario in scenarios(PEOPLE, COPIES)}
     parser = argparse.ArgumentParser(description="Reward models under noise and attacks, with defences on and off.")
-    parser.add_argument("--seeds", type=int, default=6)
+    parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--only", nargs="+", choices=every, help="some of the scenarios; needs --out")
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="processes")
     parser.add_argument("--out", type=Path, default=RESULT)
