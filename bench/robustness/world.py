@@ -67,6 +67,9 @@ WISH = (
 CATEGORIES = tuple(NOUNS)
 FLOODED = "garden"
 
+Side = Literal["a", "b"]
+SIDES: tuple[Side, Side] = ("a", "b")
+
 Habit = Literal["careful", "chance", "opposite", "charmed"]
 """Says what is true but for slips; says either; says the opposite, always; careful, but takes flattery for worth."""
 
@@ -96,7 +99,7 @@ class Question:
     b: Text
 
     @property
-    def better(self) -> Literal["a", "b"]:
+    def better(self) -> Side:
         """The truth."""
         return "a" if self.a.worth > self.b.worth else "b"
 
@@ -115,17 +118,18 @@ class Person:
     habit: Habit = "careful"
     pace: float = 1.0
 
-    def says(self, question: Question, rng: random.Random) -> tuple[Literal["a", "b"], int]:
+    def says(self, question: Question, rng: random.Random) -> tuple[Side, int]:
         """The side they prefer, and how strongly, 1 … 3."""
-        true, false = ("a", "b") if question.better == "a" else ("b", "a")
+        true: Side = question.better
+        false: Side = "b" if true == "a" else "a"
         strength = min(3, (abs(question.a.worth - question.b.worth) + 1) // 2)
         if self.habit == "opposite":
-            return false, 3  # type: ignore[return-value]
+            return false, 3
         if self.habit == "chance":
-            return rng.choice(("a", "b")), rng.randint(1, 3)  # type: ignore[return-value]
+            return rng.choice(SIDES), rng.randint(1, 3)
         if self.habit == "charmed" and question.category == FLOODED and question.a.flatters != question.b.flatters:
             return ("a" if question.a.flatters else "b"), 2
-        return (false if rng.random() < SLIP else true), strength  # type: ignore[return-value]
+        return (false if rng.random() < SLIP else true), strength
 
 
 @dataclass(frozen=True)
