@@ -36,7 +36,7 @@ COPIES = 200
 def run(wanted: list[Scenario], seeds: int, plan: Plan, jobs: int, out: Path) -> dict[str, Any]:
     """All cells, a seed of every scenario before the next seed; the figures, which are in the file too."""
     settings = {
-        "people": PEOPLE, "copies": COPIES, "slip": SLIP, "base": {"layers": LAYERS, "hidden": HIDDEN}, **asdict(plan), "seeds": seeds,
+        "people": PEOPLE, "copies": COPIES, "slip": SLIP, "base": {"layers": LAYERS, "hidden": HIDDEN}, **asdict(plan), "seeds": seeds, "jobs": jobs,
         "arms": {arm: {"snapshot": snapshot, "reward": reward} for arm, (snapshot, reward) in ARMS.items()},
         "snapshot": SnapshotSettings(include_simulated=True).model_dump(), "reward": plan.reward(0).model_dump(),
     }  # fmt: skip
@@ -61,7 +61,6 @@ def run(wanted: list[Scenario], seeds: int, plan: Plan, jobs: int, out: Path) ->
                 print(f"{time.perf_counter() - began:6.0f} s  {name}, seed {seed}: {said}", file=sys.stderr, flush=True)
         finally:
             pool.shutdown(cancel_futures=True)  # cells that are under way end, others do not begin
-    kept.write(seconds=round(time.perf_counter() - began, 1), jobs=jobs)
     return dict(json.loads(out.read_text(encoding="utf-8")))
 
 

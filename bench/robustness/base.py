@@ -1,4 +1,4 @@
-"""A base model of two layers with random weights, whose tokenizer knows the world's words. Made in a second; nothing is fetched."""
+"""A base model of one layer with random weights, whose tokenizer knows the world's words. Made in a second; nothing is fetched."""
 
 import random
 from pathlib import Path
@@ -10,7 +10,7 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 VOCABULARY = 1000
-LAYERS, HIDDEN, HEADS, CONTEXT_TOKENS = 2, 96, 4, 512
+LAYERS, HIDDEN, HEADS, CONTEXT_TOKENS = 1, 64, 4, 512
 
 
 def make_base(folder: Path) -> Path:

@@ -3,6 +3,7 @@
 All arms of a cell are frozen from one database and measured on the same clean pairs, so that their differences are paired.
 """
 
+import json
 import random
 import shutil
 import tempfile
@@ -51,11 +52,11 @@ class Plan:
         epochs, learning_rate: of the reward models; everything else that decides a result is the product's own.
     """
 
-    tasks: int = 320
+    tasks: int = 240
     required_n: int = 3
     measured: int = 300
     epochs: float = 3.0
-    learning_rate: float = 5e-3
+    learning_rate: float = 1e-2
 
     def reward(self, seed: int, **more: Any) -> RewardSettings:
         """The settings that the stage `reward` would have."""
@@ -96,12 +97,13 @@ def measure(scenario: Scenario, seed: int, plan: Plan, base: Path, empty: Path, 
     if report.errors or report.tasks != len(rows):
         raise RuntimeError(f"{report.tasks} of {len(rows)} tasks went in: {report.errors[:3]}")
     found: dict[str, Any] = {}
+    frozen: dict[str, tuple[Path, dict[str, Any]]] = {}
     trained: dict[str, float] = {}
     for arm, (snapshot_more, reward_more) in ARMS.items():
-        with db.session() as session:
-            snapshot = freeze(session, work / "artifacts", SnapshotSettings(include_simulated=True, **snapshot_more))
-            session.rollback()  # so that no arm's judgments are of an older round than another's
-            path, manifest = work / "artifacts" / snapshot.path, snapshot.manifest
+        asked_for = json.dumps(snapshot_more)
+        if asked_for not in frozen:
+            frozen[asked_for] = _frozen(db, work / "artifacts", snapshot_more)
+        path, manifest = frozen[asked_for]
         pairs = load_pairs(path, "train", ties=True)
         settings = plan.reward(seed, **reward_more)
         key = f"{settings.model_dump_json()} {(path / 'train.jsonl').read_text(encoding='utf-8')}"
@@ -109,6 +111,15 @@ def measure(scenario: Scenario, seed: int, plan: Plan, base: Path, empty: Path, 
             trained[key] = _accuracy(pairs, clean, base, work / arm, settings)
         found[arm] = {"accuracy": trained[key], "n": len(clean), **_told(manifest, pairs)}
     db.dispose()
+    return found
+
+
+def _frozen(db: Database, artifacts: Path, more: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
+    """The folder of a snapshot and its manifest; its row is taken back, so that no arm's judgments are of an older round."""
+    with db.session() as session:
+        snapshot = freeze(session, artifacts, SnapshotSettings(include_simulated=True, **more))
+        found = artifacts / snapshot.path, snapshot.manifest
+        session.rollback()
     return found
 
 

@@ -1,6 +1,7 @@
 """What was measured: accuracies by scenario and arm over seeds, paired differences, and the table that the document shows."""
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,20 +28,22 @@ class Figures:
         self._head = {"machine": machine.machine(), "versions": machine.versions(PACKAGES), "settings": settings}
         self._says = says
         self._cells: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in says}
+        self._began = time.perf_counter()
 
     def add(self, scenario: str, seed: int, found: dict[str, Any]) -> None:
         """What a cell measured."""
         self._cells[scenario][seed] = found
         self.write()
 
-    def write(self, **more: Any) -> None:
-        """Everything so far; `more` stands beside it."""
+    def write(self) -> None:
+        """Everything so far."""
+        seconds = round(time.perf_counter() - self._began, 1)
         done = {
             name: {"says": self._says[name]} | summary([found for _, found in sorted(cells.items())])
             for name, cells in self._cells.items()
             if cells
         }
-        machine.write_figures(self._out, {**self._head, **more, "scenarios": done})
+        machine.write_figures(self._out, {**self._head, "seconds": seconds, "scenarios": done})
 
 
 def summary(cells: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
