@@ -22,6 +22,8 @@ COUNT_WORDS = {
     "left_out_equal_texts": _l("with equal texts"),
     "left_out_double": _l("doubles"),
     "left_out_frozen_suite": _l("too close to a frozen suite"),
+    "merged_equal": _l("equal pairs"),
+    "merged_near": _l("near-duplicates"),
 }
 BOOTSTRAPS = {"annotator": _l("the annotators"), "prompt cluster": _l("the prompts")}
 SMOOTHING = (
@@ -107,10 +109,53 @@ def _snapshot_facts(r: dict[str, Any]) -> list[str]:
     left = [f"{words.number(n)} {_count_word(k)}" for k, n in counts.items() if k.startswith("left_out_") and n]
     facts += [gettext("Made from %(these)s.", these=", ".join(used))] if used else []
     facts.append(gettext("Left out: %(these)s.", these=", ".join(left)) if left else gettext("Nothing was left out."))
+    merged = [f"{words.number(n)} {_count_word(k)}" for k, n in counts.items() if k.startswith("merged_") and n]
+    if merged:
+        facts.append(gettext("Became part of pairs that ask and compare the same: %(these)s.", these=", ".join(merged)))
+    facts += _shares_facts(r.get("shares") or {})
     if n := counts.get("redactions"):
         told = words.number(n)
         facts.append(ngettext("%(n)s personal detail blacked out.", "%(n)s personal details blacked out.", n, n=told))
     return facts
+
+
+def _shares_facts(shares: dict[str, dict[str, Any]]) -> list[str]:
+    """Who and what was held to a share of the training weight; nothing where nobody had more."""
+    held = {name: found for name, found in shares.items() if found.get("held_back")}
+    told = []
+    if found := held.get("annotators"):
+        told.append(
+            ngettext(
+                "%(n)s annotator had more than %(limit)s of the weight; the largest share went from %(most)s to %(left)s.",
+                "%(n)s annotators had more than %(limit)s of the weight; the largest share went from %(most)s to %(left)s.",
+                found["held_back"],
+                **_share_words(found),
+            )
+        )
+    if found := held.get("prompts"):
+        told.append(
+            ngettext(
+                "%(n)s prompt had more than %(limit)s of the weight; the largest share went from %(most)s to %(left)s.",
+                "%(n)s prompts had more than %(limit)s of the weight; the largest share went from %(most)s to %(left)s.",
+                found["held_back"],
+                **_share_words(found),
+            )
+        )
+    if found := held.get("categories"):
+        told.append(
+            ngettext(
+                "%(n)s category had more than %(limit)s of the weight; the largest share went from %(most)s to %(left)s.",
+                "%(n)s categories had more than %(limit)s of the weight; the largest share went from %(most)s to %(left)s.",
+                found["held_back"],
+                **_share_words(found),
+            )
+        )
+    return told
+
+
+def _share_words(found: dict[str, Any]) -> dict[str, str]:
+    shares = {name: words.percent(found[name]) for name in ("limit", "most", "left")}
+    return {"n": words.number(found["held_back"]), **shares}
 
 
 def _reward_facts(r: dict[str, Any]) -> list[str]:

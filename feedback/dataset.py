@@ -4,12 +4,12 @@ A snapshot is a folder `train.jsonl`, `heldout.jsonl`, `manifest.json`, and `rul
 where there are verdicts on rules. A pair's row holds how much it weighs and the votes behind it, ties are among the rows,
 and annotators are numbers that mean nothing outside of the snapshot. The manifest holds the flip rate of people's
 judgments as it was then, which the update's label smoothing reads. Near-duplicate prompts are one
-cluster (MinHash LSH over word 3-grams; Broder 1997) and a cluster is never split; which side it goes to
-hangs on its lowest hash alone, so that a held-out prompt stays held out while data grows. Prompts of the frozen
-suites, and near-duplicates of them, are left out. No time stands in it: equal input, equal hash.
+cluster (`feedback.near`) and a cluster is never split; which side it goes to hangs on its lowest hash alone, so that a
+held-out prompt stays held out while data grows. Prompts of the frozen suites, and near-duplicates of them, are left
+out. Doubles are one pair, and nobody weighs more than a share of the training side (`feedback.defences`). No time
+stands in it: equal input, equal hash.
 """
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -23,19 +23,20 @@ from sqlalchemy.orm import Session
 from core.artifacts import hash_folder, new_folder, verify_folder, write_json
 from core.errors import InvalidInput, NotFound
 from core.settings import SnapshotSettings
+from feedback.defences import hold_back, merge_doubles
 from feedback.models import Snapshot, SnapshotJudgment
-from feedback.preferences import Gathered, Preference, Vote, gather, weigh
+from feedback.near import clusters, prompt_text
+from feedback.preferences import Gathered, Preference, Vote, as_voted, gather, weigh
 from feedback.quality.flips import flip_rate
 from feedback.quality.reliability import judgment_weights
 from feedback.redaction import redact
 from feedback.rule_examples import RuleExample
 
-__all__ = ["Preference", "RuleExample", "Vote", "find_snapshot", "freeze", "load_pairs", "load_rule_examples", "weigh"]
+__all__ = [
+    "Preference", "RuleExample", "Vote", "as_voted", "find_snapshot", "freeze", "load_pairs", "load_rule_examples", "weigh",
+]  # fmt: skip
 
 Row = TypeVar("Row", Preference, RuleExample)
-
-PERMUTATIONS = 128
-FIND_ALL = (0.02, 0.98)  # what false and missed hits weigh: hits are checked, missed ones would split a cluster
 
 
 def freeze(
@@ -54,27 +55,33 @@ def freeze(
         include_simulated=settings.include_simulated,
         max_imported_pairs=settings.max_imported_pairs,
         weights=lambda acts: judgment_weights(
-            session, acts, decay=settings.round_decay, simulated=settings.include_simulated
+            session,
+            acts,
+            decay=settings.round_decay,
+            simulated=settings.include_simulated,
+            by_reliability=settings.reliability_weights,
         ),
     )
     counts = gathered.counts
-    pairs = _clean_pairs(gathered, counts)
+    pairs = _clean_pairs(gathered, settings, counts)
     rules = [_redacted(example, counts, ("completion",)) for example in gathered.rules]
-    clusters = _clusters(
+    cluster_of = clusters(
         [*(p.prompt for p in pairs), *(r.prompt for r in rules)], frozen_prompts, settings.near_duplicate_jaccard
     )
-    train, heldout = _split(pairs, clusters, settings, counts)
+    train, heldout = _split(pairs, cluster_of, settings, counts)
+    train, shares = hold_back(train, settings)
     if not _decided(train) or not _decided(heldout):
         raise InvalidInput(
             f"the snapshot would hold {len(_decided(train))} training and {len(_decided(heldout))} held-out pairs; both"
             f" sides need some. Left out: {dict(counts)}. Collect more judgments, or set"
             " DUNNOCK_SNAPSHOT__INCLUDE_SIMULATED=true for a trial."
         )
-    rules_train, rules_heldout = _split(rules, clusters, settings, counts)
+    rules_train, rules_heldout = _split(rules, cluster_of, settings, counts)
     manifest = _manifest(gathered, train, heldout, settings) | {
         "n_rules_train": len(rules_train),
         "n_rules_heldout": len(rules_heldout),
         "weights": gathered.weights.facts,
+        "shares": shares,
         "flip_rate": flip_rate(session).plain(),
     }
     staging = artifact_dir / "snapshots" / ".staging"
@@ -126,22 +133,13 @@ def _decided(pairs: Sequence[Preference]) -> list[Preference]:
     return [pair for pair in pairs if not pair.tie]
 
 
-def _clean_pairs(gathered: Gathered, counts: Counter[str]) -> list[Preference]:
-    """Redacted pairs and ties without doubles, annotators as numbers."""
-    pairs = [*gathered.preferences, *gathered.ties]
+def _clean_pairs(gathered: Gathered, settings: SnapshotSettings, counts: Counter[str]) -> list[Preference]:
+    """Redacted pairs and ties, doubles as one, annotators as numbers."""
+    pairs = [_redacted(p, counts, ("chosen", "rejected")) for p in [*gathered.preferences, *gathered.ties]]
+    if settings.merge_doubles:
+        pairs = merge_doubles(pairs, settings.near_duplicate_jaccard, counts)
     number = {who: n for n, who in enumerate(sorted({vote.annotator for p in pairs for vote in p.votes}))}
-    seen: set[tuple[str, str, str]] = set()
-    found = []
-    for pair in pairs:
-        cleaned = _redacted(pair, counts, ("chosen", "rejected"))
-        key = (json.dumps(cleaned.prompt), cleaned.chosen, cleaned.rejected)
-        if key in seen:
-            counts["left_out_double"] += 1
-            continue
-        seen.add(key)
-        votes = [vote._replace(annotator=number[vote.annotator]) for vote in cleaned.votes]
-        found.append(replace(cleaned, votes=votes))
-    return found
+    return [replace(p, votes=[v._replace(annotator=number[v.annotator]) for v in p.votes]) for p in pairs]
 
 
 def _redacted(row: Row, counts: Counter[str], names: Sequence[str]) -> Row:
@@ -158,13 +156,13 @@ def _redacted(row: Row, counts: Counter[str], names: Sequence[str]) -> Row:
 
 
 def _split(
-    rows: Sequence[Row], clusters: dict[str, str | None], settings: SnapshotSettings, counts: Counter[str]
+    rows: Sequence[Row], cluster_of: dict[str, str | None], settings: SnapshotSettings, counts: Counter[str]
 ) -> tuple[list[Row], list[Row]]:
     """Rows with the names of their clusters, to train on and held out; without those of frozen prompts."""
     train: list[Row] = []
     heldout: list[Row] = []
     for row in rows:
-        cluster = clusters[_prompt_text(row.prompt)]
+        cluster = cluster_of[prompt_text(row.prompt)]
         if cluster is None:
             counts["left_out_frozen_suite"] += 1
             continue
@@ -176,65 +174,6 @@ def _order(row: Preference | RuleExample) -> tuple[str, ...]:
     if isinstance(row, Preference):
         return row.cluster, row.source, row.chosen, row.rejected
     return row.cluster, row.rule, row.rule_text, row.completion
-
-
-def _clusters(
-    prompts: Sequence[list[dict[str, str]]], frozen_prompts: Sequence[str], jaccard: float
-) -> dict[str, str | None]:
-    """The name of each prompt's cluster, by the prompt's text; None for one that touches a frozen prompt."""
-    from datasketch import MinHashLSH
-
-    texts = sorted({_prompt_text(prompt) for prompt in prompts})
-    signatures = {text: _minhash(text) for text in texts}
-    index = MinHashLSH(threshold=jaccard, num_perm=PERMUTATIONS, weights=FIND_ALL)
-    for text, signature in signatures.items():
-        index.insert(text, signature)
-
-    def near(signature: Any) -> list[str]:
-        return [text for text in index.query(signature) if signatures[text].jaccard(signature) >= jaccard]
-
-    frozen = {_normal(f) for f in frozen_prompts}
-    forbidden = {hit for text in frozen for hit in near(_minhash(text))}
-    forbidden |= {text for text in texts if _last_turn(text) in frozen}
-    root = {text: text for text in texts}
-
-    def find(text: str) -> str:
-        while root[text] != text:
-            text = root[text]
-        return text
-
-    for text, signature in signatures.items():
-        for other in near(signature):
-            low, high = sorted((find(text), find(other)), key=_name)
-            root[high] = low
-    return {text: None if text in forbidden else _name(find(text)) for text in texts}
-
-
-def _minhash(text: str) -> Any:
-    from datasketch import MinHash
-
-    words = text.split()
-    signature = MinHash(num_perm=PERMUTATIONS)
-    for gram in {" ".join(words[i : i + 3]) for i in range(max(1, len(words) - 2))}:
-        signature.update(gram.encode())
-    return signature
-
-
-def _normal(text: str) -> str:
-    return " ".join(text.lower().split())
-
-
-def _prompt_text(prompt: list[dict[str, str]]) -> str:
-    return "\x1f ".join(_normal(m["content"]) for m in prompt if m["role"] != "system")
-
-
-def _name(text: str) -> str:
-    """A prompt's hash. The lowest of a cluster names it, so its share never rises and what is held out stays so."""
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _last_turn(text: str) -> str:
-    return text.rsplit("\x1f ", 1)[-1].strip()
 
 
 def _share(cluster: str) -> float:

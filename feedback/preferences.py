@@ -16,7 +16,7 @@ a reward model that two texts are worth the same, and nothing else takes them.
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -108,6 +108,27 @@ class Preference:
     def tie(self) -> bool:
         """Whether nobody prefers a side, or as many as prefer the other."""
         return self.target == 0.5
+
+    def turned(self) -> "Preference":
+        """The same pair with its sides changed over; votes, margin and target stay as they are told."""
+        return replace(
+            self, chosen=self.rejected, rejected=self.chosen,
+            chosen_complete=self.rejected_complete, rejected_complete=self.chosen_complete,
+        )  # fmt: skip
+
+
+def as_voted(pair: Preference, votes: Sequence[Vote]) -> Preference:
+    """The pair as these votes have it: its sides, margin, target and weight follow from them.
+
+    Args:
+        votes: at least one; strengths in favour of the pair's chosen side.
+    """
+    said = weigh(votes)
+    if said.net < 0:
+        pair, votes = pair.turned(), [vote._replace(strength=-vote.strength) for vote in votes]
+        said = weigh(votes)
+    target = 0.5 if said.net == 0 else said.target
+    return replace(pair, margin=said.net, target=target, weight=said.weight, votes=list(votes))
 
 
 @dataclass(frozen=True)

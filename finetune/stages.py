@@ -81,7 +81,7 @@ def _snapshot(context: StageContext) -> None:
     settings = SnapshotSettings(**context.stage_settings("snapshot"))
     with context.db.session() as session:
         snapshot = freeze(session, context.artifact_dir, settings, frozen_prompts=frozen_texts())
-        facts = {k: snapshot.manifest[k] for k in ("n_train", "n_heldout", "n_simulated", "counts")}
+        facts = {k: snapshot.manifest[k] for k in ("n_train", "n_heldout", "n_simulated", "counts", "shares")}
         result = {"snapshot_id": snapshot.id, "sha256": snapshot.content_sha256, **facts}
         context.record.done(session, result, peak_mb())
 

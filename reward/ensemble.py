@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from feedback.dataset import Preference, weigh
+from feedback.dataset import Preference, as_voted
 
 LEAST_ANNOTATORS = 5
 """Fewer than this, and a bootstrap of annotators leaves members with one person's word or none."""
@@ -59,16 +59,8 @@ def _as_drawn(pair: Preference, drawn: dict[int, int]) -> Preference | None:
     votes = [v._replace(weight=v.weight * drawn[v.annotator]) for v in pair.votes if drawn[v.annotator]]
     if not votes:
         return None
-    said = weigh(votes)
-    if said.net < 0:
-        pair = replace(
-            pair, chosen=pair.rejected, rejected=pair.chosen,
-            chosen_complete=pair.rejected_complete, rejected_complete=pair.chosen_complete,
-        )  # fmt: skip
-        votes = [v._replace(strength=-v.strength) for v in votes]
-        said = weigh(votes)
-    weight = said.weight * len(votes) / len(pair.votes)
-    return replace(pair, margin=said.net, target=0.5 if said.net == 0 else said.target, weight=weight, votes=votes)
+    drawn_pair = as_voted(pair, votes)
+    return replace(drawn_pair, weight=drawn_pair.weight * len(votes) / len(pair.votes))
 
 
 def penalised(scores: Any, sd_weight: float) -> Any:

@@ -36,6 +36,23 @@ class SnapshotSettings(StageSettings):
         le=1,
         description="Weight of a judgment for each round since the first snapshot that held it; 1: all alike.",
     )
+    reliability_weights: bool = Field(
+        True, description="Weigh judgments by how reliable their annotators are found to be; `false`: all alike."
+    )
+    merge_doubles: bool = Field(
+        True,
+        description="Make one pair, with one vote of each annotator, of pairs that ask and compare the same, in near texts too; `false`: each counts on its own.",
+    )
+    max_annotator_share: float = Field(
+        0.25,
+        gt=0,
+        le=1,
+        description="Most of the training weight that one annotator has, or twice an even share where that is more; 1: no limit. No limit of a share takes more than four fifths off.",
+    )
+    max_prompt_share: float = Field(
+        0.05, gt=0, le=1, description="The same for one cluster of near-duplicate prompts; 1: no limit."
+    )
+    max_category_share: float = Field(0.5, gt=0, le=1, description="The same for one category of prompts; 1: no limit.")
 
 
 class RewardSettings(StageSettings):

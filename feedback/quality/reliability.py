@@ -16,12 +16,16 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from core.language import N_
 from feedback.models import Judgment, SnapshotJudgment
 from feedback.quality.acts import Window
 from feedback.quality.consensus import Consensus, Verdicts, pair_consensus, rule_consensus
+from feedback.quality.estimate import Reason
 
 DIGITS = 3
 """Weights are rounded, so that the last bits of an optimiser on another machine give no other snapshot."""
+
+SWITCHED_OFF = N_("the settings say that everybody counts alike")
 
 LEAST = 0.01
 """The least that a known reliability counts: a judgment of no use weighs next to nothing, but its pair stays defined."""
@@ -43,16 +47,18 @@ class JudgmentWeights:
 
 
 def judgment_weights(
-    session: Session, judgments: Iterable[Judgment], *, decay: float, simulated: bool
+    session: Session, judgments: Iterable[Judgment], *, decay: float, simulated: bool, by_reliability: bool = True
 ) -> JudgmentWeights:
     """The weights of these judgments as the database knows annotators and rounds now.
 
     Args:
         decay: factor for each round back, in (0, 1].
         simulated: let simulated judgments speak for the reliability of those who made them.
+        by_reliability: look at what annotators are worth; else it is undefined for everybody.
     """
     window = Window(simulated=simulated)
-    pairs, rules = pair_consensus(session, window), rule_consensus(session, window)
+    pairs = pair_consensus(session, window) if by_reliability else Consensus(undefined=Reason(SWITCHED_OFF))
+    rules = rule_consensus(session, window) if by_reliability else Consensus(undefined=Reason(SWITCHED_OFF))
     age = _ages(session, [judgment.id for judgment in judgments])
 
     def weigh(consensus: Consensus) -> Callable[[Judgment], float]:

@@ -71,3 +71,28 @@ def test_what_an_update_by_pairs_left_out_and_how_pairs_weigh() -> None:
     ]
     alike = stage_facts("update", found | {"weights": {"mean": 1.0, "least": 1.0, "most": 1.0}})
     assert not any(told.startswith("Pairs weigh") for told in alike)
+
+
+SNAPSHOT: dict[str, Any] = {"n_train": 310, "n_heldout": 84, "n_simulated": 0, "counts": {"from_choice": 394}}
+
+
+def test_what_a_snapshot_merged_and_held_back() -> None:
+    held = {"n": 9, "most": 0.62, "limit": 0.25, "held_back": 1, "left": 0.25}
+    shares = {"annotators": held, "prompts": {"n": 0}, "categories": held | {"held_back": 2, "limit": 0.5}}
+    told = stage_facts(
+        "snapshot",
+        SNAPSHOT | {"counts": {"from_choice": 394, "merged_equal": 3, "merged_near": 12}, "shares": shares},
+    )
+    assert "Became part of pairs that ask and compare the same: 3 equal pairs, 12 near-duplicates." in told
+    percents = "the largest share went from 62.0\u202f% to 25.0\u202f%."
+    assert f"1 annotator had more than 25.0\u202f% of the weight; {percents}" in told
+    assert f"2 categories had more than 50.0\u202f% of the weight; {percents}" in told
+    assert not any("prompt" in fact for fact in told)
+    assert len(stage_facts("snapshot", SNAPSHOT)) == len(told) - 3  # an older cycle says nothing of it
+
+
+def test_shares_are_told_in_german(app: Flask) -> None:
+    held = {"n": 9, "most": 0.62, "limit": 0.25, "held_back": 1, "left": 0.25}
+    with app.test_request_context(headers={"Accept-Language": "de"}):
+        told = " ".join(stage_facts("snapshot", SNAPSHOT | {"shares": {"annotators": held}}))
+    assert "1 Annotator hatte mehr als 25,0\u202f% des Gewichts" in told

@@ -231,14 +231,53 @@ def test_the_texts_of_the_frozen_suites_are_kept_out(session: Session, tmp_path:
     assert set(sides(tmp_path, snapshot)) == {ask(n) for n in range(12)}
 
 
-def test_the_same_pair_twice_counts_once(session: Session, tmp_path: Path) -> None:
+def test_the_same_pair_in_several_tasks_is_one_with_all_votes(session: Session, tmp_path: Path) -> None:
     for n in range(12):
         rate(session, ask(n))
     rate(session, ask(3))
-    rate(session, ask(3), a="no", b="yes")  # somebody who thinks otherwise is no double
+    rate(session, ask(3).upper(), a="no", b="yes!")  # somebody who thinks otherwise, in other letters
     snapshot = freeze(session, tmp_path, HALF)
-    assert snapshot.manifest["counts"]["left_out_double"] == 1
-    assert snapshot.manifest["n_train"] + snapshot.manifest["n_heldout"] == 13
+    counts = snapshot.manifest["counts"]
+    assert (counts["merged_equal"], counts["merged_near"]) == (1, 1)
+    assert snapshot.manifest["n_train"] + snapshot.manifest["n_heldout"] == 12
+    (found,) = [p for p in all_pairs(tmp_path, snapshot) if len(p.votes) > 1]
+    assert sorted(vote.strength for vote in found.votes) == [-2.0, 2.0, 2.0]
+    assert found.target == pytest.approx(2 / 3)
+    apart = freeze(session, tmp_path, SnapshotSettings(heldout_frac=0.5, merge_doubles=False))
+    assert apart.manifest["n_train"] + apart.manifest["n_heldout"] == 14
+
+
+def test_defences_change_nothing_where_there_is_nothing_to_defend(session: Session, tmp_path: Path) -> None:
+    """People of about one share each, every prompt once: the files are equal to the byte with defences on and off."""
+    people = [make_person(session) for _ in range(6)]
+    for n in range(48):
+        task = make_pairwise_task(
+            session, make_prompt(session, ask(n), category=f"c{n % 4}"), a=f"one {n}", b=f"two {n}"
+        )
+        choose_side(session, task, {people[n % 6]: "ab"[n % 2]})
+    on = freeze(session, tmp_path, HALF)
+    off = {"merge_doubles": False, "max_annotator_share": 1.0, "max_prompt_share": 1.0, "max_category_share": 1.0}
+    bare = freeze(session, tmp_path, SnapshotSettings(heldout_frac=0.5, reliability_weights=False, **off))
+    for split in ("train", "heldout"):
+        one, other = ((tmp_path / s.path / f"{split}.jsonl").read_bytes() for s in (on, bare))
+        assert one == other
+    assert on.manifest["shares"]["annotators"]["n"] == 6
+    assert "counts alike" in bare.manifest["weights"]["pairs"]["undefined"]
+
+
+def test_one_account_that_floods_is_held_to_its_share_of_the_training_side(session: Session, tmp_path: Path) -> None:
+    people = [make_person(session) for _ in range(11)]
+    for n in range(150):
+        who = people[0] if n < 80 else people[1 + n % 10]
+        task = make_pairwise_task(session, make_prompt(session, ask(n)), a=f"one {n}", b=f"two {n}")
+        choose_side(session, task, {who: "a"})
+    snapshot = freeze(session, tmp_path, HALF)
+    train = load_pairs(tmp_path / snapshot.path, "train")
+    number = Counter(p.votes[0].annotator for p in train).most_common(1)[0][0]
+    share = sum(p.weight for p in train if p.votes[0].annotator == number) / sum(p.weight for p in train)
+    facts = snapshot.manifest["shares"]["annotators"]
+    assert facts["most"] > 0.4
+    assert share == pytest.approx(facts["left"], abs=1e-3) == pytest.approx(0.25, abs=1e-3)
 
 
 @pytest.mark.parametrize(
