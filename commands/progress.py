@@ -1,4 +1,4 @@
-"""A round with its progress in the terminal: one line per stage, from the same rows that the page shows.
+"""A round with its progress in the terminal: a line per stage with its share and the time left, from the rows of the page.
 
 Where a worker runs the round already, it is followed; where that worker dies, the round goes on here.
 """
@@ -18,6 +18,8 @@ from finetune.models import Cycle, StageRun
 from finetune.runner import in_own_process
 
 POLL_S = 0.5
+LINE_S = 30.0
+"""Between two lines of a stage under way, where there is no terminal to draw bars in."""
 
 
 def run_with_progress(db: Database, settings: Settings) -> Cycle | None:
@@ -57,26 +59,40 @@ def _watch(db: Database, cycle_id: int, stages: list[str], ended: threading.Even
         TextColumn("{task.percentage:>3.0f} %"),
         TimeElapsedColumn(),
         TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[left]}"),
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
-        shown = {name: bars.add_task(name, total=1.0, start=False, note="") for name in stages}
+        shown = {name: bars.add_task(name, total=1.0, start=False, note="", left="") for name in stages}
         told: set[str] = set()
+        next_line = time.monotonic() + LINE_S
         while True:
             last = ended.is_set()
             for row in _rows(db, cycle_id):
                 task = shown[row.name]
                 if not bars.tasks[task].started:
                     bars.start_task(task)
-                bars.update(task, completed=row.progress, note=row.note)
+                bars.update(task, completed=row.progress, note=row.note, left=_left(row))
                 if row.state == "done":
                     bars.stop_task(task)
                 if row.state == "done" and row.name not in told:
                     told.add(row.name)
                     if not console.is_terminal:
                         print(f"  {row.name:<9} done in {row.seconds:6.1f} s, peak {row.peak_mb:,.0f} MB", flush=True)
+                elif row.state == "running" and not console.is_terminal and time.monotonic() > next_line:
+                    next_line = time.monotonic() + LINE_S
+                    print(f"  {row.name:<9} {row.progress:4.0%}  {row.note}  {_left(row)}".rstrip(), flush=True)
             if last:
                 return
             time.sleep(POLL_S)
+
+
+def _left(row: StageRun) -> str:
+    """About how long a stage still takes, as far as it can be said."""
+    still = row.still_s()
+    if still is None:
+        return ""
+    minutes, seconds = divmod(round(still), 60)
+    return f"about {f'{minutes} min ' if minutes else ''}{seconds} s left"
 
 
 def _rows(db: Database, cycle_id: int) -> list[StageRun]:
