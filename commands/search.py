@@ -131,6 +131,11 @@ class Plan:
             found.setdefault(stage, {})[field] = value
         return found
 
+    def trained(self, params: Mapping[str, Any]) -> Overrides:
+        """Of a trial's settings those that its training read."""
+        read = {"update", *(("reward", "ppo") if "reward" in self.stages else ())}
+        return {stage: values for stage, values in self.overrides(params).items() if stage in read}
+
     def asked(self) -> str:
         """All of it as a text: a study is of one such text."""
         ranges = sorted([r.name, r.low, r.high, r.log, r.whole, list(r.choices)] for r in self.ranges)
@@ -383,7 +388,7 @@ def report(study: "optuna.Study", plan: Plan) -> dict[str, Any]:
         "trials": rows,
         "best": best,
         "passes": bool(passing),
-        "env": env_lines(plan.overrides(best["params"]), set(best["params"])) if best else [],
+        "env": env_lines(plan.trained(best["params"]), set(best["params"])) if best else [],
     }
 
 
@@ -407,10 +412,10 @@ def _row(trial: "optuna.trial.FrozenTrial") -> dict[str, Any]:
 
 
 def env_lines(overrides: Overrides, found: set[str]) -> list[str]:
-    """Settings of training as lines for `.env`: those that were found first, then those that were fixed for all trials."""
+    """Settings as lines for `.env`: those that were found first, then those that were fixed for all trials."""
     lines: dict[bool, list[str]] = {True: [], False: []}
     for stage, values in overrides.items():
-        for field, value in values.items() if stage in ("reward", "update", "ppo") else ():
+        for field, value in values.items():
             said = value if isinstance(value, str) else json.dumps(value)
             lines[f"{stage}.{field}" in found].append(f"DUNNOCK_{stage.upper()}__{field.upper()}={said}")
     return ["# found", *lines[True], *(["# as in all trials", *lines[False]] if lines[False] else [])]

@@ -43,7 +43,7 @@ STOPPED = (N_("the KL to the base, %(kl)s nats, is over its limit %(limit)s"),)
 
 
 METHODS = (
-    N_("counters (RAPL)"), N_("counters (EMI)"), N_("counters (Power Gadget)"), N_("counters (NVML)"), N_("by its size"),
+    N_("counters (RAPL)"), N_("counters (EMI)"), N_("counters (Power Gadget)"), N_("counters of its driver"), N_("by its size"),
     N_("load times nominal power, %(watts)s W"), N_("half the nominal power, %(watts)s W"), N_("none"),
     N_("not told by codecarbon"),
 )  # fmt: skip

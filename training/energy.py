@@ -2,7 +2,7 @@
 
     python -m training.energy     what a stage starts beside itself; it is told what to do as lines of JSON
 
-Out: a reading, `{"kwh", "co2_kg", "seconds", "watts", "country", "cpu", "gpu", "ram", "by"}`. It is of the whole machine, since
+Out: a reading, `{"kwh", "co2_kg", "seconds", "watts", "country", "cpu", "gpu", "ram", "estimated_by"}`. It is of the whole machine, since
 stages let the engine work too, and whatever else runs on it is counted as well. Where the processor has counters (RAPL) and
 the GPU does (NVML), those are read; in most virtual machines there are none, and the processor's power is taken to be its
 nominal one by how busy it is. The reading says which it was. The first seconds, before codecarbon is up, are counted with the
@@ -125,7 +125,7 @@ def _start(asked: EnergySettings) -> Any:
     how = {
         **_methods(getattr(tracker, "_hardware", [])),
         "country": asked.country,
-        "by": f"codecarbon {version('codecarbon')}",
+        "estimated_by": f"codecarbon {version('codecarbon')}",
     }
 
     def read() -> dict[str, Any] | None:
@@ -147,7 +147,7 @@ def _methods(hardware: Any) -> dict[str, str]:
             form = CPU_MODES.get(getattr(part, "_mode", ""), UNKNOWN)
             found["cpu"] = form % {"watts": f"{getattr(part, '_tdp', None) or 0:g}"} if "%(" in form else form
         elif kind == "gpu":
-            found["gpu"] = "counters (NVML)"
+            found["gpu"] = "counters of its driver"
         elif kind == "ram":
             found["ram"] = "by its size"
     return found

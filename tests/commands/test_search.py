@@ -78,10 +78,10 @@ def test_costs_by_hand() -> None:
 
 
 def test_the_best_settings_are_lines_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = env_lines(
-        {"update": {"beta": 0.15, "wpo": True, "loss": "ipo", "epochs": 2}, "gate": {"max_tokens": 8}},
-        {"update.beta", "update.wpo", "update.loss"},
-    )
+    fixed = {"update": {"epochs": 2}, "reward": {"members": 2}, "gate": {"max_tokens": 8}}
+    found = {"update.beta": 0.15, "update.wpo": True, "update.loss": "ipo"}
+    assert Plan([], fixed, reward=True).trained(found)["reward"] == {"members": 2}
+    lines = env_lines(Plan([], fixed).trained(found), set(found))
     assert lines == [
         "# found", "DUNNOCK_UPDATE__BETA=0.15", "DUNNOCK_UPDATE__WPO=true", "DUNNOCK_UPDATE__LOSS=ipo",
         "# as in all trials", "DUNNOCK_UPDATE__EPOCHS=2",

@@ -56,7 +56,7 @@ def test_what_is_drawn_is_the_reward(method: str) -> None:
 
 ENERGY: dict[str, Any] = {
     "kwh": 0.0123, "co2_kg": 0.0047, "seconds": 405.0, "watts": 109.3, "country": "DEU", "gpu": "none",
-    "cpu": "load times nominal power, 16 W", "ram": "by its size", "by": "codecarbon 3.3.2",
+    "cpu": "load times nominal power, 16 W", "ram": "by its size", "estimated_by": "codecarbon 3.3.2",
 }  # fmt: skip
 
 

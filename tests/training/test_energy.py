@@ -14,7 +14,7 @@ from training.run import write_run
 
 READING: dict[str, Any] = {
     "kwh": 0.002, "co2_kg": 0.001, "seconds": 90.0, "cpu": "counters (RAPL)", "gpu": "none", "ram": "by its size",
-    "country": "DEU", "by": "codecarbon",
+    "country": "DEU", "estimated_by": "codecarbon",
 }  # fmt: skip
 
 
