@@ -11,7 +11,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session, defer
 
 from console import words
-from console.stage_facts import energy_fact, energy_total, stage_facts, tracker_facts
+from console.stage_facts import energy_fact, stage_facts, tracker_facts
 from console.steps import Steps, counted, log_of, steps_of
 from core.db import utcnow
 from core.errors import NotFound
@@ -85,7 +85,8 @@ class StageView:
             figures += [gettext("peak %(memory)s", memory=words.megabytes(run.peak_mb))] if run.peak_mb else []
             figures += [gettext("attempt %(n)s", n=run.attempts)] if run.attempts > 1 else []
             if run.energy:
-                figures.append(gettext("%(energy)s (estimated)", energy=words.energy(run.energy.get("kwh"))))
+                took = {"energy": words.energy(run.energy.get("kwh")), "co2": words.mass(run.energy.get("co2_kg"))}
+                figures.append(gettext("%(energy)s, %(co2)s CO2 (estimated)", **took))
         return {
             "name": self.name,
             "state": self.state,
@@ -194,7 +195,6 @@ def stage_views(session: Session, cycle: Cycle, *, results: bool = True) -> list
 def _facts(name: str, run: StageRun | None, result: dict[str, Any]) -> list[str]:
     facts = stage_facts(name, result)
     if run is not None and run.state != "running":
-        facts += [energy_fact(run.energy)] if run.energy else []
         facts += tracker_facts(run.trackers or [])
     return facts
 
@@ -216,7 +216,7 @@ def find_stage_steps(session: Session, cycle: Cycle, stage: str) -> list[Steps]:
 def energy_words(session: Session, cycle: Cycle) -> str:
     """What a cycle took in all, or "" where nothing was measured."""
     query = select(StageRun.energy).where(StageRun.cycle_id == cycle.id).order_by(StageRun.id)
-    return energy_total([energy for energy in session.scalars(query) if energy])
+    return energy_fact([energy for energy in session.scalars(query) if energy])
 
 
 def live_state(session: Session, cycle: Cycle) -> dict[str, Any]:

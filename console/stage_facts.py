@@ -56,31 +56,20 @@ TRACKER_PROBLEMS = (
 """What became of a tracker, as `training.tracking` records it; else its own error."""
 
 
-def energy_fact(energy: dict[str, Any]) -> str:
-    """What a stage took, how that is known, and that it is estimated."""
-    how = {part: retold(str(energy.get(part, "")), METHODS) for part in ("cpu", "gpu", "ram")}
-    return gettext(
-        "Estimated: %(energy)s of energy, %(co2)s of CO2 (%(place)s), %(watts)s W on average for the whole machine."
-        " Processor: %(cpu)s; GPU: %(gpu)s; memory: %(ram)s.",
-        energy=words.energy(energy.get("kwh")), co2=words.mass(energy.get("co2_kg")), place=_made_in(energy),
-        watts=words.number(energy.get("watts"), 1), **how,
-    )  # fmt: skip
-
-
-def energy_total(energies: Sequence[dict[str, Any]]) -> str:
-    """What several stages took together, or "" where nothing was measured."""
+def energy_fact(energies: Sequence[dict[str, Any]]) -> str:
+    """What several stages took together, how the last of them knows it, and that it is estimated; "" where there are none."""
     if not energies:
         return ""
+    last = energies[-1]
     kwh, co2_kg = (math.fsum(energy[name] for energy in energies) for name in ("kwh", "co2_kg"))
+    how = {part: retold(str(last.get(part, "")), METHODS) for part in ("cpu", "gpu", "ram")}
+    country = last.get("country")
+    place = gettext("electricity of %(country)s", country=country) if country else gettext("the world's average")
     return gettext(
-        "about %(energy)s of energy and %(co2)s of CO2, estimated (%(place)s)",
-        energy=words.energy(kwh), co2=words.mass(co2_kg), place=_made_in(energies[-1]),
+        "Estimated for the whole machine: %(energy)s of energy, %(co2)s of CO2 (%(place)s). Processor: %(cpu)s; GPU: %(gpu)s;"
+        " memory: %(ram)s.",
+        energy=words.energy(kwh), co2=words.mass(co2_kg), place=place, **how,
     )  # fmt: skip
-
-
-def _made_in(energy: dict[str, Any]) -> str:
-    country = energy.get("country")
-    return gettext("electricity of %(country)s", country=country) if country else gettext("the world's average")
 
 
 def tracker_facts(trackers: Sequence[dict[str, Any]]) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from flask import Flask
 
-from console.stage_facts import energy_fact, energy_total, stage_facts, tracker_facts
+from console.stage_facts import energy_fact, stage_facts, tracker_facts
 from console.steps import curves_of, log_of
 
 RESULT: dict[str, Any] = {
@@ -61,16 +61,14 @@ ENERGY: dict[str, Any] = {
 
 
 def test_energy_is_told_as_estimated_and_with_how_it_is_known(app: Flask) -> None:
-    assert energy_fact(ENERGY) == (
-        "Estimated: 12.3\u202fWh of energy, 4.7\u202fg of CO2 (electricity of DEU), 109.3 W on average for the whole machine."
+    assert energy_fact([ENERGY, ENERGY | {"kwh": 1.0, "co2_kg": 0.5, "country": ""}]) == (
+        "Estimated for the whole machine: 1.01\u202fkWh of energy, 505\u202fg of CO2 (the world's average)."
         " Processor: load times nominal power, 16 W; GPU: none; memory: by its size."
     )
-    total = energy_total([ENERGY, ENERGY | {"kwh": 1.0, "co2_kg": 0.5, "country": ""}])
-    assert total == "about 1.01\u202fkWh of energy and 505\u202fg of CO2, estimated (the world's average)"
-    assert energy_total([]) == ""
+    assert energy_fact([]) == ""
     with app.test_request_context(headers={"Accept-Language": "de"}):
-        told = energy_fact(ENERGY)
-    assert told.startswith("Geschätzt: 12,3\u202fWh Energie, 4,7\u202fg CO2 (Strom aus DEU)")
+        told = energy_fact([ENERGY])
+    assert told.startswith("Geschätzt für die ganze Maschine: 12,3\u202fWh Energie, 4,7\u202fg CO2 (Strom aus DEU).")
     assert "Prozessor: Auslastung mal Nennleistung, 16 W" in told
 
 

@@ -251,12 +251,13 @@ def test_time_left_and_energy_are_told(lead: SignedIn, database: Database, setti
     state = lead.client.get("/cycles/2.json").get_json()
     update = next(s for s in state["stages"] if s["name"] == "update")
     assert update["note"].startswith("step 4/8 · about 1\u202fmin ")
-    assert "2\u202fWh (estimated)" in update["figures"]
+    assert "2\u202fWh, 1\u202fg CO2 (estimated)" in update["figures"]
     assert state["left"] == "about 3\u202fmin 16\u202fs left in all"  # the gate took 96 s last time
-    assert state["energy"] == "about 10\u202fWh of energy and 5\u202fg of CO2, estimated (electricity of DEU)"
+    total = "Estimated for the whole machine: 10\u202fWh of energy, 5\u202fg of CO2 (electricity of DEU)."
+    assert state["energy"].startswith(total)
     page = lead.client.get("/cycles/2").text
-    assert page.count("Estimated: 2\u202fWh of energy, 1\u202fg of CO2") == 4  # of the stages that are over
-    assert "Processor: counters (RAPL)" in page
+    assert page.count("2\u202fWh, 1\u202fg CO2 (estimated)") == 5  # of each stage
+    assert f"{total} Processor: counters (RAPL)" in page
 
 
 def test_unknown_cycle_is_404(lead: SignedIn) -> None:
