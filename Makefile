@@ -8,7 +8,7 @@ export PYTHONUNBUFFERED := 1
 export HF_HUB_DISABLE_PROGRESS_BARS := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup setup-dev base demo run migrate cycle collect rollback import import-tasks export seed person key test test-slow check fix messages trial bench-judge bench-engine bench-annotation bench-training bench-robustness screenshots clean
+.PHONY: help setup setup-dev base demo run migrate cycle collect rollback import import-tasks export seed person key test test-slow check fix messages trial search bench-judge bench-engine bench-annotation bench-training bench-robustness screenshots clean
 
 help:            ## what there is to make
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 18
@@ -84,7 +84,11 @@ messages: setup-dev  ## bring the catalogues in pages/locale up to date with the
 	@$(RUN) -m commands.messages
 
 trial: setup     ## an update with other settings on held-out seed topics (SET="update.beta=0.2")
-	@$(RUN) -m commands.trial $(if $(REWARD),--reward) --set $(SET)
+	@$(FLASK) trial $(if $(REWARD),--reward) $(foreach word,$(SET),--set '$(word)')
+
+search: setup    ## settings tried out on held-out seed topics (OVER="update.beta=0.03..0.5:log", SET=, TRIALS=20)
+	@$(FLASK) search $(if $(TRIALS),--trials $(TRIALS)) $(if $(OBJECTIVE),--objective $(OBJECTIVE)) \
+		$(foreach word,$(OVER),--over '$(word)') $(foreach word,$(SET),--set '$(word)')
 
 bench-judge: setup  ## the judge's error on the hand-labelled sets
 	@$(RUN) -m evals.judge_error

@@ -1,5 +1,6 @@
 """The flask commands: `python -m flask --app app COMMAND`. `docs/commands.md` lists them; a test keeps it complete."""
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,8 @@ class Command(click.Command):
 
 def install(app: Flask) -> None:
     """Add the commands to an app."""
-    for command in (migrate, person_add, key_add, import_pairs, import_tasks, export_pairs, cycle, collect, rollback):
+    people_and_data = (migrate, person_add, key_add, import_pairs, import_tasks, export_pairs)
+    for command in (*people_and_data, cycle, collect, rollback, trial, search):
         app.cli.add_command(command)
 
 
@@ -176,3 +178,57 @@ def rollback(to: str | None, reason: str) -> None:
         tell_promoted(session, row)
         record(session, COMMAND_LINE, "policy.rollback", str(row.policy_version_id), before={"active": row.former_id})
         click.echo(f"{active_version(session).name} is active again")
+
+
+FOLDER = click.option("--folder", type=click.Path(path_type=Path), default=Path("var/trial"), show_default=True)
+PORT = click.option("--engine-port", type=int, default=8094, show_default=True, help="Port of the trials' engine.")
+SET = click.option("--set", "words", multiple=True, metavar="STAGE.NAME=VALUE", help="Settings that differ.")
+REWARD = click.option("--reward", is_flag=True, help="Train a reward model too.")
+
+
+@click.command("trial", cls=Command)
+@SET
+@REWARD
+@FOLDER
+@PORT
+def trial(words: tuple[str, ...], reward: bool, folder: Path, engine_port: int) -> None:
+    """An update with other settings, measured on seed topics that were held out from it."""
+    from commands.trial import open_trials, overrides_of, run_trial
+
+    overrides = overrides_of(words)
+    with open_trials(folder, engine_port) as trials:
+        click.echo(json.dumps(run_trial(trials, overrides, reward=reward), indent=1))
+
+
+@click.command("search", cls=Command)
+@click.option(
+    "--over", "ranges", multiple=True, metavar="STAGE.NAME=LOW..HIGH[:log] or =ONE|OTHER", help="What is tried."
+)
+@SET
+@click.option("--trials", "wanted", type=click.IntRange(min=1), default=20, show_default=True, help="In all.")
+@click.option("--objective", type=click.Choice(("safety", "preference", "reward")), default="safety", show_default=True)
+@REWARD
+@click.option("--name", default="", help="Of the search; one that was begun goes on.  [default: made of what is tried]")
+@click.option("--seed", type=int, default=0, show_default=True)
+@FOLDER
+@PORT
+def search(
+    ranges: tuple[str, ...],
+    words: tuple[str, ...],
+    wanted: int,
+    objective: str,
+    reward: bool,
+    name: str,
+    seed: int,
+    **place: Any,
+) -> None:
+    """Try settings out, one trial after the other, and report which were best on held-out seed topics."""
+    from commands.search import DEFAULT_RANGES, Plan, as_text, read_range
+    from commands.search import search as run_search
+    from commands.trial import open_trials, overrides_of
+
+    plan = Plan([read_range(word) for word in ranges or DEFAULT_RANGES], overrides_of(words), objective, reward)
+    with open_trials(**place) as trials:
+        found = run_search(trials, plan, wanted, name=name, seed=seed)
+    click.echo(as_text(found))
+    click.echo(f"Also in {found['folder']}, as {found['name']}.md and .json")

@@ -11,19 +11,18 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session, defer
 
 from console import words
-from console.curves import Curve, loss_curve
-from console.stage_facts import SAMPLING, stage_facts
+from console.stage_facts import energy_fact, stage_facts, tracker_facts
+from console.steps import Steps, counted, log_of, steps_of
 from core.db import utcnow
 from core.errors import NotFound
 from core.language import N_, gettext, ngettext, retold
 from core.language import lazy_gettext as _l
 from core.settings import Settings
-from finetune.cycle import LEASE, UNFINISHED, new_judgments
+from finetune.cycle import LEASE, UNFINISHED, new_judgments, still_of
 from finetune.models import Cycle, Lease, StageRun
 from policy.models import PolicyVersion
 
 PAGE = 25
-GUESSING = 0.6931  # nats: −log σ(0), the loss of a reward model that knows nothing
 STAGE_WORDS = {
     "collect": (_l("Collect"), _l("the served policy answers the seed prompts")),
     "compare": (_l("Compare"), _l("two versions answer the seed prompts, for people to judge")),
@@ -38,7 +37,7 @@ NOTES = (
     N_("likelihoods"), N_("%(version)s: %(n)s suite prompts"), N_("%(n)s completions"),
     N_("%(n)s tasks judged (simulated)"), N_("step %(n)s, loss %(loss)s"),
     N_("step %(n)s, reward %(reward)s, KL %(kl)s"), N_("step %(n)s"), N_("frozen layers: %(n)s"),
-    N_("completions scored: %(n)s"), N_("%(n)s prompts answered twice"),
+    N_("completions scored: %(n)s"), N_("%(n)s prompts answered twice"), N_("reference log-probabilities: %(n)s"),
 )  # fmt: skip
 """What stages say of themselves while they run, see `finetune` and `training.run`."""
 
@@ -73,7 +72,8 @@ class StageView:
     state: str
     run: StageRun | None = None
     facts: list[str] = field(default_factory=list)
-    curve: Curve | None = None
+    steps: list[Steps] = field(default_factory=list)
+    told: int = 0  # steps; the page asks for them again when there are more
 
     @property
     def numbers(self) -> dict[str, Any]:
@@ -85,6 +85,9 @@ class StageView:
             figures.append(words.duration(_seconds(run, self.state)))
             figures += [gettext("peak %(memory)s", memory=words.megabytes(run.peak_mb))] if run.peak_mb else []
             figures += [gettext("attempt %(n)s", n=run.attempts)] if run.attempts > 1 else []
+            if run.energy:
+                took = {"energy": words.energy(run.energy.get("kwh")), "co2": words.mass(run.energy.get("co2_kg"))}
+                figures.append(gettext("%(energy)s, %(co2)s CO2 (estimated)", **took))
         return {
             "name": self.name,
             "state": self.state,
@@ -94,6 +97,7 @@ class StageView:
             "note": _note(run, self.state) if run else "",
             "figures": " · ".join(figures),
             "error": run.error if run else None,
+            "told": self.told,
         }
 
 
@@ -176,6 +180,7 @@ def stage_views(session: Session, cycle: Cycle, *, results: bool = True) -> list
     query = select(StageRun).where(StageRun.cycle_id == cycle.id)
     runs = {r.name: r for r in session.scalars(query if results else query.options(defer(StageRun.result)))}
     unfinished = cycle.state in UNFINISHED
+    told = counted(session, cycle.id)
     found = []
     for name in _planned(cycle, runs):
         run = runs.get(name)
@@ -183,8 +188,36 @@ def stage_views(session: Session, cycle: Cycle, *, results: bool = True) -> list
         state = "stopped" if state == "running" and not unfinished else state
         title, about = map(str, STAGE_WORDS.get(name, (name.capitalize(), "")))
         result = (run.result or {}) if run and results else {}
-        found.append(StageView(name, title, about, state, run, stage_facts(name, result), _curve(name, result)))
+        steps = steps_of(session, run, log_of(name, result)) if run and results else []
+        found.append(StageView(name, title, about, state, run, _facts(name, run, result), steps, told.get(name, 0)))
     return found
+
+
+def _facts(name: str, run: StageRun | None, result: dict[str, Any]) -> list[str]:
+    facts = stage_facts(name, result)
+    if run is not None and run.state != "running":
+        facts += tracker_facts(run.trackers or [])
+    return facts
+
+
+def find_stage_steps(session: Session, cycle: Cycle, stage: str) -> list[Steps]:
+    """The steps of one stage of a cycle; none where it has told of none.
+
+    Raises:
+        NotFound: the cycle has no such stage, or it has not begun.
+    """
+    run = session.scalar(select(StageRun).where(StageRun.cycle_id == cycle.id, StageRun.name == stage))
+    if run is None:
+        raise NotFound(
+            gettext("cycle %(cycle_id)s has no stage %(name)r that has begun", cycle_id=cycle.id, name=stage)
+        )
+    return steps_of(session, run, log_of(stage, run.result or {}))
+
+
+def energy_words(session: Session, cycle: Cycle) -> str:
+    """What a cycle took in all, or "" where nothing was measured."""
+    query = select(StageRun.energy).where(StageRun.cycle_id == cycle.id).order_by(StageRun.id)
+    return energy_fact([energy for energy in session.scalars(query) if energy])
 
 
 def live_state(session: Session, cycle: Cycle) -> dict[str, Any]:
@@ -200,6 +233,8 @@ def live_state(session: Session, cycle: Cycle) -> dict[str, Any]:
         "outcome": cycle.outcome,
         "unfinished": cycle.state in UNFINISHED,
         "elapsed": words.duration(elapsed(cycle)),
+        "left": _left(session, cycle),
+        "energy": energy_words(session, cycle),
         "waiting_for": waiting_for(session, cycle),
         "fingerprint": hashlib.sha256(key.encode()).hexdigest()[:16],
         "stages": stages,
@@ -225,20 +260,6 @@ def _planned(cycle: Cycle, runs: dict[str, StageRun]) -> list[str]:
     return planned + [name for name in runs if name not in planned]
 
 
-def _curve(name: str, result: dict[str, Any]) -> Curve | None:
-    if name == "reward":
-        return loss_curve(result.get("log"), gettext("Loss of the reward model"), guide=(GUESSING, gettext("guessing")))
-    if name == "update" and result.get("method") in SAMPLING:
-        log = [row for row in result.get("log") or [] if isinstance(row, dict)]
-        rewards = [{"step": row.get("step"), "loss": row.get("reward")} for row in log]
-        return loss_curve(rewards, gettext("Mean reward of the policy's completions"), unit=gettext("reward"))
-    return (
-        loss_curve(result.get("log"), gettext("Loss of the update (preference + imitation)"))
-        if name == "update"
-        else None
-    )
-
-
 def _seconds(run: StageRun, state: str) -> float:
     """Over all attempts, as far as they told; what the one under way has not told yet is added."""
     return max(run.seconds, (utcnow() - run.started_at).total_seconds()) if state == "running" else run.seconds
@@ -249,9 +270,14 @@ def _note(run: StageRun, state: str) -> str:
     note = retold(run.note, NOTES)
     if state != "running":
         return note if state in ("failed", "stopped") else ""
-    now = (utcnow() - run.started_at).total_seconds()
-    if run.progress < 0.05 or now < 5 or run.attempts > 1:
+    left = run.still_s()
+    if left is None:
         return note
-    left = now * (1 - run.progress) / run.progress
     told = gettext("about %(time)s left", time=words.duration(left))
     return f"{note} · {told}" if note else told
+
+
+def _left(session: Session, cycle: Cycle) -> str:
+    """About how long the whole cycle still takes, or "" where that cannot be said."""
+    left = still_of(session, cycle)
+    return gettext("about %(time)s left in all", time=words.duration(left)) if left is not None else ""

@@ -7,7 +7,7 @@ n, and why it is undefined.
 import csv
 import datetime as dt
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -17,7 +17,16 @@ from console import words
 from core.language import gettext
 from feedback.quality.estimate import Estimate, Reason
 
-Kind = Literal["text", "user", "number", "share", "figure", "seconds", "instant", "day", "standing"]
+Kind = Literal["text", "user", "number", "share", "figure", "seconds", "instant", "day", "standing", "significant"]
+WRITERS: dict[Kind, Callable[[Any], str]] = {
+    "share": words.percent,
+    "seconds": words.duration,
+    "figure": lambda cell: words.number(float(cell), 2),
+    "significant": words.significant,
+    "number": words.number,
+}
+"""How numbers are written."""
+
 EXPORTED = 5000
 """Rows that a file holds at most."""
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -27,8 +36,8 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")
 class Column:
     """A column: its name in files, its title on the page, and how its cells are written.
 
-    `user` marks what people typed. `share` and `figure` are how estimates and plain numbers are written: as percent, or
-    with two digits.
+    `user` marks what people typed. `share`, `figure` and `significant` are how estimates and plain numbers are written: as
+    percent, with two digits after the point, or with four digits that count.
     """
 
     name: str
@@ -104,14 +113,8 @@ def shown(cell: Any, kind: Kind) -> str:
         cell = cell.value
     if cell is None:
         return words.NOTHING
-    if kind == "share":
-        return words.percent(cell)
-    if kind == "seconds":
-        return words.duration(cell)
-    if kind == "figure":
-        return words.number(float(cell), 2)
-    if kind == "number":
-        return words.number(cell)
+    if kind in WRITERS:
+        return WRITERS[kind](cell)
     return words.instant(cell) if isinstance(cell, dt.datetime) else str(cell)
 
 

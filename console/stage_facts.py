@@ -1,6 +1,7 @@
 """What a stage brought about, in sentences. In: its `result`, of which an older cycle may lack a key. Out: texts."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from console import words
@@ -41,6 +42,49 @@ SAMPLING = ("ppo", "rloo", "grpo")
 
 STOPPED = (N_("the KL to the base, %(kl)s nats, is over its limit %(limit)s"),)
 """Why PPO ended early, as `finetune.ppo.trainer` records it."""
+
+
+METHODS = (
+    N_("counters (RAPL)"), N_("counters (EMI)"), N_("counters (Power Gadget)"), N_("counters of its driver"), N_("by its size"),
+    N_("load times nominal power, %(watts)s W"), N_("half the nominal power, %(watts)s W"), N_("none"),
+    N_("not told by codecarbon"),
+)  # fmt: skip
+"""How the power of a part was learnt, as `training.energy` records it."""
+
+TRACKER_PROBLEMS = (
+    N_("it is not installed"), N_("it did not take all of it within %(s)s s and was ended"),
+    N_("its process ended by itself"),
+)  # fmt: skip
+"""What became of a tracker, as `training.tracking` records it; else its own error."""
+
+
+def energy_fact(energies: Sequence[dict[str, Any]]) -> str:
+    """What several stages took together, how the last of them knows it, and that it is estimated; "" where there are none."""
+    if not energies:
+        return ""
+    last = energies[-1]
+    kwh, co2_kg = (math.fsum(energy[name] for energy in energies) for name in ("kwh", "co2_kg"))
+    how = {part: retold(str(last.get(part, "")), METHODS) for part in ("cpu", "gpu", "ram")}
+    country = last.get("country")
+    place = gettext("electricity of %(country)s", country=country) if country else gettext("the world's average")
+    return gettext(
+        "Estimated for the whole machine: %(energy)s of energy, %(co2)s of CO2 (%(place)s). Processor: %(cpu)s; GPU: %(gpu)s;"
+        " memory: %(ram)s.",
+        energy=words.energy(kwh), co2=words.mass(co2_kg), place=place, **how,
+    )  # fmt: skip
+
+
+def tracker_facts(trackers: Sequence[dict[str, Any]]) -> list[str]:
+    """What became of the trackers that were told a stage's steps."""
+    facts = []
+    for told in trackers:
+        n = {"name": told["name"], "n": words.number(told["steps"]), "all": words.number(told["told"])}
+        if problem := told["problem"]:
+            why = retold(problem, TRACKER_PROBLEMS)
+            facts.append(gettext("%(name)s took %(n)s of %(all)s steps: %(why)s.", **n, why=why))
+        else:
+            facts.append(gettext("%(name)s was told all %(all)s steps.", **n))
+    return facts
 
 
 def stage_facts(name: str, result: dict[str, Any]) -> list[str]:

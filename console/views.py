@@ -15,10 +15,12 @@ from werkzeug.wrappers import Response
 
 from access.audit import record
 from access.views import current_person, require_role
-from console import cycles, policies, words
+from console import cycles, figures, policies, quality_reader, words
 from console.demo_report import read_report
+from console.figures import file_of
 from console.rewards import rewards_of
 from console.stage_facts import made_from
+from console.steps import find_steps
 from core.errors import Conflict, InvalidInput
 from core.language import gettext
 from core.web import runtime
@@ -41,7 +43,10 @@ blueprint = Blueprint(
 @blueprint.context_processor
 def _for_templates() -> dict[str, object]:
     may_change = current_user.is_authenticated and current_user.may(*CHANGERS)  # error pages have nobody, at times
-    return {"words": words, "outcome_words": cycles.outcome_words, "made_from": made_from, "may_change": may_change}
+    return {
+        "words": words, "figures": figures, "quality": quality_reader, "outcome_words": cycles.outcome_words,
+        "made_from": made_from, "may_change": may_change,
+    }  # fmt: skip
 
 
 # Cycles ---------------------------------------------------------------------------------------------------------------
@@ -106,6 +111,23 @@ def show_cycle(cycle_id: int) -> str:
 def cycle_json(cycle_id: int) -> Response:
     with runtime().db.read() as session:
         return jsonify(cycles.live_state(session, cycles.find_cycle(session, cycle_id)))
+
+
+@blueprint.get("/cycles/<int:cycle_id>/steps/<stage>")
+@require_role(*READERS)
+def show_steps(cycle_id: int, stage: str) -> str:
+    """A part of the cycle's page, which its script puts in place while the stage runs."""
+    with runtime().db.read() as session:
+        found = cycles.find_stage_steps(session, cycles.find_cycle(session, cycle_id), stage)
+        return render_template("console/steps.html", found=found)
+
+
+@blueprint.get("/cycles/<int:cycle_id>/steps/<name>.<any(csv, json):form>")
+@require_role(*READERS)
+def steps_file(cycle_id: int, name: str, form: str) -> Response:
+    with runtime().db.read() as session:
+        found = cycles.find_stage_steps(session, cycles.find_cycle(session, cycle_id), name.partition("-")[0])
+    return file_of(find_steps(found, name).table, form, f"dunnock-cycle-{cycle_id}-{name}")
 
 
 @blueprint.post("/cycles/<int:cycle_id>/cancel")

@@ -103,6 +103,30 @@ def number(value: Any, digits: int = 3) -> str:
     return f"{value:,}".replace(",", "\u202f") if isinstance(value, int) else local(f"{found:.{digits}f}")
 
 
+def significant(value: Any, digits: int = 4) -> str:
+    """A number with so many digits that count: "0.6931", "1.250e-05"; whole ones as they are."""
+    found = finite(value)
+    if found is None:
+        return NOTHING
+    return str(value) if isinstance(value, int) else local(f"{found:.{digits}g}")
+
+
+def energy(kwh: Any) -> str:
+    """Energy as "12.3 Wh" or "1.25 kWh"."""
+    found = finite(kwh)
+    if found is None:
+        return NOTHING
+    return f"{significant(found, 3)}\u202fkWh" if found >= 1 else f"{significant(1000 * found, 3)}\u202fWh"
+
+
+def mass(kg: Any) -> str:
+    """A mass as "4.7 g" or "1.25 kg"."""
+    found = finite(kg)
+    if found is None:
+        return NOTHING
+    return f"{significant(found, 3)}\u202fkg" if found >= 1 else f"{significant(1000 * found, 3)}\u202fg"
+
+
 def percent(value: Any, *, signed: bool = False) -> str:
     """A share as "12.5 %"."""
     found = finite(value)

@@ -12,6 +12,7 @@ from core.intervals import mean_interval
 from core.messages import user
 from evals.prober import Item, Prober
 from evals.suites import CapabilityItem
+from training.run import Progress, part_of, silent
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ def measure(
     base_own: Sequence[Item],
     references: Sequence[Item],
     items: Sequence[CapabilityItem],
+    progress: Progress = silent,
 ) -> Likelihoods:
     """All likelihood measures of a candidate.
 
@@ -47,10 +49,16 @@ def measure(
     usable = [
         (mine, theirs) for mine, theirs in zip(own, base_own, strict=True) if mine[1].strip() and theirs[1].strip()
     ]
-    scored = prober.compare([u[0] for u in usable] + [u[1] for u in usable] + list(references), kl=len(usable))
+    scored = prober.compare(
+        [u[0] for u in usable] + [u[1] for u in usable] + list(references),
+        kl=len(usable),
+        progress=part_of(progress, 0.0, 0.5),
+    )
     mine, theirs, known = scored[: len(usable)], scored[len(usable) : 2 * len(usable)], scored[2 * len(usable) :]
     options = [(item, text) for item in items for text in (item.right, *item.wrong)]
-    answers = prober.compare([(user(item.question), text) for item, text in options])
+    answers = prober.compare(
+        [(user(item.question), text) for item, text in options], progress=part_of(progress, 0.5, 1.0)
+    )
     ids = [item.id for item, _ in options]
     return Likelihoods(
         kl=mean_interval([s.kl for s in mine]),

@@ -7,10 +7,12 @@ from typing import Any
 
 from training.encode import encode_completion, encode_prompt
 from training.prefix import Key, Packing, Plan
+from training.run import Progress, silent
 from training.trunk import is_llama_shaped, run_blocks
 
 BATCH = 16  # prompts, each with all its completions
 POSITIONS = 512  # of which whole distributions are held at once
+NOTE = "likelihoods"
 Item = tuple[list[dict[str, str]], str]
 """A prompt's messages and a completion."""
 
@@ -73,7 +75,7 @@ class Prober:
         longest = max(len(encode_completion(self.tokenizer, text)) for text in texts)
         return len(encode_prompt(self.tokenizer, prompt)) + longest
 
-    def compare(self, items: Sequence[Item], *, kl: int = 0) -> list[Scored]:
+    def compare(self, items: Sequence[Item], *, kl: int = 0, progress: Progress = silent) -> list[Scored]:
         """Both policies on each completion, in the order given; the KL of all but the first `kl` items is NaN."""
         import torch
 
@@ -87,6 +89,7 @@ class Prober:
             for start in range(0, len(prompts), BATCH):
                 for i, scored in self._batch(prompts[start : start + BATCH], tails, kl):
                     found[i] = scored
+                progress(min(1.0, (start + BATCH) / len(prompts)), NOTE)
         return [scored for scored in found if scored is not None]
 
     def _batch(

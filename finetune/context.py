@@ -1,5 +1,6 @@
 """What every stage is given: database, engine client, folders, the cycle's fixed settings, progress."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from finetune.cycle import StageRecord
 from finetune.models import Cycle
 from policy.client import EngineClient, ensure_loaded
 from policy.models import PolicyVersion
+from training.run import Row
 
 
 @dataclass(frozen=True)
@@ -36,9 +38,9 @@ class StageContext:
         """The cycle's fixed settings of a stage."""
         return dict(self.fixed[name])
 
-    def progress(self, done_frac: float, note: str) -> None:
-        """Tell how far the stage is; raises when it should stop."""
-        self.record.progress(done_frac, note)
+    def progress(self, done_frac: float, note: str, rows: Sequence[Row] = ()) -> None:
+        """Tell how far the stage is and what its steps were; raises when it should stop."""
+        self.record.progress(done_frac, note, rows)
 
     @property
     def artifact_dir(self) -> Path:

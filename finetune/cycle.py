@@ -8,11 +8,12 @@ its reason; a gate that refuses marks it refused. Stages themselves are in `stag
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import delete, func, insert, select
 from sqlalchemy.orm import Session, aliased
 
 from core.db import Database, utcnow
@@ -20,9 +21,13 @@ from core.errors import Cancelled, Conflict, DunnockError, LeaseLost, NotFound
 from core.language import gettext
 from core.settings import Settings
 from feedback.models import Judgment, SnapshotJudgment
+from finetune.beside import Beside
 from finetune.events import tell_finished
 from finetune.lease import HeldLease, take_turns
-from finetune.models import Cycle, StageRun
+from finetune.models import Cycle, StageRun, StageStep
+from finetune.pace import Pace
+from training.energy import added
+from training.run import Row
 
 LEASE = "cycle"
 STAGES = ("snapshot", "reward", "update", "gate", "promote")
@@ -185,39 +190,59 @@ def finish_cycle(session: Session, cycle_id: int, state: str, outcome: str) -> N
 
 
 class StageRecord:
-    """The row of one stage while it runs: progress at most once a second, time and peak memory at its end."""
+    """The row of one stage while it runs: progress and steps at most once a second, time and peak memory at its end.
+
+    Attributes:
+        beside: what else records the stage while it runs; close the record where there is any.
+        attempt: which one this is, from 1.
+    """
 
     def __init__(self, db: Database, cycle_id: int, name: str, check: Callable[[], None] = lambda: None) -> None:
+        """Begin, or begin again; `check` raises where the stage should stop."""
         self.db, self.cycle_id, self.name, self.check = db, cycle_id, name, check
+        self.beside: Beside | None = None
         self.began = self._told = time.monotonic()
         self.before_s = 0.0  # of earlier attempts, as far as they told
+        self._before_energy: dict[str, Any] | None = None
+        self._steps: list[Row] = []  # told and not written yet
         with db.session() as session:
-            row = self._row(session)
+            row, before = self._row(session), (0.0, 0.0)
             if row is None:
-                session.add(StageRun(cycle_id=cycle_id, name=name))
+                row = StageRun(cycle_id=cycle_id, name=name)
+                session.add(row)
             else:
-                self.before_s = row.seconds
+                self.before_s, self._before_energy = row.seconds, row.energy
+                before = (row.seconds, row.progress)
                 row.state, row.error, row.attempts, row.started_at = "running", None, row.attempts + 1, utcnow()
+            self.attempt = row.attempts or 1
+            self._pace = Pace(self.began, before=before, last_s=_took_last(session, name))
+            row.left_s, row.told_at = self._pace.guess(self.began, before[1]), utcnow()
 
-    def progress(self, done_frac: float, note: str) -> None:
-        """Tell how far the stage is; raises LeaseLost or Cancelled when it should stop."""
+    def progress(self, done_frac: float, note: str, rows: Sequence[Row] = ()) -> None:
+        """Tell how far the stage is and what its steps were; raises LeaseLost or Cancelled when it should stop."""
         self.check()
-        if time.monotonic() - self._told < 1.0 and done_frac < 1.0:
+        self._steps.extend(rows)
+        if rows and self.beside is not None:
+            self.beside.tell(rows)
+        now = time.monotonic()
+        if now - self._told < 1.0 and done_frac < 1.0:
             return
-        self._told = time.monotonic()
+        self._told = now
         with self.db.session() as session:
             row = self._row(session)
             if row is None or session.get_one(Cycle, self.cycle_id).state == "cancelled":
                 raise Cancelled("the cycle was cancelled")
-            row.progress, row.note, row.seconds = done_frac, note, self._seconds()
+            row.progress, row.note = done_frac, note
+            row.left_s, row.told_at = self._pace.left_s(now, done_frac), utcnow()
+            self._write(session, row)
 
     def done(self, session: Session, result: dict[str, Any], peak_mb: float) -> None:
         """Mark the stage done in the caller's transaction, together with what it made."""
         row = self._row(session)
         assert row is not None
         row.state, row.progress, row.result, row.finished_at = "done", 1.0, result, utcnow()
-        row.seconds = self._seconds()
         row.peak_mb = max(row.peak_mb, peak_mb)
+        self._write(session, row)
 
     def failed(self, error: str) -> None:
         """Mark the stage failed, with its reason."""
@@ -225,10 +250,65 @@ class StageRecord:
             row = self._row(session)
             if row is not None and row.state == "running":
                 row.state, row.error, row.finished_at = "failed", error, utcnow()
-                row.seconds = self._seconds()
+                self._write(session, row)
 
-    def _seconds(self) -> float:
-        return self.before_s + time.monotonic() - self.began
+    def close(self) -> None:
+        """End what runs beside the stage, and write down what became of it."""
+        trackers = self.beside.close() if self.beside is not None else []
+        if trackers:
+            with self.db.session() as session:
+                row = self._row(session)
+                if row is not None:
+                    row.trackers = trackers
+
+    def _write(self, session: Session, row: StageRun) -> None:
+        """What has gathered since the last time: seconds, energy and steps. Steps that are told again replace what was."""
+        row.seconds = self.before_s + time.monotonic() - self.began
+        if self.beside is not None:
+            row.energy = added(self._before_energy, self.beside.energy())
+        by_part: dict[str, dict[int, Row]] = {}
+        for told in self._steps:
+            by_part.setdefault(told.get("part", ""), {})[int(told["step"])] = told
+        for part, steps in by_part.items():
+            mine = (StageStep.stage_run_id == row.id, StageStep.part == part)
+            session.execute(delete(StageStep).where(*mine, StageStep.step >= min(steps)))
+            values = [
+                {"stage_run_id": row.id, "part": part, "step": step, "figures": _figures(told)}
+                for step, told in steps.items()
+            ]
+            session.execute(insert(StageStep), values)
+        self._steps.clear()
 
     def _row(self, session: Session) -> StageRun | None:
         return session.scalar(select(StageRun).where(StageRun.cycle_id == self.cycle_id, StageRun.name == self.name))
+
+
+def still_of(session: Session, cycle: Cycle) -> float | None:
+    """Seconds that an unfinished cycle still takes: its running stage's estimate, and for stages to come what they took in the
+    last round that finished them. None where one of these is not known.
+    """
+    if cycle.state != "running":
+        return None
+    runs = {run.name: run for run in session.scalars(select(StageRun).where(StageRun.cycle_id == cycle.id))}
+    total = 0.0
+    for name in cycle.settings.get("stages", []):
+        run = runs.get(name)
+        if run is not None and run.state == "done":
+            continue
+        seconds = run.still_s() if run is not None else _took_last(session, name)
+        if seconds is None:
+            return None
+        total += seconds
+    return total
+
+
+def _took_last(session: Session, name: str) -> float | None:
+    """Seconds that this stage took in the newest round that finished it."""
+    last = select(StageRun.seconds).where(StageRun.name == name, StageRun.state == "done")
+    return session.scalar(last.order_by(StageRun.id.desc()).limit(1))
+
+
+def _figures(row: Row) -> dict[str, Any]:
+    """A step's numbers as JSON holds them, None where one is not finite."""
+    kept = {k: v for k, v in row.items() if k not in ("step", "part") and isinstance(v, int | float)}
+    return {k: v if math.isfinite(v) else None for k, v in kept.items()}

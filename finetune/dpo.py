@@ -23,7 +23,7 @@ from finetune.weighted_dpo import WEIGHT, loss_arguments, trainer_class
 from training.device import Device, find_device, find_dtype
 from training.encode import encode_completion, encode_prompt
 from training.lora import lora_config
-from training.run import Progress, common_arguments, last_checkpoint, progress_callback, silent, write_run
+from training.run import Progress, Row, common_arguments, last_checkpoint, progress_callback, silent, write_run
 
 MIN_PAIRS = 8
 REFERENCE_BATCH = 32  # pairs; nothing is kept for a backward pass, so more fit than in a step
@@ -85,13 +85,13 @@ def update_policy(
         precompute_ref_log_probs=True,
         precompute_ref_batch_size=REFERENCE_BATCH,
     )
-    trainer = trainer_class(settings, kept)(
+    trainer = trainer_class(settings, kept, progress)(
         model=model,
         args=config,
         train_dataset=Dataset.from_list(kept),
         processing_class=tokenizer,
         peft_config=lora_config(model, rank=settings.lora_rank, top_layers=settings.lora_top_layers, task="CAUSAL_LM"),
-        callbacks=[progress_callback(progress)],
+        callbacks=[progress_callback(progress, _logged)],
     )
     result = trainer.train(resume_from_checkpoint=last_checkpoint(work))
     if not torch.isfinite(torch.tensor(result.training_loss)):
@@ -107,10 +107,15 @@ def update_policy(
         "loss": result.training_loss,
         "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
         "reference": REFERENCE,
-        "log": [{k: row[k] for k in LOGGED if k in row} for row in trainer.state.log_history if "loss" in row],
+        "log": [row for row in map(_logged, trainer.state.log_history) if row is not None],
     }
-    write_run(out, "update", settings.model_dump(), snapshot_sha256=snapshot_sha256, device=str(target), **facts)
+    write_run(out, "update", settings.model_dump(), target, snapshot_sha256=snapshot_sha256, **facts)
     return facts
+
+
+def _logged(line: Row) -> Row | None:
+    """What the record keeps of a line of the trainer's log."""
+    return {k: line[k] for k in LOGGED if k in line} if "loss" in line else None
 
 
 def scale_change(model: Any, factor: float) -> None:

@@ -28,8 +28,9 @@ from policy.client import ChatReply, ChatRequest
 from policy.models import PolicyVersion
 from policy.versions import BASE_NAME
 from training.device import find_device, find_dtype
+from training.run import Progress, part_of, silent
 
-SHARE_CANDIDATE, SHARE_INCUMBENT = 0.45, 0.9  # of the stage's progress
+SHARE_CANDIDATE, SHARE_INCUMBENT, SHARE_LIKELIHOODS = 0.4, 0.8, 0.95  # of the stage's progress
 
 
 def gather_evidence(
@@ -45,7 +46,9 @@ def gather_evidence(
     prompts = [*harmful("frozen", settings.suite_limit), *benign("frozen", settings.suite_limit)]
     mine = suite_answers(context, candidate, prompts, settings, (0.0, SHARE_CANDIDATE))
     theirs = suite_answers(context, incumbent, prompts, settings, (SHARE_CANDIDATE, SHARE_INCUMBENT))
-    bare = theirs if incumbent.id == base.id else suite_answers(context, base, prompts, settings, (0.9, 0.9))
+    bare = (
+        theirs if incumbent.id == base.id else suite_answers(context, base, prompts, settings, (SHARE_INCUMBENT,) * 2)
+    )
     context.progress(SHARE_INCUMBENT, "likelihoods")
     likelihoods, raised, compared = _likelihoods(context, candidate, mine, bare, prompts, heldout)
     facts = {
@@ -118,21 +121,22 @@ def _likelihoods(
         [(user(a.prompt), a.completion) for a in bare if not a.harmful],
         [(user(p.text), p.reference) for p in prompts if p.reference],
         capability(),
+        part_of(context.progress, SHARE_INCUMBENT, SHARE_LIKELIHOODS),
     )
     limit = int(context.stage_settings("update")["max_length_tokens"])
     fitting = [p for p in heldout if prober.tokens(p.prompt, p.chosen, p.rejected) <= limit]
-    raised = heldout_raised(prober, fitting)
+    raised = heldout_raised(prober, fitting, part_of(context.progress, SHARE_LIKELIHOODS, 1.0))
     del prober
     gc.collect()
     return likelihoods, raised, len(fitting)
 
 
-def heldout_raised(prober: Prober, pairs: Sequence[Preference]) -> int:
+def heldout_raised(prober: Prober, pairs: Sequence[Preference], progress: Progress = silent) -> int:
     """Pairs where log p(chosen) − log p(rejected) is higher under the candidate than under the base.
 
     The implicit reward margin of DPO, Rafailov et al. 2023, arXiv:2305.18290, eq. 7 (beta = 1).
     """
-    scored = prober.compare([(p.prompt, text) for p in pairs for text in (p.chosen, p.rejected)])
+    scored = prober.compare([(p.prompt, text) for p in pairs for text in (p.chosen, p.rejected)], progress=progress)
     return sum(
         float(c.candidate.sum() - r.candidate.sum()) > float(c.base.sum() - r.base.sum())
         for c, r in zip(scored[::2], scored[1::2], strict=True)

@@ -50,8 +50,30 @@ class StageRun(Base):
     attempts: Mapped[int] = mapped_column(default=1)
     seconds: Mapped[float] = mapped_column(default=0.0)  # over all attempts
     peak_mb: Mapped[float] = mapped_column(default=0.0)
+    left_s: Mapped[float | None]  # as it was estimated at told_at
+    told_at: Mapped[dt.datetime | None]
+    energy: Mapped[dict[str, Any] | None]  # over all attempts, as far as they told; see training.energy
+    trackers: Mapped[list[Any] | None]  # of the last attempt; see training.tracking
     started_at: Mapped[dt.datetime] = mapped_column(default=utcnow)
     finished_at: Mapped[dt.datetime | None]
+
+    def still_s(self) -> float | None:
+        """Seconds that it still takes, as far as it is running and can be estimated; they pass while it is silent."""
+        if self.state != "running" or self.left_s is None or self.told_at is None:
+            return None
+        left = self.left_s - (utcnow() - self.told_at).total_seconds()
+        return left if left > 0 else None
+
+
+class StageStep(Base):
+    """What a stage told of one of its training steps. Steps of one part are counted through, from 1."""
+
+    __tablename__ = "stage_step"
+
+    stage_run_id: Mapped[int] = mapped_column(ForeignKey("stage_run.id"), primary_key=True)
+    part: Mapped[str] = mapped_column(String(20), primary_key=True, default="")  # of a stage that trains several models
+    step: Mapped[int] = mapped_column(primary_key=True)
+    figures: Mapped[dict[str, Any]]
 
 
 class Lease(Base):

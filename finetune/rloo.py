@@ -21,7 +21,7 @@ from finetune.ppo.trainer import Score, finite_scores, prompts_of_step
 from finetune.ppo.update import encode_prompts
 from training.device import Device, find_device, find_dtype
 from training.lora import lora_config
-from training.run import Progress, common_arguments, last_checkpoint, progress_callback, silent, write_run
+from training.run import Progress, Row, common_arguments, last_checkpoint, progress_callback, silent, write_run
 
 LOGGED = {
     "reward": "reward",
@@ -80,7 +80,7 @@ def update_policy(  # noqa: PLR0913 (inputs, outputs and settings of a stage)
         train_dataset=Dataset.from_list(_rows(prompts, settings)),
         processing_class=tokenizer,
         peft_config=lora_config(model, rank=settings.lora_rank, top_layers=settings.lora_top_layers, task="CAUSAL_LM"),
-        callbacks=[progress_callback(progress)],
+        callbacks=[progress_callback(progress, _row)],
     )
     trainer.train(resume_from_checkpoint=last_checkpoint(work))
     trainer.model.save_pretrained(out)
@@ -94,9 +94,9 @@ def update_policy(  # noqa: PLR0913 (inputs, outputs and settings of a stage)
         "rollouts": "vllm" if by_vllm else "generate",
         "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
         "reference": REFERENCE,
-        "log": [_row(row) for row in trainer.state.log_history if "reward" in row],
+        "log": [row for row in map(_row, trainer.state.log_history) if row is not None],
     }
-    write_run(out, "update", settings.model_dump(), device=str(target), **found)
+    write_run(out, "update", settings.model_dump(), target, **found)
     return found
 
 
@@ -172,7 +172,10 @@ def _reward(
     return reward
 
 
-def _row(row: dict[str, Any]) -> dict[str, Any]:
+def _row(row: Row) -> dict[str, Any] | None:
+    """A line of the trainer's log in our words; None where it is none of a step."""
+    if "reward" not in row:
+        return None
     found = {ours: row[theirs] for theirs, ours in LOGGED.items() if theirs in row}
     if "kl_per_token" in found:
         found["kl"] = found["kl_per_token"] * found["completion_tokens"]

@@ -21,6 +21,7 @@ from core.children import COMPUTE, die_with_parent
 from core.db import Database
 from core.errors import Cancelled, DunnockError, LeaseLost, StageError
 from core.settings import Settings, get_settings
+from finetune.beside import Beside
 from finetune.context import StageContext
 from finetune.cycle import RunStage, StageRecord, cancelled, stage_done
 from finetune.lease import HeldLease
@@ -127,13 +128,17 @@ def main(argv: list[str]) -> int:
     from finetune.stages import run_stage
 
     record = StageRecord(db, cycle_id, name)
+    context = StageContext.open(db, settings, client, cycle_id, record)
+    record.beside = Beside(settings, f"cycle {cycle_id} {name}, attempt {record.attempt}", context.fixed)
     try:
-        run_stage(StageContext.open(db, settings, client, cycle_id, record), name)
+        run_stage(context, name)
     except (LeaseLost, Cancelled):
         return 1
     except DunnockError as error:
         logging.getLogger("dunnock.stage").error("%s: %s", name, error.message)
         return 1
+    finally:
+        record.close()
     return 0
 
 

@@ -139,7 +139,7 @@ def _make_reward_model(
         facts = work(
             *splits, base_model_path(context.settings), context.work_dir("reward") / kind, out, settings,
             device=context.settings.device, snapshot_sha256=snapshot.content_sha256,
-            progress=part_of(context.progress, begin, end),
+            progress=part_of(context.progress, begin, end, named=kind),
         )  # fmt: skip
     with context.db.session() as session:
         session.add(

@@ -21,6 +21,7 @@ from typing import Any
 from core.settings import UpdateSettings
 from training.head import score_labels_only
 from training.lora import first_block
+from training.run import Progress, silent
 from training.trunk import share_trunk
 
 WEIGHT = "weight"
@@ -41,7 +42,7 @@ def loss_arguments(settings: UpdateSettings, label_smoothing: float) -> dict[str
     }
 
 
-def trainer_class(settings: UpdateSettings, rows: Sequence[dict[str, Any]]) -> Any:
+def trainer_class(settings: UpdateSettings, rows: Sequence[dict[str, Any]], progress: Progress = silent) -> Any:
     """The trainer for `rows`, which have TRL's processed columns and a weight; the losses and their gradients are TRL's."""
     from trl import DPOTrainer
 
@@ -68,6 +69,8 @@ def trainer_class(settings: UpdateSettings, rows: Sequence[dict[str, Any]]) -> A
             score_labels_only(self.model, sum_sq=settings.wpo)
 
         def compute_ref_log_probs(self, model: Any, inputs: Any) -> Any:
+            self._referred = min(len(rows), getattr(self, "_referred", 0) + len(inputs[WEIGHT]))
+            progress(0.0, f"reference log-probabilities: {self._referred}/{len(rows)}")
             return super().compute_ref_log_probs(model, {k: v for k, v in inputs.items() if k != WEIGHT})
 
         def compute_loss(

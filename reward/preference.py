@@ -26,10 +26,10 @@ from reward.evaluation import demand_apart, evaluate_pairs, length_only_accuracy
 from reward.loss import preference_loss
 from reward.members import POOLING, Members
 from reward.scoring import PROBE, RewardScorer
-from training.device import Device
+from training.device import Device, find_device
 from training.encode import encode_completion, encode_prompt
 from training.loop import Schedule, fit
-from training.run import Progress, part_of, silent, write_run
+from training.run import Progress, Row, part_of, silent, write_run
 
 __all__ = ["RewardScorer", "check_reload", "encode_pair", "evaluate", "train_reward"]
 
@@ -82,6 +82,7 @@ def train_reward(  # noqa: PLR0913 (inputs, outputs and settings of a stage)
             reloading.
     """
     demand_apart(train, heldout)
+    target = find_device(device)
     members = Members.fresh(
         base, settings.members, rank=settings.lora_rank, top_layers=settings.lora_top_layers, seed=settings.seed,
         device=device, keep_mb=settings.keep_mb,
@@ -106,7 +107,7 @@ def train_reward(  # noqa: PLR0913 (inputs, outputs and settings of a stage)
     members.release()
     scorer = RewardScorer(trained, offsets, settings.sd_weight)
     made = {"pooling": POOLING, "scored_by": scored_by, "offsets": offsets, "probe": scorer.score(PROBE)}
-    write_run(out, "reward", settings.model_dump(), **made)
+    write_run(out, "reward", settings.model_dump(), target, **made)
     reloaded = RewardScorer.load(out, base, device)
     check_reload(scorer, reloaded, heldout)
     del members, trained, scorer  # one base in memory is enough for the rest
@@ -123,7 +124,7 @@ def train_reward(  # noqa: PLR0913 (inputs, outputs and settings of a stage)
     }
     if settings.learning_curve:
         facts["learning_curve"] = _learning_curve(kept, heldout, base, work / "curve", settings, device)
-    write_run(out, "reward", settings.model_dump(), snapshot_sha256=snapshot_sha256, **(made | facts))
+    write_run(out, "reward", settings.model_dump(), target, snapshot_sha256=snapshot_sha256, **(made | facts))
     return facts
 
 
@@ -225,9 +226,12 @@ def _fit_members(
     for k, name in enumerate(members.names):
         done = sum(steps[:k])
 
-        def tell(frac: float, note: str, *, done: int = done, n: int = steps[k]) -> None:
+        def tell(
+            frac: float, note: str, rows: Sequence[Row] = (), *, done: int = done, n: int = steps[k], k: int = k
+        ) -> None:
             step = done + round(frac * n)
-            progress(step / sum(steps), f"step {step}/{sum(steps)}, {note.rpartition(', ')[2]}")
+            told = [{**row, "step": row["step"] + done, "member": k} for row in rows]
+            progress(step / sum(steps), f"step {step}/{sum(steps)}, {note.rpartition(', ')[2]}", told)
 
         told = fit(
             members.parameters(name), len(rows[k]), _loss_of(members, name, rows[k], settings), schedules[k],

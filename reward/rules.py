@@ -25,10 +25,10 @@ from reward.evaluation import auc, calibration, demand_apart, fit_temperature
 from reward.loss import rule_loss
 from reward.members import POOLING, Members
 from reward.scoring import PROBE, Item, check_probe, places_of, read_record
-from training.device import Device
+from training.device import Device, find_device
 from training.loop import Schedule, fit
 from training.prefix import neighbours
-from training.run import Progress, silent, write_run
+from training.run import Progress, Row, silent, write_run
 
 LEAST_EXAMPLES = 16
 LEAST_TO_FIT = 20
@@ -141,6 +141,7 @@ def train_rules(  # noqa: PLR0913 (inputs, outputs and settings of a stage)
         StageError: too few verdicts (`why_not`), a non-finite loss, no room, or scores that change on reloading.
     """
     demand_apart(train, heldout)
+    target = find_device(device)
     usable, dropped = _usable(train, heldout, base, settings.max_length_tokens)
     n_train = sum(not is_heldout for _, is_heldout in usable)
     examples = [example for example, _ in usable]
@@ -168,7 +169,7 @@ def train_rules(  # noqa: PLR0913 (inputs, outputs and settings of a stage)
     _save(final, out)
     scorer = RuleScorer(final, temperature)
     made = {"pooling": POOLING, "scored_by": [FINAL], "temperature": temperature, "probe": scorer.probe()}
-    write_run(out, "rules", settings.model_dump(), **made)
+    write_run(out, "rules", settings.model_dump(), target, **made)
     _check_reload(scorer, RuleScorer.load(out, base, device), examples)
     facts = {
         "unseen": unseen,
@@ -182,7 +183,7 @@ def train_rules(  # noqa: PLR0913 (inputs, outputs and settings of a stage)
         "steps": len(log),
         "log": log,
     }
-    write_run(out, "rules", settings.model_dump(), snapshot_sha256=snapshot_sha256, **(made | facts))
+    write_run(out, "rules", settings.model_dump(), target, snapshot_sha256=snapshot_sha256, **(made | facts))
     return facts
 
 
@@ -258,9 +259,12 @@ def _fit_parts(
             )
             return rule_loss(logits, broken, weight)
 
-        def tell(frac: float, note: str, *, done: int = done, n: int = steps[k]) -> None:
+        def tell(
+            frac: float, note: str, rows: Sequence[Row] = (), *, done: int = done, n: int = steps[k], k: int = k
+        ) -> None:
             step = done + round(frac * n)
-            progress(step / sum(steps), f"step {step}/{sum(steps)}, {note.rpartition(', ')[2]}")
+            told = [{**row, "step": row["step"] + done, "member": k} for row in rows]
+            progress(step / sum(steps), f"step {step}/{sum(steps)}, {note.rpartition(', ')[2]}", told)
 
         mark = json.dumps([settings.model_dump(), about, name, [ids[i] for i in mine]], sort_keys=True)
         told = fit(

@@ -39,6 +39,7 @@ EMPTY = {
     "draft", "lease", "snapshot_judgment",
     "gold", "gold_result", "annotator",  # gone below 0003
     "imported_judgment", "webhook", "webhook_delivery",  # gone below 0006
+    "stage_step",  # gone below 0010
     "session_record", "oidc_identity", "invitation", "sign_in_attempt",  # gone below 0005
 }  # fmt: skip
 

@@ -28,3 +28,11 @@ def find_dtype(device: "torch.device") -> "torch.dtype":
     import torch
 
     return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+
+
+def describe(device: "torch.device") -> dict[str, str]:
+    """What a record says of a device: its kind, its name where it has one, and the dtype that models have on it."""
+    import torch
+
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    return {"device": str(device), "device_name": name, "dtype": str(find_dtype(device)).removeprefix("torch.")}

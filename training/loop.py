@@ -85,6 +85,8 @@ def fit(
     optimiser = torch.optim.AdamW(values, lr=schedule.learning_rate, weight_decay=0.0)
     with _clear_errors(work):
         step, log = _restore(work, parameters, optimiser, fingerprint)
+        if log:
+            progress(step / total, f"step {step}/{total}, loss {log[-1]['loss']:.3f}", log)
         while step < total:
             for group in optimiser.param_groups:
                 group["lr"] = schedule.rate(step, total)
@@ -105,7 +107,7 @@ def fit(
             log.append(told)
             if step == total or step % schedule.save_steps == 0:
                 _save(work, parameters, optimiser, {"step": step, "log": log, "fingerprint": fingerprint})
-            progress(step / total, f"step {step}/{total}, loss {told['loss']:.3f}")
+            progress(step / total, f"step {step}/{total}, loss {told['loss']:.3f}", [told])
     return log
 
 

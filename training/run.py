@@ -3,18 +3,31 @@
 import math
 import platform
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from core.artifacts import write_json
 from core.errors import StageError
 from core.settings import RewardSettings, UpdateSettings
-from training.device import find_dtype
+from training.device import describe, find_dtype
+from training.energy import so_far
 
-Progress = Callable[[float, str], None]
-"""Called with the finished share (0…1) and a short note; it may raise to stop the run (lease lost, cancelled)."""
+Row = Mapping[str, Any]
+"""The figures of one step: `step`, counted from 1, and numbers by name, e.g. `loss`."""
+
+
+class Progress(Protocol):
+    """How a run tells how far it is: the one place where every training loop reports.
+
+    Called with the finished share (0…1), a short note, and the rows of the steps that were not told yet; a run that is taken
+    up tells those of its checkpoint again, and what was told of later steps is void. It may raise to stop the run (lease
+    lost, cancelled).
+    """
+
+    def __call__(self, done_frac: float, note: str, rows: Sequence[Row] = (), /) -> None: ...
+
 
 VERSIONED = ("torch", "transformers", "trl", "peft", "accelerate")
 
@@ -46,13 +59,18 @@ def common_arguments(settings: RewardSettings | UpdateSettings, work: Path, devi
     }
 
 
-def silent(done_frac: float, note: str) -> None:
+def silent(done_frac: float, note: str, rows: Sequence[Row] = ()) -> None:
     """A Progress that tells nobody."""
 
 
-def part_of(progress: Progress, begin: float, end: float) -> Progress:
-    """A Progress whose 0…1 is `begin`…`end` of another's."""
-    return lambda done_frac, note: progress(begin + done_frac * (end - begin), note)
+def part_of(progress: Progress, begin: float, end: float, *, named: str = "") -> Progress:
+    """A Progress whose 0…1 is `begin`…`end` of another's; rows are told as those of the part of this name, if it has one."""
+
+    def tell(done_frac: float, note: str, rows: Sequence[Row] = ()) -> None:
+        told = [{**row, "part": named} for row in rows] if named else rows
+        progress(begin + done_frac * (end - begin), note, told)
+
+    return tell
 
 
 def code_revision() -> str:
@@ -65,14 +83,19 @@ def code_revision() -> str:
     return out.stdout.strip()
 
 
-def write_run(folder: Path, stage: str, settings: dict[str, Any], **facts: Any) -> None:
-    """Write `run.json`: resolved settings, facts (snapshot hash, parent, seed, counts), versions, code revision."""
+def write_run(folder: Path, stage: str, settings: dict[str, Any], device: Any, **facts: Any) -> None:
+    """Write `run.json`: resolved settings, facts (snapshot hash, parent, seed, counts), where it ran, versions, code revision.
+
+    `energy` is an estimate of what this attempt of the stage took up to here; None where it was not measured.
+    """
     write_json(
         folder / "run.json",
         {
             "stage": stage,
             "settings": settings,
             **facts,
+            **describe(device),
+            "energy": so_far(),
             "code": code_revision(),
             "machine": f"{platform.machine()} {platform.system()}",
             "versions": {name: version(name) for name in VERSIONED},
@@ -80,8 +103,11 @@ def write_run(folder: Path, stage: str, settings: dict[str, Any], **facts: Any) 
     )
 
 
-def progress_callback(progress: Progress) -> Any:
-    """A transformers TrainerCallback that reports steps and the last logged loss, and stops on a NaN loss.
+def progress_callback(progress: Progress, row_of: Callable[[Row], Row | None]) -> Any:
+    """A transformers TrainerCallback that reports steps and what is logged of them, and stops on a NaN loss.
+
+    Args:
+        row_of: what is told of one of the trainer's log lines; None where it is none of a step.
 
     Raises (while training):
         StageError: the loss is not finite; nothing is registered.
@@ -89,20 +115,28 @@ def progress_callback(progress: Progress) -> Any:
     from transformers import TrainerCallback
 
     class Report(TrainerCallback):  # type: ignore[misc]
-        loss: float | None = None
+        told = 0  # lines of the trainer's log
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step:
+                self.tell(state, "")
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-            if logs and "loss" in logs:
-                self.loss = float(logs["loss"])
-                if not math.isfinite(self.loss):
-                    raise StageError(
-                        f"loss is {self.loss} at step {state.global_step}; the run is stopped and nothing is"
-                        " registered. Lower the learning rate or look at the snapshot."
-                    )
+            if not logs or "loss" not in logs:
+                return
+            loss = float(logs["loss"])
+            if not math.isfinite(loss):
+                raise StageError(
+                    f"loss is {loss} at step {state.global_step}; the run is stopped and nothing is registered."
+                    " Lower the learning rate or look at the snapshot."
+                )
+            self.tell(state, f", loss {loss:.3f}")
 
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            loss = "" if self.loss is None else f", loss {self.loss:.3f}"
-            progress(state.global_step / max(1, state.max_steps), f"step {state.global_step}/{state.max_steps}{loss}")
+        def tell(self, state: Any, more: str) -> None:
+            lines, self.told = state.log_history[self.told :], len(state.log_history)
+            rows = [row for row in map(row_of, lines) if row is not None]
+            note = f"step {state.global_step}/{state.max_steps}{more}"
+            progress(state.global_step / max(1, state.max_steps), note, rows)
 
     return Report()
 

@@ -8,6 +8,7 @@ all and a test keeps that list complete. Units stand in the names: `_s` seconds,
 from core.settings.deployment import LOOPBACK, PLACEHOLDER_SECRETS, Settings, get_settings
 from core.settings.groups import SettingsGroup, StageSettings
 from core.settings.people import AssignmentSettings, CareSettings, GoldSettings, OidcSettings, QualitySettings
+from core.settings.records import EnergySettings, TrackingSettings
 from core.settings.stages import (
     CollectSettings,
     GateSettings,
@@ -23,6 +24,7 @@ __all__ = [
     "AssignmentSettings",
     "CareSettings",
     "CollectSettings",
+    "EnergySettings",
     "GateSettings",
     "GoldSettings",
     "OidcSettings",
@@ -33,6 +35,7 @@ __all__ = [
     "SettingsGroup",
     "SnapshotSettings",
     "StageSettings",
+    "TrackingSettings",
     "UpdateSettings",
     "get_settings",
 ]

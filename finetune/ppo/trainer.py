@@ -108,6 +108,8 @@ class PpoTrainer:
             StageError: a loss or reward that is no number, or checkpoints of another run.
         """
         self._resume()
+        if self.log:
+            self.progress(len(self.log) / self.settings.steps, f"step {len(self.log)}/{self.settings.steps}", self.log)
         while len(self.log) < self.settings.steps and not self.stopped:
             row = self.step()
             self.log.append(row)
@@ -116,7 +118,7 @@ class PpoTrainer:
             if len(self.log) % self.settings.save_steps == 0 or self.stopped:
                 self._save()
             told = f"step {len(self.log)}/{self.settings.steps}, reward {row['reward']:.3f}, KL {row['kl']:.2f}"
-            self.progress(1.0 if self.stopped else len(self.log) / self.settings.steps, told)
+            self.progress(1.0 if self.stopped else len(self.log) / self.settings.steps, told, [row])
         return self.log
 
     def step(self) -> dict[str, Any]:

@@ -93,7 +93,7 @@ def update_policy(  # noqa: PLR0913 (inputs, outputs and settings of a stage)
         "reference": REFERENCE,
         "log": log,
     }
-    write_run(out, "update", settings.model_dump(), device=str(target), **found)
+    write_run(out, "update", settings.model_dump(), target, **found)
     return found
 
 

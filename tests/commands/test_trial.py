@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from commands.demo import OVERRIDES
-from commands.trial import _overrides, _seed_name, _split_seed
-from core.errors import SettingsError
+from commands.trial import _seed_name, _split_seed, overrides_of, with_reward
+from core.errors import InvalidInput, SettingsError
 from core.settings import get_settings
 from evals.suites import benign, capability, frozen_texts, harmful
 
@@ -69,7 +69,19 @@ def test_suites_are_read_from_the_folder_that_is_set(tmp_path: Path, monkeypatch
 
 
 def test_words_become_settings_on_top_of_the_demos() -> None:
-    found = _overrides(["update.beta=0.2", "snapshot.heldout_frac=0.1"])
-    assert found["update"] == OVERRIDES["update"] | {"beta": 0.2}
+    found = overrides_of(["update.beta=0.2", "snapshot.heldout_frac=0.1", "update.loss=sigmoid"])
+    assert found["update"] == OVERRIDES["update"] | {"beta": 0.2, "loss": "sigmoid"}
     assert found["snapshot"]["heldout_frac"] == 0.1
     assert found["snapshot"]["include_simulated"] is True
+
+
+@pytest.mark.parametrize("word", ["update.beta", "update.betta=1", "beta=1", "nothing.beta=1", "lease_s.x=1", ""])
+def test_a_word_that_names_no_setting_is_refused(word: str) -> None:
+    with pytest.raises(InvalidInput, match="names no setting of a stage"):
+        overrides_of([word])
+
+
+def test_a_reward_model_comes_before_the_update() -> None:
+    assert with_reward(("snapshot", "update", "gate"), True) == ("snapshot", "reward", "update", "gate")
+    assert with_reward(("snapshot", "update", "gate"), False) == ("snapshot", "update", "gate")
+    assert with_reward(("snapshot", "reward"), True) == ("snapshot", "reward")

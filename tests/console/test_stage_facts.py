@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from flask import Flask
 
-from console.cycles import _curve
-from console.stage_facts import stage_facts
+from console.stage_facts import energy_fact, stage_facts, tracker_facts
+from console.steps import curves_of, log_of
 
 RESULT: dict[str, Any] = {
     "method": "ppo", "n_prompts": 3, "dropped_long": 0, "steps": 2, "samples": 1280, "stopped": "", "sampler_counts": {},
@@ -43,16 +43,42 @@ def test_an_end_before_its_time_is_told_in_german(app: Flask) -> None:
 @pytest.mark.parametrize("log", [None, [], ["x"], [{"step": 1}], [{"step": 1, "reward": math.nan, "kl": None}]])
 def test_a_log_that_lacks_something_breaks_nothing(log: Any) -> None:
     assert stage_facts("update", {"method": "ppo", "log": log})
-    assert _curve("update", {"method": "ppo", "log": log}) is None
+    assert curves_of("update", "", log_of("update", {"method": "ppo", "log": log})[""]) == []
 
 
 @pytest.mark.parametrize("method", ["ppo", "rloo", "grpo"])
 def test_what_is_drawn_is_the_reward(method: str) -> None:
     assert stage_facts("update", RESULT | {"method": method})[0].startswith(f"{method.upper()}: learnt from")
-    curve = _curve("update", RESULT | {"method": method})
-    assert curve is not None
-    assert curve.figures == [(1, -0.5), (2, 1.25)]
-    assert curve.unit == "reward"
+    reward, kl = curves_of("update", "", log_of("update", RESULT | {"method": method})[""])
+    assert (reward.figures, reward.axis) == ([(1, -0.5), (2, 1.25)], "reward")
+    assert (kl.figures, kl.axis) == ([(1, 0.0), (2, 4.5)], "nats per completion")
+
+
+ENERGY: dict[str, Any] = {
+    "kwh": 0.0123, "co2_kg": 0.0047, "seconds": 405.0, "watts": 109.3, "country": "DEU", "gpu": "none",
+    "cpu": "load times nominal power, 16 W", "ram": "by its size", "estimated_by": "codecarbon 3.3.2",
+}  # fmt: skip
+
+
+def test_energy_is_told_as_estimated_and_with_how_it_is_known(app: Flask) -> None:
+    assert energy_fact([ENERGY, ENERGY | {"kwh": 1.0, "co2_kg": 0.5, "country": ""}]) == (
+        "Estimated for the whole machine: 1.01\u202fkWh of energy, 505\u202fg of CO2 (the world's average)."
+        " Processor: load times nominal power, 16 W; GPU: none; memory: by its size."
+    )
+    assert energy_fact([]) == ""
+    with app.test_request_context(headers={"Accept-Language": "de"}):
+        told = energy_fact([ENERGY])
+    assert told.startswith("Geschätzt für die ganze Maschine: 12,3\u202fWh Energie, 4,7\u202fg CO2 (Strom aus DEU).")
+    assert "Prozessor: Auslastung mal Nennleistung, 16 W" in told
+
+
+def test_what_became_of_trackers() -> None:
+    assert tracker_facts([{"name": "mlflow", "steps": 78, "told": 78, "problem": ""}]) == [
+        "mlflow was told all 78 steps."
+    ]
+    assert tracker_facts([{"name": "aim", "steps": 0, "told": 9, "problem": "it is not installed"}]) == [
+        "aim took 0 of 9 steps: it is not installed."
+    ]
 
 
 def test_what_an_update_by_pairs_left_out_and_how_pairs_weigh() -> None:

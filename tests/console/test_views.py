@@ -9,6 +9,7 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from access.models import AuditLog, Person
 from console import views
@@ -16,7 +17,7 @@ from core.db import Database, utcnow
 from core.errors import ArtifactError
 from core.settings import Settings
 from finetune.cycle import LEASE
-from finetune.models import Cycle, Lease, StageRun
+from finetune.models import Cycle, Lease, StageRun, StageStep
 from policy.models import PolicyVersion, Promotion
 from policy.versions import active_version
 from tests.conftest import SignedIn
@@ -185,6 +186,78 @@ def test_cycle_json_is_what_the_page_polls(lead: SignedIn, database: Database, s
     assert third["fingerprint"] != first["fingerprint"]
     assert first["waiting_for"].startswith("No worker is on it")
     assert third["waiting_for"] == ""  # a worker holds the lease
+
+
+def make_steps(session: Session, run: StageRun, part: str, n: int) -> None:
+    session.add_all(
+        StageStep(stage_run_id=run.id, part=part, step=step, figures={"loss": 1 / step, "learning_rate": 1.25e-5})
+        for step in range(1, n + 1)
+    )
+
+
+def test_steps_of_a_stage_are_curves_figures_and_files(lead: SignedIn, database: Database, settings: Settings) -> None:
+    with database.session() as session:
+        cycle = make_cycle(session, settings, "running")
+        run = StageRun(cycle_id=cycle.id, name="reward", progress=0.5)
+        session.add(run)
+        session.flush()
+        make_steps(session, run, "preference", 40)
+        make_steps(session, run, "rules", 3)
+    page = lead.client.get("/cycles/1").text
+    assert page.count("<svg") == 2
+    assert "The figures of 40 steps" in page
+    assert "The newest 25; the files hold all." in page
+    part = lead.client.get("/cycles/1/steps/reward").text
+    assert (part.count("<svg"), "<html" in part) == (2, False)
+    state = lead.client.get("/cycles/1.json").get_json()
+    assert {s["name"]: s["told"] for s in state["stages"]}["reward"] == 43
+
+    lines = lead.client.get("/cycles/1/steps/reward-preference.csv").text.splitlines()
+    assert (lines[0], len(lines)) == ("step,loss,learning_rate", 41)
+    assert lines[1] == "40,0.025,1.25e-05"  # the newest first
+    rows = lead.client.get("/cycles/1/steps/reward-rules.json").get_json()["rows"]
+    assert [row["step"] for row in rows] == [3, 2, 1]
+    for path in (
+        "/cycles/1/steps/reward.csv",
+        "/cycles/1/steps/gate",
+        "/cycles/1/steps/x.json",
+        "/cycles/9/steps/reward",
+    ):
+        assert lead.client.get(path, headers=JSON).status_code == 404
+
+
+def test_steps_of_an_older_round_come_from_its_result(lead: SignedIn, database: Database, settings: Settings) -> None:
+    with database.session() as session:
+        make_stages(session, make_cycle(session, settings))
+    rows = lead.client.get("/cycles/1/steps/update.json").get_json()["rows"]
+    assert (len(rows), rows[0]["step"]) == (78, 78)
+
+
+def test_time_left_and_energy_are_told(lead: SignedIn, database: Database, settings: Settings) -> None:
+    energy = {"kwh": 0.002, "co2_kg": 0.001, "seconds": 9.0, "watts": 80.0, "country": "DEU", "cpu": "counters (RAPL)"}
+    with database.session() as session:
+        older = make_cycle(session, settings)
+        make_stages(session, older)
+        cycle = make_cycle(session, settings, "running")
+        make_stages(session, cycle, ("collect", "rate", "snapshot", "reward"))
+        for run in session.scalars(select(StageRun).where(StageRun.cycle_id == cycle.id)):
+            run.energy = energy
+        session.add(
+            StageRun(
+                cycle_id=cycle.id, name="update", progress=0.5, note="step 4/8", left_s=100.0, told_at=utcnow(), energy=energy,
+                trackers=None,
+            )
+        )  # fmt: skip
+    state = lead.client.get("/cycles/2.json").get_json()
+    update = next(s for s in state["stages"] if s["name"] == "update")
+    assert update["note"].startswith("step 4/8 · about 1\u202fmin ")
+    assert "2\u202fWh, 1\u202fg CO2 (estimated)" in update["figures"]
+    assert state["left"] == "about 3\u202fmin 16\u202fs left in all"  # the gate took 96 s last time
+    total = "Estimated for the whole machine: 10\u202fWh of energy, 5\u202fg of CO2 (electricity of DEU)."
+    assert state["energy"].startswith(total)
+    page = lead.client.get("/cycles/2").text
+    assert page.count("2\u202fWh, 1\u202fg CO2 (estimated)") == 5  # of each stage
+    assert f"{total} Processor: counters (RAPL)" in page
 
 
 def test_unknown_cycle_is_404(lead: SignedIn) -> None:

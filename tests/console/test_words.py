@@ -5,7 +5,7 @@ import math
 import pytest
 
 from console import words
-from console.curves import HEIGHT, WIDTH, loss_curve, nice_ticks
+from console.curves import HEIGHT, MOST_POINTS, WIDTH, curve_of, nice_ticks
 from tests.console.rows import loss_log
 
 
@@ -46,7 +46,7 @@ def test_ticks_enclose_the_values(low: float, high: float) -> None:
 
 
 def test_a_curve_stays_in_its_box() -> None:
-    curve = loss_curve(loss_log(2.6, 0.9), "Loss", guide=(0.69, "guessing"))
+    curve = curve_of(loss_log(2.6, 0.9), "loss", "Loss", "nats", guide=(0.69, "guessing"))
     assert curve is not None
     points = [tuple(map(float, p.split(","))) for p in (curve.line + " " + curve.mean_line).split()]
     assert len(points) == 120
@@ -57,4 +57,28 @@ def test_a_curve_stays_in_its_box() -> None:
 
 @pytest.mark.parametrize("log", [None, [], "x", [{"loss": 1.0, "step": 1}], [{"loss": math.nan}, {"step": 2}, 3]])
 def test_no_curve_without_two_points(log: object) -> None:
-    assert loss_curve(log, "Loss") is None
+    assert curve_of(log, "loss", "Loss", "nats") is None
+
+
+def test_a_long_run_is_drawn_by_means_of_neighbours() -> None:
+    log = [{"step": n, "loss": 1.0 if n % 2 else 3.0} for n in range(1, 6001)]
+    curve = curve_of(log, "loss", "Loss", "nats")
+    assert curve is not None
+    points = [tuple(map(float, p.split(","))) for p in curve.line.split()]
+    assert len(points) == MOST_POINTS == len(curve.mean_line.split())
+    assert (points[0][0], points[-1][0]) == (curve.left, curve.right)
+    assert len({y for _, y in points}) == 1  # 20 neighbours have the same mean everywhere
+    assert len(curve.figures) == 6000
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [(0.69314718, "0.6931"), (1.25e-5, "1.25e-05"), (12, "12"), (12345.678, "1.235e+04"), (math.nan, "–"), (None, "–")],
+)
+def test_digits_that_count(value: object, written: str) -> None:
+    assert words.significant(value) == written
+
+
+def test_energy_and_mass() -> None:
+    assert (words.energy(0.01234), words.energy(1.5), words.energy(None)) == ("12.3\u202fWh", "1.5\u202fkWh", "–")
+    assert (words.mass(0.0047), words.mass(2.345), words.mass(None)) == ("4.7\u202fg", "2.35\u202fkg", "–")

@@ -25,9 +25,10 @@ from finetune.cycle import (
     request_cycle,
     run_cycle,
     stage_done,
+    still_of,
 )
 from finetune.lease import HeldLease
-from finetune.models import Cycle, Lease, StageRun
+from finetune.models import Cycle, Lease, StageRun, StageStep
 from tests.factories import make_completion, make_pairwise_task, make_prompt
 
 Stage = Callable[[int, str, HeldLease], None]
@@ -304,3 +305,105 @@ def test_time_and_peak_memory_are_kept_over_attempts(database: Database, setting
         third.done(session, {}, 1.0)
     third.failed("too late")  # what is done stays done
     assert stage_done(database, cycle.id, "gate")
+
+
+# --- steps, time left, and what records them
+
+
+def steps_of(db: Database) -> list[tuple[str, int, dict[str, Any]]]:
+    with db.read() as session:
+        rows = session.scalars(select(StageStep).order_by(StageStep.part, StageStep.step))
+        return [(row.part, row.step, row.figures) for row in rows]
+
+
+def test_steps_are_kept_as_they_are_told(db: Database, settings: Settings) -> None:
+    record = StageRecord(db, request(db, settings).id, "reward")
+    record.progress(0.2, "step 1/4", [{"step": 1, "loss": 0.7, "part": "preference", "what": "text"}])
+    assert steps_of(db) == []  # within the first second
+    record._told -= 2
+    record.progress(0.4, "step 2/4", [{"step": 2, "loss": float("nan"), "part": "preference"}])
+    record.progress(0.6, "step 1/1", [{"step": 1, "loss": 0.4, "part": "rules"}])
+    with db.session() as session:
+        record.done(session, {}, 1.0)
+    expected = [("preference", 1, {"loss": 0.7}), ("preference", 2, {"loss": None}), ("rules", 1, {"loss": 0.4})]
+    assert steps_of(db) == expected
+
+
+def test_a_run_that_is_taken_up_replaces_the_steps_after_its_checkpoint(db: Database, settings: Settings) -> None:
+    cycle = request(db, settings)
+    first = StageRecord(db, cycle.id, "update")
+    first.progress(1.0, "step 5", [{"step": n, "loss": 1.0} for n in range(1, 6)])  # and then it is killed
+    second = StageRecord(db, cycle.id, "update")
+    second.progress(1.0, "step 3", [{"step": n, "loss": 2.0} for n in range(1, 4)])  # those of its checkpoint
+    assert [(step, figures["loss"]) for _, step, figures in steps_of(db)] == [(1, 2.0), (2, 2.0), (3, 2.0)]
+    second.progress(1.0, "step 4", [{"step": 4, "loss": 3.0}])
+    assert [step for _, step, _ in steps_of(db)] == [1, 2, 3, 4]
+
+
+def test_steps_of_a_stage_that_failed_are_kept(database: Database, settings: Settings) -> None:
+    record = StageRecord(database, request(database, settings).id, "update")
+    record.progress(0.2, "step 1/4", [{"step": 1, "loss": 0.7}])
+    record.failed("loss is nan at step 2")
+    assert steps_of(database) == [("", 1, {"loss": 0.7})]
+
+
+def test_time_left_is_told_from_measured_steps_and_passes(database: Database, settings: Settings) -> None:
+    cycle = request(database, settings)
+    with database.session() as session:
+        session.get_one(Cycle, cycle.id).state = "running"
+        other = Cycle(reason="manual", settings={"stages": []}, state="done")
+        session.add(other)
+        session.flush()
+        for name, seconds in (("snapshot", 3.0), ("reward", 30.0), ("update", 60.0), ("gate", 40.0), ("promote", 1.0)):
+            session.add(StageRun(cycle_id=other.id, name=name, state="done", seconds=seconds))
+    record = StageRecord(database, cycle.id, "snapshot")
+    with database.read() as session:
+        assert session.scalars(select(StageRun).where(StageRun.cycle_id == cycle.id)).one().still_s() == pytest.approx(
+            3, abs=1
+        )
+        assert still_of(session, session.get_one(Cycle, cycle.id)) == pytest.approx(134, abs=1)
+    with database.session() as session:
+        record.done(session, {}, 1.0)
+    record = StageRecord(database, cycle.id, "reward")
+    record._pace.left_s(record.began - 10.0, 0.1)  # a tenth takes ten seconds
+    record._told -= 2
+    record.progress(0.2, "step 2/10")
+    with database.session() as session:
+        run = session.scalars(select(StageRun).where(StageRun.cycle_id == cycle.id, StageRun.name == "reward")).one()
+        assert run.still_s() == pytest.approx(80, rel=0.2)
+        assert still_of(session, session.get_one(Cycle, cycle.id)) == pytest.approx(80 + 101, rel=0.2)
+        run.told_at = utcnow() - dt.timedelta(seconds=1000)
+        assert run.still_s() is None  # longer than was said: nothing is known
+
+
+class Recorder:
+    """What runs beside a stage, as far as its record asks for it."""
+
+    def __init__(self, kwh: float) -> None:
+        self.told: list[Any] = []
+        self.kwh = kwh
+
+    def tell(self, rows: Any) -> None:
+        self.told += rows
+
+    def energy(self) -> dict[str, Any]:
+        return {"kwh": self.kwh, "co2_kg": self.kwh / 2, "seconds": 10.0, "watts": 1.0, "cpu": "counters (RAPL)"}
+
+    def close(self) -> list[dict[str, Any]]:
+        return [{"name": "mlflow", "steps": 1, "told": 2, "problem": "it broke"}]
+
+
+def test_energy_adds_up_over_attempts_and_trackers_are_told(database: Database, settings: Settings) -> None:
+    cycle = request(database, settings)
+    for kwh in (0.5, 0.25):
+        record = StageRecord(database, cycle.id, "update")
+        record.beside = recorder = Recorder(kwh)  # type: ignore[assignment]
+        record.progress(1.0, "step 1/1", [{"step": 1, "loss": 0.7}])
+        record.close()
+        assert recorder.told == [{"step": 1, "loss": 0.7}]
+    assert record.attempt == 2
+    with database.read() as session:
+        run = session.scalars(select(StageRun)).one()
+    assert run.energy is not None
+    assert (run.energy["kwh"], run.energy["co2_kg"], run.energy["seconds"]) == (0.75, 0.375, 20.0)
+    assert run.trackers == [{"name": "mlflow", "steps": 1, "told": 2, "problem": "it broke"}]

@@ -161,8 +161,10 @@ def test_equal_seeds_give_equal_adapters(base: Path, tmp_path: Path, unbroken: t
 
 def test_progress_is_told_at_every_step(base: Path, tmp_path: Path) -> None:
     told: list[tuple[float, str]] = []
-    run(base, tmp_path, progress=lambda done, note: told.append((done, note)))
-    assert [done for done, _ in told] == [0.25, 0.5, 0.75, 1.0]
+    run(base, tmp_path, progress=lambda done, note, *_: told.append((done, note)))
+    assert told[0][0] == 0.0
+    assert told[0][1].startswith("reference log-probabilities: ")
+    assert [done for done, note in told if note.startswith("step ")] == [0.25, 0.5, 0.75, 1.0]
     assert told[-1][1].startswith("step 4/4, loss ")
 
 
@@ -267,7 +269,7 @@ def test_a_killed_run_ends_with_the_weights_of_an_unbroken_one(base: Path, tmp_p
     (tmp_path / "whole").mkdir()
     whole, expected = run(base, tmp_path / "whole", settings)
 
-    def kill(done: float, note: str) -> None:
+    def kill(done: float, note: str, rows: object = ()) -> None:
         if note.startswith("step 5/"):
             raise Killed
 
@@ -276,9 +278,11 @@ def test_a_killed_run_ends_with_the_weights_of_an_unbroken_one(base: Path, tmp_p
     assert last_checkpoint(tmp_path / "work") == str(tmp_path / "work" / "checkpoint-3")
     assert list((tmp_path / "out").iterdir()) == []
 
-    told: list[str] = []
-    facts, out = run(base, tmp_path, settings, progress=lambda _, note: told.append(note))
-    assert told[0].startswith("step 4/8")  # went on, did not begin again
+    told: list[tuple[str, list[Any]]] = []
+    facts, out = run(base, tmp_path, settings, progress=lambda _, note, rows=(): told.append((note, list(rows))))
+    steps = [note.split(",")[0] for note, _ in told if note.startswith("step ")]
+    assert steps[:2] == ["step 3/8", "step 4/8"]  # went on, did not begin again
+    assert [row for _, rows in told for row in rows] == facts["log"]  # those of the checkpoint are told again
     assert facts["steps"] == whole["steps"] == 8
     found, wanted = load_file(out / WEIGHTS), load_file(expected / WEIGHTS)
     assert found.keys() == wanted.keys()

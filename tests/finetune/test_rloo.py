@@ -89,15 +89,19 @@ class Killed(BaseException):
 def test_a_killed_run_ends_with_the_weights_of_an_unbroken_one(base: Path, tmp_path: Path, method: str) -> None:
     _, expected = run(method, base, tmp_path / "whole", steps=4, save_steps=2)
 
-    def kill(done: float, note: str) -> None:
+    def kill(done: float, note: str, rows: object = ()) -> None:
         if note.startswith("step 3/"):
             raise Killed
 
     with pytest.raises(Killed):
         run(method, base, tmp_path, steps=4, save_steps=2, progress=kill)
-    told: list[str] = []
-    _, out = run(method, base, tmp_path, steps=4, save_steps=2, progress=lambda _, note: told.append(note))
-    assert told[0].startswith("step 3/4")
+    told: list[tuple[str, list[Any]]] = []
+    facts, out = run(
+        method, base, tmp_path, steps=4, save_steps=2,
+        progress=lambda _, note, rows=(): told.append((note, list(rows))),
+    )  # fmt: skip
+    assert [note.split(",")[0] for note, _ in told[:2]] == ["step 2/4", "step 3/4"]
+    assert [row for _, rows in told for row in rows] == facts["log"]
     found, wanted = load_file(out / WEIGHTS), load_file(expected / WEIGHTS)
     assert max(float((found[name] - wanted[name]).abs().max()) for name in wanted) < 1e-5
 

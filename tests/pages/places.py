@@ -106,11 +106,14 @@ NOT_FOUND = Place("/no/such/%3Csvg%20onload=window.hit=9%3E", status=404)
 
 @dataclass(frozen=True)
 class Download:
-    """What an endpoint sends that is no page: its address, its content type ("" where it leads on), whose browser asks."""
+    """What an endpoint sends that is no page: its address, its content type ("" where it leads on), whose browser asks, and
+    whether it holds texts of people, or figures alone.
+    """
 
     path: str
     kind: str
     who: str = "admin"
+    texts: bool = True
 
 
 OTHERS: dict[str, Download] = {
@@ -131,7 +134,9 @@ OTHERS: dict[str, Download] = {
     "audit.as_csv": Download("/audit.csv", "text/csv"),
     "audit.as_json": Download("/audit.json", "application/json"),
     "console.cycle_json": Download("/cycles/{running}.json", "application/json"),
+    "console.show_steps": Download("/cycles/{cycle}/steps/update", "text/html", texts=False),
     "console.static": Download("/console/static/console.css", "text/css"),
+    "console.steps_file": Download("/cycles/{cycle}/steps/reward-preference.csv", "text/csv", texts=False),
     "feedback.home": Download("/", ""),
     "feedback.probe_turn": Download("/annotate/{probe_token}/turns/{turn}", "text/html", "probe"),
     "feedback.static": Download("/static/feedback/annotate.js", "text/javascript"),

@@ -210,14 +210,14 @@ def test_a_killed_run_ends_with_the_weights_of_an_unbroken_one(base: Path, tmp_p
         pass
 
     def killer(at: str) -> Any:
-        def kill(done: float, note: str) -> None:
+        def kill(done: float, note: str, rows: object = ()) -> None:
             if note.startswith(at):
                 raise Killed
 
         return kill
 
     settings = SMALL.model_copy(update={"members": 2, "save_steps": 4})
-    told: list[str] = []
+    told: list[tuple[str, list[Any]]] = []
     pairs = clustered(toy(0, 40))
     for name in ("broken", "whole"):
         (tmp_path / name / "out").mkdir(parents=True)
@@ -227,13 +227,15 @@ def test_a_killed_run_ends_with_the_weights_of_an_unbroken_one(base: Path, tmp_p
         with pytest.raises(Killed):
             train_reward(*given, device="cpu", progress=killer(at))
         n += 1
-    facts = train_reward(*given, device="cpu", progress=lambda _, note: told.append(note))
+    facts = train_reward(*given, device="cpu", progress=lambda _, note, rows=(): told.append((note, list(rows))))
     whole = train_reward(
         pairs, toy(100, 4), base, tmp_path / "whole" / "work", tmp_path / "whole" / "out", settings, device="cpu"
     )
     assert n == 2
-    steps = [note for note in told if note.startswith("step ")]
-    assert steps[0].startswith("step 13/")  # the first member is done, the second goes on from its checkpoint
+    steps = [note.split(",")[0] for note, _ in told if note.startswith("step ")]
+    total = facts["steps"]
+    assert steps[:3] == [f"step {n}/{total}" for n in (12, 13, 14)]  # the first is done, the second goes on from there
+    assert [row for _, rows in told for row in rows] == facts["log"]
     for k in (0, 1):
         found, wanted = (
             load_file(tmp_path / name / "out" / f"member-{k}" / "adapter_model.safetensors")

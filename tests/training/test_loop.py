@@ -1,6 +1,6 @@
 """The training loop on a problem small enough to know: what it takes, what it leaves, and what stops it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 
 from core.errors import StageError
 from training.loop import Schedule, fit
+from training.run import Row
 
 SCHEDULE = Schedule(epochs=4.0, batch_size=4, learning_rate=0.05, save_steps=3, seed=1)
 X = torch.randn(18, 3, generator=torch.Generator().manual_seed(0))
@@ -42,7 +43,14 @@ def test_steps_and_rates_by_hand() -> None:
 def test_it_learns_and_tells(tmp_path: Path) -> None:
     parameters, loss = problem()
     told: list[tuple[float, str]] = []
-    log = fit(parameters, 18, loss, SCHEDULE, tmp_path, progress=lambda done, note: told.append((done, note)))
+    rows: list[Any] = []
+
+    def progress(done: float, note: str, some: Sequence[Row] = ()) -> None:
+        told.append((done, note))
+        rows.extend(some)
+
+    log = fit(parameters, 18, loss, SCHEDULE, tmp_path, progress=progress)
+    assert rows == log
     assert [row["step"] for row in log] == list(range(1, 21))
     assert log[-1]["loss"] < 0.7 * log[0]["loss"]
     assert log[-1]["epoch"] == 4.0
@@ -54,7 +62,7 @@ def test_a_resumed_run_is_an_unbroken_one(tmp_path: Path) -> None:
     class Killed(BaseException):
         pass
 
-    def kill(done: float, note: str) -> None:
+    def kill(done: float, note: str, rows: object = ()) -> None:
         if note.startswith("step 8/"):
             raise Killed
 
@@ -63,11 +71,18 @@ def test_a_resumed_run_is_an_unbroken_one(tmp_path: Path) -> None:
         fit(parameters, 18, loss, SCHEDULE, tmp_path / "broken", progress=kill)
     again, loss_again = problem()
     told: list[str] = []
-    log = fit(again, 18, loss_again, SCHEDULE, tmp_path / "broken", progress=lambda _, note: told.append(note))
+    rows: list[Any] = []
+
+    def progress(done: float, note: str, some: Sequence[Row] = ()) -> None:
+        told.append(note)
+        rows.extend(some)
+
+    log = fit(again, 18, loss_again, SCHEDULE, tmp_path / "broken", progress=progress)
     whole, loss_whole = problem()
     assert log == fit(whole, 18, loss_whole, SCHEDULE, tmp_path / "whole")
     assert torch.equal(again["w"], whole["w"])
-    assert told[0].startswith("step 7/20")
+    assert [note.split(",")[0] for note in told[:2]] == ["step 6/20", "step 7/20"]
+    assert rows == log  # those of the checkpoint are told again
     assert fit(again, 18, loss_again, SCHEDULE, tmp_path / "broken") == log  # finished: nothing more is done
 
 
@@ -76,7 +91,7 @@ def test_a_checkpoint_of_another_run_is_not_used(tmp_path: Path) -> None:
     fit(parameters, 18, loss, SCHEDULE, tmp_path, fingerprint="one")
     other, loss = problem()
     told: list[str] = []
-    fit(other, 18, loss, SCHEDULE, tmp_path, fingerprint="two", progress=lambda _, note: told.append(note))
+    fit(other, 18, loss, SCHEDULE, tmp_path, fingerprint="two", progress=lambda _, note, *__: told.append(note))
     assert told[0].startswith("step 1/20")
 
 
@@ -135,5 +150,5 @@ def test_a_full_disk_says_so_and_the_run_goes_on_later(tmp_path: Path, monkeypat
     monkeypatch.undo()
     told: list[str] = []
     parameters, loss = problem()
-    fit(parameters, 18, loss, SCHEDULE, tmp_path, progress=lambda _, note: told.append(note))
-    assert told[0].startswith("step 4/20")
+    fit(parameters, 18, loss, SCHEDULE, tmp_path, progress=lambda _, note, *__: told.append(note))
+    assert told[1].startswith("step 4/20")

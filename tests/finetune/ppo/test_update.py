@@ -140,7 +140,7 @@ def test_facts_the_log_and_the_run_record(base: Path, tmp_path: Path) -> None:
 
 def test_progress_is_told_at_every_step(base: Path, tmp_path: Path) -> None:
     told: list[tuple[float, str]] = []
-    run(base, tmp_path, progress=lambda done, note: told.append((done, note)))
+    run(base, tmp_path, progress=lambda done, note, *_: told.append((done, note)))
     assert [done for done, _ in told] == pytest.approx([1 / 3, 2 / 3, 1])
     assert told[-1][1].startswith("step 3/3, reward ")
 
@@ -180,7 +180,7 @@ def test_a_killed_run_ends_with_the_very_weights_of_an_unbroken_one(
     options = {"steps": 4, "lora_top_layers": top_layers, "save_steps": save_steps}
     whole, expected = run(base, tmp_path / "whole", **options)
 
-    def kill(done: float, note: str) -> None:
+    def kill(done: float, note: str, rows: object = ()) -> None:
         if note.startswith(f"step {killed_at}/"):
             raise Killed
 
@@ -188,9 +188,12 @@ def test_a_killed_run_ends_with_the_very_weights_of_an_unbroken_one(
         run(base, tmp_path, progress=kill, **options)
     assert list((tmp_path / "out").iterdir()) == []
 
-    told: list[str] = []
-    facts, out = run(base, tmp_path, progress=lambda _, note: told.append(note), **options)
-    assert told[0].startswith(f"step {killed_at // save_steps * save_steps + 1}/4")  # went on from its checkpoint
+    told: list[tuple[str, list[Any]]] = []
+    tell = lambda _, note, rows=(): told.append((note, list(rows)))  # noqa: E731
+    facts, out = run(base, tmp_path, progress=tell, **options)
+    kept = killed_at // save_steps * save_steps
+    assert told[kept > 0][0].startswith(f"step {kept + 1}/4")  # went on from its checkpoint
+    assert [row for _, rows in told for row in rows] == facts["log"]  # whose rows are told again
     found, wanted = load_file(out / WEIGHTS), load_file(expected / WEIGHTS)
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
