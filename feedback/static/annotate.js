@@ -114,7 +114,7 @@ async function store(form) {
     };
   });
   const said = await answer.json().catch(() => ({}));
-  if (!answer.ok) throw new Error(said.detail ?? String(answer.status));
+  if (!answer.ok) throw Object.assign(new Error(said.detail ?? String(answer.status)), { over: [404, 409].includes(answer.status) });
   return said;
 }
 
@@ -154,6 +154,7 @@ async function submit() {
     notice.className = "notice notice-bad";
     notice.setAttribute("role", "alert");
     notice.textContent = task.say("not_stored", { why: error.message });
+    if (error.over) notice.append(" ", Object.assign(document.createElement("a"), { href: left.form.dataset.next, textContent: task.say("go_on") }));
     task.form.querySelectorAll(".notice[role=alert]").forEach((old) => old.remove());
     task.form.querySelector(".judging-head").after(notice);
     lookAhead();

@@ -233,6 +233,22 @@ def test_a_lease_that_ran_out_loses_nothing(
     assert [judgment.surplus for judgment in wait_for(database, Judgment, 1, ids)] == [True]
 
 
+def test_a_task_that_was_judged_in_another_tab_leads_on(
+    page: Page, database: Database, people: dict[str, Person]
+) -> None:
+    opened(page, database, "rating", count=1)
+    other = page.context.new_page()
+    other.goto("/annotate")
+    other.locator("html[data-ready=yes]").wait_for()
+    press(page, ["4", "Enter"])
+    expect(page.get_by_text("Nothing to judge right now")).to_be_visible()
+    press(other, ["2", "Enter"])
+    expect(other.get_by_role("alert")).to_contain_text("you have judged this task already")
+    other.get_by_role("link", name="To your next task").click()
+    expect(other.get_by_text("Nothing to judge right now")).to_be_visible()
+    assert [judgment.rating for judgment in wait_for(database, Judgment, 1)] == [4]
+
+
 def test_undo_says_that_it_is_an_extra_judgment_too(page: Page, database: Database, people: dict[str, Person]) -> None:
     with database.session() as session:
         task_id = make_task(session, "rating", None, TEXTS[:1]).id
