@@ -16,6 +16,10 @@ from feedback.tasks import create_task
 from policy.models import PolicyVersion
 
 PASSWORD = "seven small brown birds"
+NOUNS = [
+    "nest", "hedge", "river", "window", "ladder", "candle", "bridge", "garden", "kettle", "violin", "engine", "harbour", "lantern",
+    "saddle", "meadow",
+]  # fmt: skip
 
 _numbers = itertools.count(1)
 
@@ -23,6 +27,12 @@ _numbers = itertools.count(1)
 @lru_cache(maxsize=1)
 def _password_hash() -> str:
     return hash_password(PASSWORD)
+
+
+def question(number: int) -> str:
+    """Prompts that share no three words in a row, so that each is a cluster of its own."""
+    one, two = NOUNS[number % len(NOUNS)], NOUNS[(number * 4 + 1) % len(NOUNS)]
+    return f"{one}{number} or {two}{number} for {number} people?"
 
 
 def make_person(

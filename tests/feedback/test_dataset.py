@@ -18,34 +18,12 @@ from feedback.dataset import Vote, find_snapshot, freeze, load_pairs, load_rule_
 from feedback.exchange.importing import Pair, _add
 from feedback.models import Completion, Judgment, Snapshot, SnapshotJudgment
 from feedback.preferences import Preference
-from tests.factories import make_pairwise_task, make_person, make_prompt
+from tests.factories import NOUNS, make_pairwise_task, make_person, make_prompt
+from tests.factories import question as ask
 from tests.feedback.quality.rows import checks, make_rule
 from tests.feedback.quality.rows import choose as choose_side
 
 HALF = SnapshotSettings(heldout_frac=0.5)
-NOUNS = [
-    "nest",
-    "hedge",
-    "river",
-    "window",
-    "ladder",
-    "candle",
-    "bridge",
-    "garden",
-    "kettle",
-    "violin",
-    "engine",
-    "harbour",
-    "lantern",
-    "saddle",
-    "meadow",
-]
-
-
-def ask(number: int) -> str:
-    """Prompts that share no three words in a row."""
-    one, two = NOUNS[number % len(NOUNS)], NOUNS[(number * 4 + 1) % len(NOUNS)]
-    return f"{one}{number} or {two}{number} for {number} people?"
 
 
 def long_ask(number: int) -> str:

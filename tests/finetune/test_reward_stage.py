@@ -21,7 +21,7 @@ from finetune.runner import in_this_process
 from policy.client import EngineClient
 from reward.members import POOLING
 from reward.models import RewardModel
-from tests.factories import make_pairwise_task, make_person, make_prompt
+from tests.factories import NOUNS, make_pairwise_task, make_person, make_prompt, question
 from tests.feedback.quality.rows import checks, choose
 from tests.tiny import make_tiny_base
 
@@ -32,23 +32,6 @@ SMALL = {
         "learning_rate": 5e-3,
     },
 }  # fmt: skip
-NOUNS = [
-    "nest",
-    "hedge",
-    "river",
-    "window",
-    "ladder",
-    "candle",
-    "bridge",
-    "garden",
-    "kettle",
-    "violin",
-    "engine",
-    "harbour",
-    "lantern",
-    "saddle",
-    "meadow",
-]
 NO_ENGINE = cast(EngineClient, None)  # neither stage asks it
 
 
@@ -68,7 +51,7 @@ def judge_pairs(db: Database, n: int = 40) -> None:
     with db.session() as session:
         ana, ben, cleo = (make_person(session) for _ in range(3))
         for i in range(n):
-            prompt = make_prompt(session, f"{NOUNS[i % 15]}{i} or {NOUNS[(i * 4 + 1) % 15]}{i} for {i} people?")
+            prompt = make_prompt(session, question(i))
             task = make_pairwise_task(session, prompt, a=f"I cannot help with {i}.", b=f"Here is that for {i}!")
             choose(session, task, {ana: "a", ben: "a", cleo: rng.choice(["a", "b", "tie"])})
 
