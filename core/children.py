@@ -38,3 +38,9 @@ def die_with_parent(sent: signal.Signals) -> Callable[[], None]:
                 os._exit(1)
 
     return arrange
+
+
+def end_with_parent(sent: signal.Signals) -> None:
+    """Have the system send this signal to this very process once its parent is gone: for one that others start for us."""
+    if _prctl is not None:
+        _prctl(PR_SET_PDEATHSIG, sent)

@@ -228,3 +228,17 @@ class StageRecord:
 
     def _row(self, session: Session) -> StageRun | None:
         return session.scalar(select(StageRun).where(StageRun.cycle_id == self.cycle_id, StageRun.name == self.name))
+
+
+class Onlooker(StageRecord):
+    """The record of a rank that is not the main one: it tells nothing but its own failure, where that is the first."""
+
+    def __init__(self, db: Database, cycle_id: int, name: str) -> None:
+        self.db, self.cycle_id, self.name = db, cycle_id, name
+        self.began, self.before_s = time.monotonic(), 0.0
+
+    def progress(self, done_frac: float, note: str) -> None:
+        """Nothing: the main rank tells, and ends all when it should stop."""
+
+    def done(self, session: Session, result: dict[str, Any], peak_mb: float) -> None:
+        """Nothing: the main rank registers what was made."""

@@ -98,7 +98,7 @@ def train_ppo(work: Work) -> dict[str, Any]:
         settings = settings.model_copy(update={"prompts_per_step": n, "samples_per_prompt": 1})
     tokenizer = AutoTokenizer.from_pretrained(work.base)
     pairs = near_length(tokenizer, work.pairs("train"), settings.prompts_per_step)
-    judge = Members.fresh(Path(work.base), 1, rank=1, top_layers=0, seed=work.seed, device="auto")
+    judge = Members.fresh(Path(work.base), 1, RewardSettings(lora_rank=1, lora_top_layers=0, seed=work.seed), "auto")
 
     def score(rows: Sequence[Any]) -> list[float]:
         found: list[float] = judge.scores([[*row.prompt.ids, *row.ids] for row in rows])[0].tolist()
@@ -173,7 +173,7 @@ def _patches(work: Work) -> list[tuple[str, Any]]:
     return found
 
 
-def _reference_in_each_step(settings: UpdateSettings, rows: Sequence[dict[str, Any]]) -> Any:
+def _reference_in_each_step(settings: UpdateSettings, rows: Sequence[dict[str, Any]], *_: Any) -> Any:
     """Our trainer, with the reference's pass over a batch in each step, as the stock trainer makes it by default."""
     from finetune.weighted_dpo import trainer_class
 

@@ -14,6 +14,7 @@ from core.settings.stages import (
     PpoSettings,
     RewardSettings,
     SnapshotSettings,
+    TrainingSettings,
     UpdateSettings,
 )
 
@@ -33,6 +34,7 @@ __all__ = [
     "SettingsGroup",
     "SnapshotSettings",
     "StageSettings",
+    "TrainingSettings",
     "UpdateSettings",
     "get_settings",
 ]
