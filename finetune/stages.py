@@ -100,7 +100,7 @@ def _reward(context: StageContext) -> None:
     folder = context.artifact_dir / snapshot.path
     verdicts = [load_rule_examples(folder, split) for split in ("train", "heldout")]
     why = why_not(verdicts[0])
-    share = len(train) / (len(train) + (0 if why else 2 * len(verdicts[0])))
+    share = len(train) / max(1, len(train) + (0 if why else 2 * len(verdicts[0])))
     make = partial(_make_reward_model, context, snapshot, base, settings)
     facts = make("preference", (train, heldout), 0.0, share)
     rules = {"undefined": why} if why else make("rules", verdicts, share, 1.0)

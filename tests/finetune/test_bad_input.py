@@ -4,57 +4,28 @@ Each case is a real stage on a tiny base: real data, learning rates that end in 
 a disk of a few pages, and models of another base.
 """
 
-import hashlib
 import json
 import math
 import resource
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
 from sqlalchemy import select
 
 from core.artifacts import hash_folder, write_json
-from core.db import Database
 from core.messages import user
-from core.settings import Settings
 from feedback.dataset import RuleExample
-from feedback.models import Snapshot
-from feedback.preferences import Preference
-from finetune.cycle import reopen_cycle, request_cycle, run_cycle
-from finetune.models import Cycle, StageRun
-from finetune.runner import in_this_process
-from policy.base import base_sha256
-from policy.client import EngineClient
-from policy.models import PolicyVersion
-from reward.models import RewardModel
-from reward.preference import train_reward
+from finetune.models import StageRun
 from tests.factories import make_policy_version
+from tests.finetune.cases import KINDS, LONG, Build, pairs, verdicts
 from tests.tiny import make_tiny_adapter, make_tiny_base
-
-KINDS = ("reward", "rules", "dpo", "ppo", "rloo")
-SMALL: dict[str, dict[str, Any]] = {
-    "reward": {
-        "members": 1, "epochs": 1.0, "rule_epochs": 1.0, "rule_folds": 2, "lora_rank": 2, "lora_top_layers": 0,
-        "save_steps": 1, "max_length_tokens": 512, "keep_mb": 0,
-    },
-    "update": {"epochs": 1.0, "lora_rank": 4, "save_steps": 1, "max_length_tokens": 512},
-    "ppo": {
-        "steps": 2, "prompts_per_step": 2, "samples_per_prompt": 2, "max_completion_tokens": 4, "epochs": 1,
-        "minibatch_size": 4, "microbatch_size": 4, "lora_rank": 4, "save_steps": 1, "max_length_tokens": 512,
-        "require_bar": False, "rollouts": "trainer",
-    },
-}  # fmt: skip
-NO_ENGINE = cast(EngineClient, None)
-LONG = "bread and butter, "
-
-Build = Callable[..., "Case"]
 
 each_kind = pytest.mark.parametrize("kind", KINDS)
 
@@ -62,153 +33,6 @@ each_kind = pytest.mark.parametrize("kind", KINDS)
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_base(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="module")
-def reward_model(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A reward model of the base, for the rounds that need one."""
-    from core.settings import RewardSettings
-
-    out = tmp_path_factory.mktemp("reward") / "out"
-    out.mkdir()
-    train_reward(
-        pairs(0, 12), pairs(100, 4), base, out.parent / "w", out, RewardSettings(**SMALL["reward"]), device="cpu"
-    )
-    return out
-
-
-def pairs(start: int, n: int, more: str = "") -> list[Preference]:
-    """Pairs of prompt clusters of their own; `more` makes their texts longer."""
-    return [
-        Preference(
-            user(f"Where does bird {i} nest?"), f"I cannot help with {i}. {more}", f"Here is {i}! {more}",
-            cluster=hashlib.sha256(str(i).encode()).hexdigest()[:16],
-        )
-        for i in range(start, start + n)
-    ]  # fmt: skip
-
-
-def verdicts(start: int, n: int, more: str = "") -> list[RuleExample]:
-    return [
-        RuleExample(
-            user(f"Where does bird {i} nest?"), f"{'HELP' if i % 2 else 'Well'} {i} {more}", f"rule-{i // 2 % 2}",
-            f"Do not shout {i // 2 % 2}.", 0.95 if i % 2 else 0.05,
-            cluster=hashlib.sha256(str(i).encode()).hexdigest()[:16],
-        )
-        for i in range(start, start + n)
-    ]  # fmt: skip
-
-
-@dataclass
-class Case:
-    """A round whose snapshot is given, about to run the one stage that trains."""
-
-    database: Database
-    settings: Settings
-    kind: str
-    cycle_id: int
-
-    def run(self) -> Cycle:
-        with self.database.session() as session:
-            if session.get_one(Cycle, self.cycle_id).state == "failed":
-                reopen_cycle(session, self.cycle_id)
-        ended = run_cycle(self.database, self.settings, in_this_process(self.database, self.settings, NO_ENGINE))
-        assert ended is not None
-        return ended
-
-    def fails(self, reason: str) -> None:
-        """Run it, and hold it to what is promised: state, reason, and nothing left that looks done."""
-        ended = self.run()
-        assert ended.state == "failed", ended.outcome
-        assert reason in (ended.outcome or "")
-        with self.database.read() as session:
-            stage = session.scalars(select(StageRun).where(StageRun.name == self.stage)).one()
-            assert stage.state == "failed"
-            assert reason in (stage.error or "")
-            assert not self.made(session)
-        assert self.left() == []
-
-    def made(self, session: Any) -> list[Any]:
-        """Rows of what this stage was to make."""
-        if self.stage == "update":
-            return list(session.scalars(select(PolicyVersion).where(PolicyVersion.cycle_id == self.cycle_id)))
-        kind = "rules" if self.kind == "rules" else "preference"
-        return list(session.scalars(select(RewardModel).where(RewardModel.kind == kind)))
-
-    def left(self) -> list[str]:
-        """Folders where its artifact would be, whole or half."""
-        name = "adapters" if self.stage == "update" else "rewards"
-        found = [p.name for p in (self.settings.artifact_dir / name).glob("*")]
-        return [name for name in found if self.kind != "rules" or "rules" in name]
-
-    @property
-    def stage(self) -> str:
-        return "reward" if self.kind in ("reward", "rules") else "update"
-
-
-@pytest.fixture
-def build(database: Database, settings: Settings, base: Path, reward_model: Path) -> Build:
-    """A function that makes a case of a kind; what it trains on is good unless it is given."""
-
-    def build(
-        kind: str,
-        train: Sequence[Any] | None = None,
-        heldout: Sequence[Any] | None = None,
-        *,
-        base_model: Path = base,
-        scorer: Path = reward_model,
-        **changes: Any,
-    ) -> Case:
-        tiny = settings.model_copy(update={"base_model": str(base_model), "device": "cpu"})
-        some = verdicts if kind == "rules" else pairs
-        given = (some(0, 24) if train is None else train, some(100, 8) if heldout is None else heldout)
-        preferences = (pairs(0, 12), pairs(100, 4)) if kind == "rules" else given
-        folder = tiny.artifact_dir / "snapshots" / "given"
-        folder.mkdir(parents=True)
-        for split, rows in zip(("train", "heldout"), preferences, strict=True):
-            _write(folder / f"{split}.jsonl", rows)
-        for split, rows in zip(("train", "heldout"), given if kind == "rules" else ((), ()), strict=True):
-            _write(folder / f"rules-{split}.jsonl", rows)
-        write_json(folder / "manifest.json", {})
-        overrides = {name: dict(group) for name, group in SMALL.items()}
-        if kind in ("reward", "rules"):
-            overrides["reward"] |= changes
-        elif kind == "dpo":
-            overrides["update"] |= changes
-        else:
-            of_update = {name: changes.pop(name) for name in ("adapter", "reference") if name in changes}
-            overrides["update"] |= of_update | {"method": kind}
-            overrides["ppo"] |= changes
-        with database.session() as session:
-            stage = "reward" if kind in ("reward", "rules") else "update"
-            cycle = request_cycle(session, tiny, "manual", stages=("snapshot", stage), overrides=overrides)
-            snapshot = Snapshot(content_sha256=hash_folder(folder), path="snapshots/given", manifest={"flip_rate": {}})
-            session.add(snapshot)
-            session.flush()
-            session.add(StageRun(cycle_id=cycle.id, name="snapshot", state="done", result={"snapshot_id": snapshot.id}))
-            if kind not in ("reward", "dpo"):
-                _register(session, tiny, cycle.id, snapshot.id, scorer)
-            cycle_id = cycle.id
-        return Case(database, tiny, kind, cycle_id)
-
-    return build
-
-
-def _write(path: Path, rows: Sequence[Any]) -> None:
-    path.write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows))
-
-
-def _register(session: Any, settings: Settings, cycle_id: int, snapshot_id: int, scorer: Path) -> None:
-    """The round's preference reward model, as if its stage had been there."""
-    relative = f"rewards/cycle-{cycle_id}"
-    shutil.copytree(scorer, settings.artifact_dir / relative)
-    session.add(
-        RewardModel(
-            kind="preference", cycle_id=cycle_id, snapshot_id=snapshot_id, path=relative,
-            sha256=hash_folder(settings.artifact_dir / relative), evaluation={"accuracy": 0.9, "clears_bar": True},
-            clears_bar=True,
-        )
-    )  # fmt: skip
 
 
 # --- good input, so that what fails below does so for its reason
@@ -231,15 +55,15 @@ def test_what_can_be_trained_on_is(build: Build, kind: str) -> None:
 
 SNAPSHOTS = [
     ("reward", "empty", ([], []), "0 training and 0 held-out pairs are usable; a reward model needs at least 8 and 1"),
-    ("reward", "tiny", (pairs(0, 7), pairs(100, 2)), "7 training and 2 held-out pairs are usable"),
+    ("reward", "tiny", (pairs(0, 7), pairs(1000, 2)), "7 training and 2 held-out pairs are usable"),
     ("reward", "nothing held out", (pairs(0, 20), []), "20 training and 0 held-out pairs are usable"),
-    ("reward", "ties alone", ([replace(p, target=0.5) for p in pairs(0, 20)], pairs(100, 2)), "0 training and 2"),
-    ("reward", "equal", ([replace(p, rejected=p.chosen) for p in pairs(0, 20)], pairs(100, 2)), "0 training and 2"),
+    ("reward", "ties alone", ([replace(p, target=0.5) for p in pairs(0, 20)], pairs(1000, 2)), "0 training and 2"),
+    ("reward", "equal", ([replace(p, rejected=p.chosen) for p in pairs(0, 20)], pairs(1000, 2)), "0 training and 2"),
     ("dpo", "empty", ([], []), "0 usable pairs (0 of 0 dropped for more than 512 tokens, 0 ties, 0 with equal sides)"),
-    ("dpo", "tiny", (pairs(0, 7), pairs(100, 2)), "7 usable pairs"),
-    ("dpo", "ties alone", ([replace(p, target=0.5) for p in pairs(0, 20)], pairs(100, 2)), "0 usable pairs (0 of 20 dropped for more than 512 tokens, 20 ties"),
-    ("dpo", "equal", ([replace(p, rejected=p.chosen) for p in pairs(0, 20)], pairs(100, 2)), "20 with equal sides"),
-    ("dpo", "long", ([replace(p, chosen=LONG * 400) for p in pairs(0, 20)], pairs(100, 2)), "20 of 20 dropped for more than 512 tokens"),
+    ("dpo", "tiny", (pairs(0, 7), pairs(1000, 2)), "7 usable pairs"),
+    ("dpo", "ties alone", ([replace(p, target=0.5) for p in pairs(0, 20)], pairs(1000, 2)), "0 usable pairs (0 of 20 dropped for more than 512 tokens, 20 ties"),
+    ("dpo", "equal", ([replace(p, rejected=p.chosen) for p in pairs(0, 20)], pairs(1000, 2)), "20 with equal sides"),
+    ("dpo", "long", ([replace(p, chosen=LONG * 400) for p in pairs(0, 20)], pairs(1000, 2)), "20 of 20 dropped for more than 512 tokens"),
     ("ppo", "empty", ([], []), "the snapshot has no pairs to train on, so there are no prompts"),
     ("rloo", "empty", ([], []), "the snapshot has no pairs to train on, so there are no prompts"),
     ("ppo", "long", ([replace(p, prompt=user(LONG * 400)) for p in pairs(0, 9)], []), "none of 1 prompts leaves room for 4 tokens within 512"),
@@ -383,10 +207,11 @@ def test_a_disk_without_room_for_the_model(build: Build, kind: str) -> None:
     case = build(kind)
     place = case.settings.artifact_dir / ("adapters" if case.stage == "update" else "rewards")
     held = place.with_name("held")
-    if place.exists():
+    if case.kind == "rules":  # the preference reward model, which the stage finds there
         place.rename(held)
-    with small_disk(place, 120 if held.exists() else 16):
-        if held.exists():  # the preference reward model, which the stage finds there
+    files = [path for path in held.rglob("*") if path.is_file()]
+    with small_disk(place, sum(-(-path.stat().st_size // 4096) * 4 for path in files) + 16):
+        if case.kind == "rules":
             shutil.copytree(held, place, dirs_exist_ok=True)
         case.fails("the disk is full")
 
@@ -413,16 +238,6 @@ def test_a_reward_model_of_another_base(build: Build, tmp_path: Path, kind: str,
     )
 
 
-def continue_from(case: Case, base: Path, adapter: Path, **more: Any) -> None:
-    """Make an adapter the active version."""
-    folder = case.settings.artifact_dir / "continued"
-    shutil.copytree(adapter, folder)
-    row = {"base_sha256": base_sha256(base), "adapter_path": "continued", "adapter_sha256": hash_folder(folder)} | more
-    with case.database.session() as session:
-        make_policy_version(session, "base", "retired", base_sha256=row["base_sha256"])
-        make_policy_version(session, "v0", "active", **row)
-
-
 @pytest.mark.parametrize("kind", ["dpo", "ppo", "rloo"])
 @pytest.mark.parametrize(
     ("what", "reason"),
@@ -446,5 +261,5 @@ def test_an_incumbent_that_cannot_be_continued(
     if what != "scale":
         write_json(adapter / "adapter_config.json", config | {"lora_alpha": 8})
     more = {"hash": {"adapter_sha256": "7" * 64}, "base": {"base_sha256": "7" * 64}}.get(what, {})
-    continue_from(case, base, adapter, **more)
+    case.make_active(adapter, **more)
     case.fails(reason)

@@ -41,10 +41,10 @@ from training import ranks
 SMALL = {
     "snapshot": {"heldout_frac": 0.4},
     "reward": {
-        "members": 2, "epochs": 2.0, "rule_epochs": 1.0, "rule_folds": 2, "lora_rank": 2, "lora_top_layers": 1,
+        "members": 2, "epochs": 1.0, "rule_epochs": 1.0, "rule_folds": 2, "lora_rank": 2, "lora_top_layers": 1,
         "learning_rate": 5e-3,
     },
-    "update": {"epochs": 2.0, "lora_rank": 4, "learning_rate": 5e-3, "batch_size": 8, "save_steps": 2},
+    "update": {"epochs": 1.0, "lora_rank": 4, "learning_rate": 5e-3, "batch_size": 8, "save_steps": 2},
 }  # fmt: skip
 NO_ENGINE = cast(EngineClient, None)
 WEIGHTS = "adapter_model.safetensors"
@@ -143,20 +143,22 @@ def begin(frozen: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         each.database.dispose()
 
 
-def started_here() -> list[psutil.Process]:
-    """The processes below this one that belong to a launch: the launcher and its ranks."""
-    found = []
+def started_here() -> dict[int, bool]:
+    """The processes below this one that belong to a launch, by their ids; and whether each is a rank, not the launcher."""
+    found = {}
     for process in psutil.Process().children(recursive=True):
         try:
-            if "finetune.runner" in process.cmdline():
-                found.append(process)
+            words = process.cmdline()
         except psutil.NoSuchProcess:
             continue
+        if "finetune.runner" in words:
+            found[process.pid] = "accelerate.commands.launch" not in words
     return found
 
 
-def ranks_of_now() -> list[psutil.Process]:
-    return [process for process in started_here() if "accelerate.commands.launch" not in process.cmdline()]
+def ranks_of_now() -> list[int]:
+    """Ids of the ranks, the main one first."""
+    return sorted(number for number, is_rank in started_here().items() if is_rank)
 
 
 def apart(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
@@ -193,9 +195,10 @@ def test_two_processes_end_as_one(begin: Callable[[], Round]) -> None:
     assert both.stage("update").attempts == 1
     assert (both.rows(PolicyVersion), both.rows(RewardModel)) == (1, 2)
     assert not (both.var / "work" / "cycle-1" / "update").exists()
-    assert started_here() == []
+    assert not started_here()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["rloo", "grpo"])
 def test_completions_are_sampled_and_learnt_from_by_two_processes(begin: Callable[[], Round], method: str) -> None:
     """What each samples hangs on its own random numbers, so the weights are not those of one process."""
@@ -235,18 +238,18 @@ def when(ready: Callable[[], bool], act: Callable[[], None], times: int = 1) -> 
     return thread
 
 
-LONG = {"epochs": 12.0, "save_steps": 3}
+LONG = {"epochs": 4.0, "save_steps": 3}
 
 
 def test_a_killed_rank_is_started_again_and_ends_as_an_unbroken_run(begin: Callable[[], Round]) -> None:
     whole, broken = begin(), begin()
     whole.ask("update", **LONG)
     broken.ask("update", **LONG)
-    assert whole.run(launched="cpu").state == "done"
+    assert whole.run().state == "done"
     work, killed = broken.var / "work" / "cycle-1" / "update", []
 
     def kill() -> None:
-        killed.append(ranks_of_now()[-1].pid)
+        killed.append(ranks_of_now()[-1])
         os.kill(killed[-1], signal.SIGKILL)
 
     watch = when(lambda: bool(list(work.glob("checkpoint-*/trainer_state.json"))) and len(ranks_of_now()) == 2, kill)
@@ -255,43 +258,45 @@ def test_a_killed_rank_is_started_again_and_ends_as_an_unbroken_run(begin: Calla
     assert len(killed) == 1
     assert ended.state == "done", ended.outcome
     assert broken.stage("update").attempts == 2
-    assert apart(whole.weights("adapters", "v1"), broken.weights("adapters", "v1")) < 1e-6
+    assert apart(whole.weights("adapters", "v1"), broken.weights("adapters", "v1")) < 1e-4
     log = broken.record("adapters", "v1")["log"]
     assert [row["step"] for row in log] == list(range(1, len(log) + 1))
-    assert started_here() == []
+    assert not started_here()
 
 
-def test_a_stage_whose_ranks_are_killed_again_fails_and_registers_nothing(begin: Callable[[], Round]) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("ended_by", ["a rank", "the launcher"])
+def test_a_stage_that_is_killed_again_fails_and_registers_nothing(begin: Callable[[], Round], ended_by: str) -> None:
+    """One rank ends the others; and as where the worker is killed, the system ends the launcher and the ranks with it."""
     broken = begin()
-    broken.ask("update", **LONG)
-    killed: list[int] = []
+    broken.ask("update", **{**LONG, "epochs": 500.0})
+    seen: list[int] = []
 
     def ready() -> bool:
-        here = ranks_of_now()
-        return len(here) == 2 and here[0].pid not in killed and broken.stage("update").progress > 0
+        return len(ranks_of_now()) == 2 and not set(ranks_of_now()) & set(seen) and broken.stage("update").progress > 0
 
     def kill() -> None:
-        killed.extend(process.pid for process in ranks_of_now())
-        os.kill(killed[-2], signal.SIGKILL)  # the main one this time
+        seen.extend(ranks_of_now())
+        launcher = next(number for number, is_rank in started_here().items() if not is_rank)
+        os.kill(seen[-2] if ended_by == "a rank" else launcher, signal.SIGKILL)
 
     watch = when(ready, kill, times=2)
     ended = broken.run(launched="cpu")
     watch.join()
+    assert len(seen) == 4
     assert ended.state == "failed"
-    assert "update: one of its processes was ended; the system may have run out of memory. Log: " in (
-        ended.outcome or ""
-    )
+    reason = "one of its processes was ended" if ended_by == "a rank" else "its process was ended by SIGKILL"
+    assert f"update: {reason}; the system may have run out of memory. Log: " in (ended.outcome or "")
     stage = broken.stage("update")
-    assert (stage.state, stage.error, stage.attempts) == ("failed", "killed: one of its processes was ended", 3)
+    assert (stage.state, stage.error) == ("failed", f"killed: {reason}")
     assert broken.rows(PolicyVersion) == 0
     assert not (broken.var / "artifacts" / "adapters" / "v1").exists()
-    assert started_here() == []
-
-    broken.ask("update", **LONG)  # and once nobody kills it, it goes on
-    assert broken.run(launched="cpu").state == "done"
-    assert broken.rows(PolicyVersion) == 1
+    time.sleep(1)
+    assert not any(psutil.pid_exists(number) for number in seen)
+    assert not started_here()
 
 
+@pytest.mark.slow
 def test_a_cancelled_launch_ends_all_its_processes(begin: Callable[[], Round]) -> None:
     cancelled = begin()
     cancelled.ask("update", **{**LONG, "epochs": 500.0})
@@ -304,52 +309,21 @@ def test_a_cancelled_launch_ends_all_its_processes(begin: Callable[[], Round]) -
     ended = cancelled.run(launched="cpu")
     watch.join()
     assert ended.state == "cancelled"
-    assert started_here() == []
+    assert not started_here()
     assert cancelled.rows(PolicyVersion) == 0
 
 
-def test_ranks_die_with_a_launcher_that_is_killed(begin: Callable[[], Round]) -> None:
-    """As when the worker is killed: the system ends the launcher, and the ranks with it."""
-    broken = begin()
-    broken.ask("update", **LONG)
-    seen: list[psutil.Process] = []
-
-    def kill() -> None:
-        mine = ranks_of_now()
-        seen.extend(mine)
-        mine[0].parent().kill()
-        _, alive = psutil.wait_procs(mine, timeout=5)
-        assert not alive
-
-    watch = when(lambda: len(ranks_of_now()) == 2 and ranks_of_now()[0] not in seen, kill, times=2)
-    ended = broken.run(launched="cpu")
-    watch.join()
-    assert len(seen) == 4
-    assert not any(process.is_running() for process in seen)
-    assert ended.state == "failed"
-    assert "its process was ended by SIGKILL" in (ended.outcome or "")
-
-
-def test_what_stops_one_rank_is_the_reason_that_is_told(begin: Callable[[], Round]) -> None:
-    """Every rank sees that its batches cannot be shared out; and PPO takes one process only."""
+def test_what_stops_the_ranks_is_the_reason_that_is_told(begin: Callable[[], Round]) -> None:
+    """It is theirs and not that a process of a launch has ended, and it is not tried again."""
     odd = begin()
     odd.ask("update", batch_size=7)
     ended = odd.run(launched="cpu")
     assert ended.state == "failed"
-    assert "update: StageError: steps of 7 in microbatches of 7 cannot be shared out among 2 processes" in (
-        ended.outcome or ""
-    )
+    reason = "update: StageError: steps of 7 in microbatches of 7 cannot be shared out among 2 processes"
+    assert reason in (ended.outcome or "")
     assert odd.stage("update").attempts == 1
     assert odd.rows(PolicyVersion) == 0
-    alone = begin()
-    alone.ask("reward", "update", method="ppo")
-    with alone.database.session() as session:
-        cycle = session.scalars(select(Cycle)).one()
-        cycle.settings = cycle.settings | {"ppo": PpoSettings(require_bar=False).model_dump()}
-    ended = alone.run(launched="cpu")
-    assert "PPO trains in one process, and DUNNOCK_LAUNCH started 2" in (ended.outcome or "")
-    assert alone.rows(RewardModel) == 2  # which are kept
-    assert started_here() == []
+    assert not started_here()
 
 
 # --- configurations and words
@@ -400,7 +374,12 @@ def test_only_stages_that_train_are_launched(settings: Settings, tmp_path: Path)
         launch.command(settings.model_copy(update={"launch": "gpus"}), "update", call)
 
 
-def test_ppo_with_a_launch_is_refused_at_once() -> None:
+def test_ppo_on_several_ranks_is_refused(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from finetune.ppo.update import update_policy
+
+    monkeypatch.setattr(ranks, "_place", ranks._Place(0, 2))
+    with pytest.raises(StageError, match="PPO trains in one process, and DUNNOCK_LAUNCH started 2; leave it empty"):
+        update_policy([], lambda rows: [], base, tmp_path, tmp_path, PpoSettings())
     with pytest.raises(SettingsError, match="METHOD=ppo trains in one process; leave DUNNOCK_LAUNCH empty"):
         Settings(_env_file=None, launch="ddp", update=UpdateSettings(method="ppo"))
 

@@ -24,10 +24,8 @@ from finetune.dpo import update_policy
 from finetune.ppo import update as ppo
 from finetune.ppo.rollouts import Rollout
 from finetune.start import BASE, Parent, Start
-from policy.base import base_sha256
 from policy.models import PolicyVersion
-from tests.factories import make_policy_version
-from tests.finetune.test_bad_input import Build, build, reward_model  # noqa: F401
+from tests.finetune.cases import Build
 from tests.tiny import make_tiny_adapter, make_tiny_base
 
 WEIGHTS = "adapter_model.safetensors"
@@ -224,18 +222,13 @@ def test_the_row_names_its_parent(
     settings: Settings,
     base: Path,
     parent: Parent,
-    kind: str,  # noqa: F811
+    kind: str,
 ) -> None:
     case = build(kind, adapter="continued", reference="incumbent")
-    shutil.copytree(parent.folder, settings.artifact_dir / "v7")
-    with database.session() as session:
-        make_policy_version(session, "base", "retired", base_sha256=base_sha256(base))
-        make_policy_version(
-            session, "v7", "active", base_sha256=base_sha256(base), adapter_path="v7", adapter_sha256=parent.sha256
-        )
+    active = case.make_active(parent.folder)
     ended = case.run()
     assert ended.state == "done", ended.outcome
     with database.read() as session:
         made = session.scalars(select(PolicyVersion).where(PolicyVersion.cycle_id == case.cycle_id)).one()
-        assert made.parent_id == session.scalar(select(PolicyVersion.id).where(PolicyVersion.name == "v7"))
-        assert made.reference == "the incumbent, v7"
+        assert made.parent_id == active.id
+        assert made.reference == "the incumbent, v0"

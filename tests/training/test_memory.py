@@ -23,7 +23,7 @@ from reward.members import Members
 from reward.preference import train_reward
 from reward.rules import train_rules
 from reward.scoring import RewardScorer
-from tests.finetune.test_bad_input import verdicts
+from tests.finetune.cases import verdicts
 from tests.reward.test_preference import toy
 from tests.tiny import load_tiny, make_tiny_adapter, make_tiny_base
 from training.loop import Schedule, fit
