@@ -15,6 +15,10 @@ from training.device import find_dtype
 
 Quantization = Literal["none", "nf4"]
 
+FOR_INFERENCE = "support_avx512bf16_for_cpu"
+"""Where this is true, bitsandbytes lays weights out anew in the first pass without gradients, for a kernel in bf16 that has no
+backward pass: what is trained afterwards would get wrong gradients, and scores would hang on which pass came first."""
+
 TABLE = 256
 """Entries of a table of eight bits."""
 
@@ -41,20 +45,22 @@ def load_base(base: Path, device: Any, quantization: Quantization = "none", *, c
         bnb_4bit_compute_dtype=find_dtype(device), llm_int8_skip_modules=HEADS,
     )  # fmt: skip
     try:
-        return kind.from_pretrained(base, quantization_config=config, device_map={"": device}, **more)
+        model = kind.from_pretrained(base, quantization_config=config, device_map={"": device}, **more)
     except (ImportError, ValueError, RuntimeError) as error:
         raise StageError(
             f"the base in {base.name} cannot be held in four bits on {device.type}: {str(error).splitlines()[0]}."
             " Set the stage's QUANTIZATION to none."
         ) from error
+    for module in model.modules():
+        if hasattr(module, FOR_INFERENCE):
+            setattr(module, FOR_INFERENCE, False)
+    return model
 
 
 def trainer_arguments(settings: TrainingSettings, device: Any) -> dict[str, Any]:
     """What transformers' trainers are told of optimiser and checkpointing."""
     _demand_pages(settings.optimizer, device)
     told: dict[str, Any] = {"gradient_checkpointing": settings.gradient_checkpointing}
-    if settings.gradient_checkpointing:
-        told["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
     if settings.optimizer != "adamw":
         told["optim"] = settings.optimizer
     return told

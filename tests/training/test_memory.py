@@ -144,9 +144,10 @@ def test_the_trunk_gives_the_same_gradients_and_keeps_less(base: Path, top_layer
             calls[-1] += 1
 
         for layer in trunk.upper:
-            layer.mlp.register_forward_hook(count)
+            layer.self_attn.register_forward_pre_hook(count)
         with kept_bytes() as told, recomputed(blocks):
-            loss = trunk.forward(**sequences(), use_cache=False).last_hidden_state.square().mean()
+            states = trunk.forward(**sequences(), use_cache=False).last_hidden_state
+            loss = (states * torch.arange(states.shape[-1])).sin().mean()
         kept.append(told())
         loss.backward()
         found.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
@@ -232,8 +233,10 @@ def test_on_a_base_in_four_bits_the_adapter_learns_and_the_base_stays(
 
     seen: list[tuple[Any, dict[str, torch.Tensor]]] = []
 
-    def loaded(*args: Any, **kwargs: Any) -> Any:
-        model = load_base(*args, **kwargs)
+    def loaded(base: Path, device: Any, quantization: Any = "none", **more: Any) -> Any:
+        model = load_base(base, device, quantization, **more)
+        if quantization == "none":
+            return model
         packed = {n: m.weight.data.clone() for n, m in model.named_modules() if isinstance(m, Linear4bit)}
         assert len(packed) == 2 * 7  # all linears of the blocks, and no head
         assert all(weight.dtype == torch.uint8 for weight in packed.values())
@@ -318,7 +321,7 @@ def test_states_of_eight_bits_and_what_a_checkpoint_keeps_of_them(tmp_path: Path
 
     whole, loss = start()
     log = fit(whole, 16, loss, schedule, tmp_path / "whole", memory=memory)
-    assert log[-1]["loss"] < 0.5 * log[0]["loss"]
+    assert log[-1]["loss"] < 0.8 * log[0]["loss"]
     broken, loss = start()
     with pytest.raises(Killed):
         fit(broken, 16, loss, schedule, tmp_path / "broken", memory=memory, progress=kill)
