@@ -224,7 +224,9 @@ class PpoSettings(TrainingSettings):
     whiten_advantages: bool = Field(True, description="Bring the advantages of a step to mean 0 and deviation 1.")
     clip: float = Field(0.2, gt=0, description="Clip of the policy's ratio.")
     value_clip: float = Field(0.2, gt=0, description="Clip of the value's change within a step.")
-    kl_coefficient: float = Field(0.05, ge=0, description="Weight of the KL to the reference in the reward, to begin with.")
+    kl_coefficient: float = Field(
+        0.05, ge=0, description="Weight of the KL to the reference in the reward, to begin with."
+    )
     kl_target: float = Field(
         6.0, ge=0, description="KL in nats per completion that the weight is led to; 0: the weight stays."
     )

@@ -113,7 +113,9 @@ class PpoTrainer:
             row = self.step()
             self.log.append(row)
             if self.settings.kl_limit and row["kl"] > self.settings.kl_limit:
-                self.stopped = f"the KL to the reference, {row['kl']:.2f} nats, is over its limit {self.settings.kl_limit:g}"
+                self.stopped = (
+                    f"the KL to the reference, {row['kl']:.2f} nats, is over its limit {self.settings.kl_limit:g}"
+                )
             if len(self.log) % self.settings.save_steps == 0 or self.stopped:
                 self._save()
             told = f"step {len(self.log)}/{self.settings.steps}, reward {row['reward']:.3f}, KL {row['kl']:.2f}"
