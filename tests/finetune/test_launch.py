@@ -27,7 +27,7 @@ from core.db import Database
 from core.errors import SettingsError, StageError
 from core.settings import PpoSettings, Settings, UpdateSettings
 from finetune import launch
-from finetune.cycle import cancel_cycle, reopen_cycle, request_cycle, run_cycle
+from finetune.cycle import Onlooker, StageRecord, cancel_cycle, reopen_cycle, request_cycle, run_cycle
 from finetune.dpo import batch_arguments
 from finetune.models import Cycle, StageRun
 from finetune.runner import in_own_process, in_this_process
@@ -398,6 +398,44 @@ def test_steps_are_shared_out_evenly_or_not_at_all(
             batch_arguments(batch, micro)
     else:
         assert tuple(batch_arguments(batch, micro).values()) == expected
+
+
+def test_only_the_main_rank_tells_but_the_first_failure_is_anybodys(database: Database, settings: Settings) -> None:
+    """Else the main one's, that another has closed its connection, would be the reason."""
+    with database.session() as session:
+        cycle_id = request_cycle(session, settings, "manual", stages=("update",)).id
+    main, other = StageRecord(database, cycle_id, "update"), Onlooker(database, cycle_id, "update")
+
+    def row() -> tuple[str, float, int, str | None]:
+        with database.read() as session:
+            found = session.scalars(select(StageRun)).one()
+            return found.state, found.progress, found.attempts, found.error
+
+    other.progress(0.5, "half")
+    with database.session() as session:
+        other.done(session, {"made": 1}, 1.0)
+    assert row() == ("running", 0.0, 1, None)
+    other.failed("StageError: out of memory")
+    main.failed("RuntimeError: Connection closed by peer")
+    assert row() == ("failed", 0.0, 1, "StageError: out of memory")
+
+
+@pytest.mark.parametrize(
+    ("error", "several", "expected"),
+    [
+        (RuntimeError("[gloo/transport/tcp/pair.cc:537] Read error: Connection reset by peer"), True, True),
+        (RuntimeError("NCCL communicator was aborted"), True, True),
+        (RuntimeError("Connection reset by peer"), False, False),
+        (RuntimeError("shapes differ"), True, False),
+        (StageError("gloo"), True, False),
+        (OSError("Connection reset by peer"), True, False),
+    ],
+)
+def test_what_says_only_that_another_rank_is_gone(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, *, several: bool, expected: bool
+) -> None:
+    monkeypatch.setattr(ranks, "_place", ranks._Place(0, 2 if several else 1))
+    assert ranks.lost_another(error) is expected
 
 
 def test_shares_are_all_rows_once(monkeypatch: pytest.MonkeyPatch) -> None:
