@@ -121,6 +121,12 @@ class Round:
         with self.database.read() as session:
             return session.scalars(select(StageRun).where(StageRun.name == name)).one()
 
+    def has_begun(self, name: str) -> bool:
+        """Whether this attempt has told of its progress."""
+        with self.database.read() as session:
+            found = session.scalars(select(StageRun).where(StageRun.name == name)).one_or_none()
+            return found is not None and found.note.startswith("step ")
+
     def rows(self, table: Any) -> int:
         """How many rows of a table this round made."""
         with self.database.read() as session:
@@ -159,6 +165,14 @@ def started_here() -> dict[int, bool]:
 def ranks_of_now() -> list[int]:
     """Ids of the ranks, the main one first."""
     return sorted(number for number, is_rank in started_here().items() if is_rank)
+
+
+def is_alive(number: int) -> bool:
+    """Whether a process runs; one that nobody has buried yet does not."""
+    try:
+        return bool(psutil.Process(number).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def apart(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
@@ -228,7 +242,7 @@ def when(ready: Callable[[], bool], act: Callable[[], None], times: int = 1) -> 
         for _ in range(times):
             began = time.monotonic()
             while not ready():
-                if time.monotonic() - began > 60:
+                if time.monotonic() - began > 150:
                     return
                 time.sleep(0.05)
             act()
@@ -269,11 +283,12 @@ def test_a_killed_rank_is_started_again_and_ends_as_an_unbroken_run(begin: Calla
 def test_a_stage_that_is_killed_again_fails_and_registers_nothing(begin: Callable[[], Round], ended_by: str) -> None:
     """One rank ends the others; and as where the worker is killed, the system ends the launcher and the ranks with it."""
     broken = begin()
-    broken.ask("update", **{**LONG, "epochs": 500.0})
+    broken.ask("update", **{**LONG, "epochs": 200.0})
     seen: list[int] = []
 
     def ready() -> bool:
-        return len(ranks_of_now()) == 2 and not set(ranks_of_now()) & set(seen) and broken.stage("update").progress > 0
+        here = ranks_of_now()
+        return len(here) == 2 and not set(here) & set(seen) and broken.has_begun("update")
 
     def kill() -> None:
         seen.extend(ranks_of_now())
@@ -292,14 +307,14 @@ def test_a_stage_that_is_killed_again_fails_and_registers_nothing(begin: Callabl
     assert broken.rows(PolicyVersion) == 0
     assert not (broken.var / "artifacts" / "adapters" / "v1").exists()
     time.sleep(1)
-    assert not any(psutil.pid_exists(number) for number in seen)
+    assert not any(is_alive(number) for number in seen)
     assert not started_here()
 
 
 @pytest.mark.slow
 def test_a_cancelled_launch_ends_all_its_processes(begin: Callable[[], Round]) -> None:
     cancelled = begin()
-    cancelled.ask("update", **{**LONG, "epochs": 500.0})
+    cancelled.ask("update", **{**LONG, "epochs": 200.0})
 
     def cancel() -> None:
         with cancelled.database.session() as session:
