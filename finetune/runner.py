@@ -140,7 +140,7 @@ def main(argv: list[str]) -> int:
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     if launch.LAUNCHED in argv:
-        end_with_parent(signal.SIGKILL)
+        end_with_parent(signal.SIGKILL, int(argv[argv.index(launch.LAUNCHED) + 1]))
         ranks.join(settings.device)
     db = Database(settings.db_url)
     client = EngineClient(settings.engine_base_url, settings.engine_api_key, settings.engine_timeout_s)

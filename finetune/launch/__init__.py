@@ -4,6 +4,7 @@ The configurations that come with Dunnock lie beside this file; `DUNNOCK_LAUNCH`
 is imported by the ranks themselves: see `training.ranks`.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -14,8 +15,8 @@ FOLDER = Path(__file__).parent
 STAGES = ("reward", "update")
 """The stages that train."""
 
-LAUNCHED = "--launched"
-"""Tells a rank that it is one."""
+LAUNCHED = "--launched-by"
+"""Tells a rank that it is one, with the process that started the launcher."""
 
 
 def command(settings: Settings, stage: str, call: list[str]) -> list[str]:
@@ -29,7 +30,7 @@ def command(settings: Settings, stage: str, call: list[str]) -> list[str]:
     processes = ["--num_processes", str(settings.launch_processes)] if settings.launch_processes else []
     return [
         sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(configuration(settings.launch)),
-        "--main_process_port", "0", *processes, *call, LAUNCHED,
+        "--main_process_port", "0", *processes, *call, LAUNCHED, str(os.getpid()),
     ]  # fmt: skip
 
 

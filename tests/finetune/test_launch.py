@@ -122,10 +122,10 @@ class Round:
             return session.scalars(select(StageRun).where(StageRun.name == name)).one()
 
     def has_begun(self, name: str) -> bool:
-        """Whether this attempt has told of its progress."""
+        """Whether it runs, or did so last."""
         with self.database.read() as session:
             found = session.scalars(select(StageRun).where(StageRun.name == name)).one_or_none()
-            return found is not None and found.note.startswith("step ")
+            return found is not None and found.state == "running"
 
     def rows(self, table: Any) -> int:
         """How many rows of a table this round made."""
@@ -281,7 +281,10 @@ def test_a_killed_rank_is_started_again_and_ends_as_an_unbroken_run(begin: Calla
 @pytest.mark.slow
 @pytest.mark.parametrize("ended_by", ["a rank", "the launcher"])
 def test_a_stage_that_is_killed_again_fails_and_registers_nothing(begin: Callable[[], Round], ended_by: str) -> None:
-    """One rank ends the others; and as where the worker is killed, the system ends the launcher and the ranks with it."""
+    """One rank ends the others; and as where the worker is killed, the system ends the launcher and the ranks with it.
+
+    The second time they have only just been started, and have not told the system yet to end them with their parent.
+    """
     broken = begin()
     broken.ask("update", **{**LONG, "epochs": 200.0})
     seen: list[int] = []
@@ -306,7 +309,9 @@ def test_a_stage_that_is_killed_again_fails_and_registers_nothing(begin: Callabl
     assert (stage.state, stage.error) == ("failed", f"killed: {reason}")
     assert broken.rows(PolicyVersion) == 0
     assert not (broken.var / "artifacts" / "adapters" / "v1").exists()
-    time.sleep(1)
+    until = time.monotonic() + 60
+    while any(is_alive(number) for number in seen) and time.monotonic() < until:
+        time.sleep(0.1)
     assert not any(is_alive(number) for number in seen)
     assert not started_here()
 
@@ -378,7 +383,7 @@ def test_only_stages_that_train_are_launched(settings: Settings, tmp_path: Path)
     assert launch.command(settings, "update", call)[1:] == call
     many = settings.model_copy(update={"launch": "ddp", "launch_processes": 4})
     command = launch.command(many, "update", call)
-    assert command[-5:] == [*call, "--launched"]
+    assert command[-6:] == [*call, "--launched-by", str(os.getpid())]
     at = command.index("--num_processes")
     assert command[at + 1] == "4"
     assert launch.command(many, "gate", call)[1:] == call
