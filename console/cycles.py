@@ -29,7 +29,7 @@ STAGE_WORDS = {
     "rate": (_l("Rate"), _l("a script judges the new tasks, marked as simulated")),
     "snapshot": (_l("Snapshot"), _l("judgments become a frozen, hashed dataset")),
     "reward": (_l("Reward models"), _l("learn which completion people prefer, and which ones break rules")),
-    "update": (_l("Update"), _l("a fresh adapter is trained on the preferences")),
+    "update": (_l("Update"), _l("an adapter is trained on the preferences")),
     "gate": (_l("Gate"), _l("candidate and incumbent answer the frozen suites")),
     "promote": (_l("Promote"), _l("the candidate goes live, or the incumbent stays")),
 }

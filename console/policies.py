@@ -79,6 +79,7 @@ class Lineage:
     snapshot: Snapshot | None
     reward: RewardModel | None
     report: GateReport | None
+    parent: PolicyVersion | None
 
 
 def list_versions(session: Session, before: int | None) -> tuple[list[VersionRow], int | None]:
@@ -128,6 +129,7 @@ def lineage(session: Session, version: PolicyVersion) -> Lineage:
         snapshot=session.get(Snapshot, version.snapshot_id) if version.snapshot_id is not None else None,
         reward=reward,
         report=session.scalar(select(GateReport).where(GateReport.policy_version_id == version.id)),
+        parent=session.get(PolicyVersion, version.parent_id) if version.parent_id is not None else None,
     )
 
 

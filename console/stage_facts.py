@@ -40,7 +40,7 @@ SMOOTHING = (
 SAMPLING = ("ppo", "rloo", "grpo")
 """Updates that learn from the reward of what they sample; their records are alike."""
 
-STOPPED = (N_("the KL to the base, %(kl)s nats, is over its limit %(limit)s"),)
+STOPPED = (N_("the KL to the reference, %(kl)s nats, is over its limit %(limit)s"),)
 """Why PPO ended early, as `finetune.ppo.trainer` records it."""
 
 
@@ -337,7 +337,7 @@ def _sampling_facts(r: dict[str, Any]) -> list[str]:
     if log := [row for row in r.get("log") or [] if isinstance(row, dict)]:
         facts.append(
             gettext(
-                "Mean reward %(first)s at the first step, %(last)s at the last, with a KL to the base of %(kl)s nats per completion.",
+                "Mean reward %(first)s at the first step, %(last)s at the last, with a KL to the reference of %(kl)s nats per completion.",
                 first=words.number(log[0].get("reward")),
                 last=words.number(log[-1].get("reward")),
                 kl=words.number(log[-1].get("kl"), 2),

@@ -84,8 +84,8 @@ def check_meaning(meaning: str) -> str:
 
 
 def reference(name: str) -> str:
-    """What an update was compared with, as `finetune.dpo` records it."""
-    return retold(name, (N_("base, adapters off"),))
+    """What an update was compared with, as `finetune.start` records it."""
+    return retold(name, (N_("base, adapters off"), N_("the incumbent, %(version)s")))
 
 
 def finite(value: Any) -> float | None:

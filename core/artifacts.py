@@ -49,13 +49,22 @@ def verify_folder(folder: Path, expected: str) -> None:
 def new_folder(target: Path) -> Iterator[Path]:
     """Yield a temporary folder that becomes `target` when the block ends, all or nothing.
 
-    A half-made folder of an earlier, killed run is removed. An existing `target` is replaced.
+    A half-made folder is removed, also that of an earlier, killed run. An existing `target` is replaced.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    yield partial
+    try:
+        yield partial
+        _finish(partial, target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)  # its space may be what was missing
+        raise
+
+
+def _finish(partial: Path, target: Path) -> None:
+    """Sync a folder and give it its name."""
     for path in partial.rglob("*"):
         if path.is_file():
             _sync(path)

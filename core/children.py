@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
 _prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None  # looked up here: not safe between fork and exec
@@ -38,3 +39,24 @@ def die_with_parent(sent: signal.Signals) -> Callable[[], None]:
                 os._exit(1)
 
     return arrange
+
+
+def end_with_parent(sent: signal.Signals, grandparent: int) -> None:
+    """Have the system send this signal to this very process once its parent is gone: for one that others start for us.
+
+    Args:
+        grandparent: the process that started the parent. Where the parent's is another one by now, it was gone before we
+            asked, and this process ends.
+    """
+    if _prctl is not None:
+        _prctl(PR_SET_PDEATHSIG, sent)
+        if _parent_of(os.getppid()) != grandparent:
+            os._exit(1)
+
+
+def _parent_of(number: int) -> int | None:
+    """A process's parent, as Linux tells it; None where it is gone."""
+    try:
+        return int(Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return None

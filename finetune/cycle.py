@@ -312,3 +312,18 @@ def _figures(row: Row) -> dict[str, Any]:
     """A step's numbers as JSON holds them, None where one is not finite."""
     kept = {k: v for k, v in row.items() if k not in ("step", "part") and isinstance(v, int | float)}
     return {k: v if math.isfinite(v) else None for k, v in kept.items()}
+
+
+class Onlooker(StageRecord):
+    """The record of a rank that is not the main one: it tells nothing but its own failure, where that is the first."""
+
+    def __init__(self, db: Database, cycle_id: int, name: str) -> None:
+        self.db, self.cycle_id, self.name, self.beside = db, cycle_id, name, None
+        self.began, self.before_s = time.monotonic(), 0.0
+        self._before_energy, self._steps = None, []
+
+    def progress(self, done_frac: float, note: str, rows: Sequence[Row] = ()) -> None:
+        """Nothing: the main rank tells, and ends all when it should stop."""
+
+    def done(self, session: Session, result: dict[str, Any], peak_mb: float) -> None:
+        """Nothing: the main rank registers what was made."""

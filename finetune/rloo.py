@@ -2,7 +2,7 @@
 
 Neither has a value model: a completion's advantage is its reward over that of the others of its prompt. RLOO: Ahmadian et
 al. 2024, arXiv:2402.14740; GRPO: Shao et al. 2024, arXiv:2402.03300. Completions are sampled by transformers' `generate`, or
-by vLLM in this process where it is installed and there is a GPU. The reference is the base with adapters off.
+by vLLM in this process where it is installed and there is a GPU. The reference is named as DPO's.
 
 Not taken from the settings of PPO: everything about values and advantages, the KL's target and limits, the engine.
 """
@@ -15,12 +15,14 @@ from typing import Any, Literal
 from core.errors import StageError
 from core.settings import PpoSettings, UpdateSettings
 from feedback.dataset import Preference
-from finetune.dpo import REFERENCE
+from finetune.dpo import batch_arguments, save_adapter
 from finetune.ppo.rollouts import Prompt, Rollout
 from finetune.ppo.trainer import Score, finite_scores, prompts_of_step
 from finetune.ppo.update import encode_prompts
-from training.device import Device, find_device, find_dtype
+from finetune.start import Start
+from training.device import Device, find_device
 from training.lora import lora_config
+from training.memory import keep_whole, load_base
 from training.run import Progress, Row, common_arguments, last_checkpoint, progress_callback, silent, write_run
 
 LOGGED = {
@@ -47,6 +49,7 @@ def update_policy(  # noqa: PLR0913 (inputs, outputs and settings of a stage)
     out: Path,
     settings: PpoSettings,
     *,
+    start: Start | None = None,
     device: Device = "auto",
     facts: dict[str, Any] | None = None,
     progress: Progress = silent,
@@ -58,7 +61,7 @@ def update_policy(  # noqa: PLR0913 (inputs, outputs and settings of a stage)
     """
     import torch
     from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
     from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
     tokenizer = AutoTokenizer.from_pretrained(base)
@@ -68,7 +71,9 @@ def update_policy(  # noqa: PLR0913 (inputs, outputs and settings of a stage)
     config, trainer_class = {"rloo": (RLOOConfig, RLOOTrainer), "grpo": (GRPOConfig, GRPOTrainer)}[method]
     by_vllm = target.type == "cuda" and find_spec("vllm") is not None
     torch.manual_seed(settings.seed)
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=find_dtype(target))
+    start = start or Start()
+    work = start.work(work)
+    model = load_base(base, target, settings.quantization)
     trainer = trainer_class(
         model=model,
         reward_funcs=_reward(prompts, score, settings, tokenizer),
@@ -82,9 +87,18 @@ def update_policy(  # noqa: PLR0913 (inputs, outputs and settings of a stage)
         peft_config=lora_config(model, rank=settings.lora_rank, top_layers=settings.lora_top_layers, task="CAUSAL_LM"),
         callbacks=[progress_callback(progress, _row)],
     )
-    trainer.train(resume_from_checkpoint=last_checkpoint(work))
-    trainer.model.save_pretrained(out)
-    (out / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+    start.put_on(trainer.model)
+    keep_whole(trainer.model)
+    try:
+        trainer.train(resume_from_checkpoint=last_checkpoint(work))
+    except RuntimeError as error:
+        if "probability tensor contains" not in str(error):
+            raise
+        raise StageError(
+            "the policy's probabilities are no numbers any more; the run is stopped and nothing is registered. Lower the"
+            " learning rate or look at the reward model."
+        ) from error
+    save_adapter(trainer, out)
     found = (facts or {}) | {
         "method": method,
         "n_prompts": len(prompts),
@@ -93,7 +107,7 @@ def update_policy(  # noqa: PLR0913 (inputs, outputs and settings of a stage)
         "samples": settings.steps * settings.prompts_per_step * settings.samples_per_prompt,
         "rollouts": "vllm" if by_vllm else "generate",
         "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
-        "reference": REFERENCE,
+        **start.facts(),
         "log": [row for row in map(_row, trainer.state.log_history) if row is not None],
     }
     write_run(out, "update", settings.model_dump(), target, **found)
@@ -115,10 +129,11 @@ def batch_sizes(settings: PpoSettings) -> dict[str, int]:
             f" microbatches of {micro}: RLOO and GRPO take at least two completions per prompt, and each size has to be a"
             " multiple of the next; change DUNNOCK_PPO__MINIBATCH_SIZE or DUNNOCK_PPO__MICROBATCH_SIZE"
         )
+    cut = batch_arguments(mini, micro)
     return {
         "samples": samples,
-        "micro": micro,
-        "accumulated": mini // micro,
+        "micro": cut["per_device_train_batch_size"],
+        "accumulated": cut["gradient_accumulation_steps"],
         "updates": samples // mini * settings.epochs,
     }
 
@@ -129,6 +144,8 @@ def _arguments(settings: PpoSettings, sizes: dict[str, int], work: Path, device:
         learning_rate=settings.learning_rate,
         save_steps=settings.save_steps * sizes["updates"],  # between steps, where no completions are held
         seed=settings.seed,
+        optimizer=settings.optimizer,
+        gradient_checkpointing=settings.gradient_checkpointing,
     )
     arguments = common_arguments(common, work, device)
     del arguments["max_length"]

@@ -3,7 +3,8 @@
     python -m finetune.runner CYCLE_ID STAGE     what the worker starts for each stage
 
 A process per stage gives memory back when the stage ends, makes peak memory a fact of the stage, and keeps
-the worker alive when the system kills a stage for memory. On Linux it dies with its parent.
+the worker alive when the system kills a stage for memory. On Linux it dies with its parent. Where `DUNNOCK_LAUNCH` is set, that
+process is `accelerate launch`, and the ranks that it starts run the stage together and die with it.
 """
 
 import itertools
@@ -15,17 +16,21 @@ import sys
 import time
 from pathlib import Path
 
+from sqlalchemy import select
 from sqlalchemy.exc import DBAPIError
 
-from core.children import COMPUTE, die_with_parent
+from core.children import COMPUTE, die_with_parent, end_with_parent
 from core.db import Database
 from core.errors import Cancelled, DunnockError, LeaseLost, StageError
 from core.settings import Settings, get_settings
+from finetune import launch
 from finetune.beside import Beside
 from finetune.context import StageContext
-from finetune.cycle import RunStage, StageRecord, cancelled, stage_done
+from finetune.cycle import Onlooker, RunStage, StageRecord, cancelled, stage_done
 from finetune.lease import HeldLease
+from finetune.models import StageRun
 from policy.client import EngineClient
+from training import ranks
 
 ROOT = Path(__file__).resolve().parent.parent
 POLL_S = 0.25
@@ -51,24 +56,25 @@ def in_own_process(db: Database, settings: Settings) -> RunStage:
     def run(cycle_id: int, name: str, lease: HeldLease) -> None:
         log_path = settings.var_dir / "logs" / f"cycle-{cycle_id}-{name}.log"
         log_path.parent.mkdir(parents=True, exist_ok=True)
+        command = launch.command(settings, name, ["-m", "finetune.runner", str(cycle_id), name])
         for _ in range(ATTEMPTS):
-            code = _run_child(db, cycle_id, name, lease, log_path)
+            code = _run_child(db, command, cycle_id, lease, log_path)
             if cancelled(db, cycle_id):
                 raise Cancelled("the cycle was cancelled")
-            if code >= 0:  # ended by itself; a killed one is tried again, from its last checkpoint
+            killed = code < 0 or (launch.LAUNCHED in command and _ended_silently(db, cycle_id, name, code))
+            if not killed:  # a killed one is tried again, from its last checkpoint
                 break
         if code != 0 and not stage_done(db, cycle_id, name):
-            raise StageError(_reason(db, cycle_id, name, code, log_path))
+            raise StageError(_reason(db, cycle_id, name, code, log_path, killed=killed))
 
     return run
 
 
-def _run_child(db: Database, cycle_id: int, name: str, lease: HeldLease, log_path: Path) -> int:
+def _run_child(db: Database, command: list[str], cycle_id: int, lease: HeldLease, log_path: Path) -> int:
     """Run one stage in a child to its end and return its exit status, negative for a signal."""
     with log_path.open("a") as out:
         child = subprocess.Popen(  # noqa: S603 (our own words)
-            [sys.executable, "-m", "finetune.runner", str(cycle_id), name],
-            cwd=ROOT, env=COMPUTE | os.environ, stdout=out, stderr=subprocess.STDOUT,
+            command, cwd=ROOT, env=COMPUTE | os.environ, stdout=out, stderr=subprocess.STDOUT,
             preexec_fn=die_with_parent(signal.SIGKILL),  # noqa: PLW1509
         )  # fmt: skip
         try:
@@ -102,34 +108,49 @@ def _end(child: "subprocess.Popen[bytes]") -> None:
             child.wait()
 
 
-def _reason(db: Database, cycle_id: int, name: str, code: int, log_path: Path) -> str:
-    """Why a child failed: what it recorded, or the signal that ended it."""
-    from sqlalchemy import select
+def _ended_silently(db: Database, cycle_id: int, name: str, code: int) -> bool:
+    """Whether a launch failed without a reason from any rank: one was killed, and the launcher ended the others."""
+    return code != 0 and _row(db, cycle_id, name) == ("running", None)
 
-    from finetune.models import StageRun
 
-    if code < 0:
-        hint = "; the system may have run out of memory" if -code == signal.SIGKILL else ""
-        StageRecord(db, cycle_id, name).failed(f"killed by signal {-code}")
-        return f"its process was ended by {signal.Signals(-code).name}{hint}. Log: {log_path}"
-    with db.read() as session:
-        error = session.scalar(select(StageRun.error).where(StageRun.cycle_id == cycle_id, StageRun.name == name))
+def _reason(db: Database, cycle_id: int, name: str, code: int, log_path: Path, *, killed: bool) -> str:
+    """Why a child failed: what it recorded, or what ended it."""
+    if killed:
+        ended = (
+            f"its process was ended by {signal.Signals(-code).name}" if code < 0 else "one of its processes was ended"
+        )
+        hint = "; the system may have run out of memory" if code in (1, -signal.SIGKILL) else ""
+        StageRecord(db, cycle_id, name).failed(f"killed: {ended}")
+        return f"{ended}{hint}. Log: {log_path}"
+    _, error = _row(db, cycle_id, name)
     return f"{error or f'exit status {code}'}. Log: {log_path}"
 
 
+def _row(db: Database, cycle_id: int, name: str) -> tuple[str | None, str | None]:
+    """State and error that a stage recorded."""
+    with db.read() as session:
+        query = select(StageRun.state, StageRun.error).where(StageRun.cycle_id == cycle_id, StageRun.name == name)
+        found = session.execute(query).one_or_none()
+    return (None, None) if found is None else (found.state, found.error)
+
+
 def main(argv: list[str]) -> int:
-    """Run one stage of one cycle in this process; exit status 1 when it failed."""
+    """Run one stage of one cycle in this process, which may be one of several ranks; exit status 1 when it failed."""
     cycle_id, name = int(argv[1]), argv[2]
     settings = get_settings()
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    if launch.LAUNCHED in argv:
+        end_with_parent(signal.SIGKILL, int(argv[argv.index(launch.LAUNCHED) + 1]))
+        ranks.join(settings.device)
     db = Database(settings.db_url)
     client = EngineClient(settings.engine_base_url, settings.engine_api_key, settings.engine_timeout_s)
     from finetune.stages import run_stage
 
-    record = StageRecord(db, cycle_id, name)
+    record = (StageRecord if ranks.is_main() else Onlooker)(db, cycle_id, name)
     context = StageContext.open(db, settings, client, cycle_id, record)
-    record.beside = Beside(settings, f"cycle {cycle_id} {name}, attempt {record.attempt}", context.fixed)
+    if ranks.is_main():
+        record.beside = Beside(settings, f"cycle {cycle_id} {name}, attempt {record.attempt}", context.fixed)
     try:
         run_stage(context, name)
     except (LeaseLost, Cancelled):
@@ -139,6 +160,7 @@ def main(argv: list[str]) -> int:
         return 1
     finally:
         record.close()
+    ranks.leave()
     return 0
 
 

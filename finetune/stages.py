@@ -11,18 +11,20 @@
     promote   the gate report                   → a promotion, or a refusal; the incumbent stays
 
 A stage writes its artifact first and its rows last, in one transaction with its own end: a kill in
-between leaves an unused folder, and the next attempt does the same work again.
+between leaves an unused folder, and the next attempt does the same work again. The stages that train may run on several
+ranks at once (`training.ranks`), of which only the main one writes.
 """
 
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import select
 
-from core.artifacts import hash_folder, new_folder, verify_folder
+from core.artifacts import hash_folder, verify_folder
 from core.db import utcnow
 from core.errors import Cancelled, StageError
 from core.settings import GateSettings, PpoSettings, RewardSettings, SnapshotSettings, UpdateSettings
@@ -42,13 +44,15 @@ from finetune.models import StageRun
 from finetune.peak import peak_mb
 from finetune.rewards import rule_weights
 from finetune.smoothing import label_smoothing
+from finetune.start import Parent, Start
 from policy.base import base_model_name, base_model_path, base_sha256
 from policy.client import verify_adapter
 from policy.models import GateReport, PolicyVersion
 from policy.versions import active_version, ensure_base_version, promote, register_candidate
 from reward.models import Kind, RewardModel, bar_words
 from reward.rules import why_not
-from training.run import part_of
+from training import ranks
+from training.run import clear_errors, part_of
 
 Stage = Callable[[StageContext], None]
 
@@ -56,13 +60,15 @@ Stage = Callable[[StageContext], None]
 def run_stage(context: StageContext, name: str) -> None:
     """Run a stage to its end; its row is done, with all it made, or failed with the reason."""
     try:
-        STAGES[name](context)
+        with clear_errors():
+            STAGES[name](context)
     except Cancelled:
         raise  # its row stays as it is: the stage did not fail
     except BaseException as error:
-        context.record.failed(f"{type(error).__name__}: {error}")
+        if not ranks.lost_another(error):
+            context.record.failed(f"{type(error).__name__}: {error}")
         raise
-    if name == "update":
+    if name == "update" and ranks.is_main():
         shutil.rmtree(context.work_dir("update"), ignore_errors=True)
 
 
@@ -92,20 +98,22 @@ def _reward(context: StageContext) -> None:
     A model that this cycle has made already, before it failed or was killed, is not made again.
     """
     settings = RewardSettings(**context.stage_settings("reward"))
+    base, _ = _base(context)
     snapshot, train, heldout = _pairs(context, ties=True)
     folder = context.artifact_dir / snapshot.path
     verdicts = [load_rule_examples(folder, split) for split in ("train", "heldout")]
     why = why_not(verdicts[0])
-    share = len(train) / (len(train) + (0 if why else 2 * len(verdicts[0])))
-    facts = _make_reward_model(context, snapshot, "preference", (train, heldout), settings, 0.0, share)
-    rules = (
-        {"undefined": why} if why else _make_reward_model(context, snapshot, "rules", verdicts, settings, share, 1.0)
-    )
+    share = len(train) / max(1, len(train) + (0 if why else 2 * len(verdicts[0])))
+    make = partial(_make_reward_model, context, snapshot, base, settings)
+    facts = make("preference", (train, heldout), 0.0, share)
+    rules = {"undefined": why} if why else make("rules", verdicts, share, 1.0)
     if settings.require_bar and not facts["clears_bar"]:
         raise StageError(
             f"the reward model is kept, but may train no policy: {bar_words(facts)}; collect more judgments, or set"
             " DUNNOCK_REWARD__REQUIRE_BAR=false"
         )
+    if not ranks.is_main():
+        return
     rank_waiting(context)  # by these models from here on
     with context.db.session() as session:
         context.record.done(session, facts | {"rules": rules}, peak_mb())
@@ -115,9 +123,10 @@ def _reward(context: StageContext) -> None:
 def _make_reward_model(
     context: StageContext,
     snapshot: Snapshot,
+    base: Path,
+    settings: RewardSettings,
     kind: Kind,
     splits: Sequence[Any],
-    settings: RewardSettings,
     begin: float,
     end: float,
 ) -> dict[str, Any]:
@@ -135,12 +144,14 @@ def _make_reward_model(
         verify_folder(folder, made.sha256)
         return made.evaluation | {"log": json.loads((folder / "run.json").read_text(encoding="utf-8"))["log"]}
     work: Callable[..., dict[str, Any]] = train_rules if kind == "rules" else train_reward
-    with new_folder(folder) as out:
+    with ranks.new_folder_of_main(folder) as out:
         facts = work(
-            *splits, base_model_path(context.settings), context.work_dir("reward") / kind, out, settings,
+            *splits, base, context.work_dir("reward") / kind, out, settings,
             device=context.settings.device, snapshot_sha256=snapshot.content_sha256,
             progress=part_of(context.progress, begin, end, named=kind),
         )  # fmt: skip
+    if not ranks.is_main():
+        return facts
     with context.db.session() as session:
         session.add(
             RewardModel(
@@ -152,28 +163,58 @@ def _make_reward_model(
 
 
 def _update(context: StageContext) -> None:
-    from finetune.dpo import REFERENCE
-
     settings = UpdateSettings(**context.stage_settings("update"))
     snapshot, train, _ = _pairs(context, ties=settings.method == "dpo")  # which leaves them out, and counts them
-    base = base_model_path(context.settings)
+    base, base_digest = _base(context)
+    start = _start(context, settings, base_digest)
     relative = f"adapters/v{context.cycle_id}"
     update = _update_by_dpo if settings.method == "dpo" else _update_by_reward
-    with new_folder(context.artifact_dir / relative) as out:
-        facts = {"method": settings.method} | update(context, settings, snapshot, train, base, out)
-    digest, base_digest = hash_folder(context.artifact_dir / relative), base_sha256(base)
+    with ranks.new_folder_of_main(context.artifact_dir / relative) as out:
+        facts = {"method": settings.method} | update(context, settings, start, snapshot, train, base, out)
+    if not ranks.is_main():
+        return
+    digest = hash_folder(context.artifact_dir / relative)
     with context.db.session() as session:
         base_version = ensure_base_version(session, base_model_name(context.settings), base_digest)
         version = register_candidate(
             session, base=base_version, cycle_id=context.cycle_id, snapshot_id=snapshot.id,
-            adapter_path=relative, adapter_sha256=digest, reference=REFERENCE,
+            adapter_path=relative, adapter_sha256=digest, reference=start.reference,
+            parent=start.parent.name if start.parent else None,
         )  # fmt: skip
         context.record.done(session, facts | {"policy_version": version.name, "sha256": digest}, peak_mb())
+
+
+def _base(context: StageContext) -> tuple[Path, str]:
+    """The base's folder and hash; one that this database's versions do not stand on is refused before anything is trained."""
+    base = base_model_path(context.settings)
+    digest = base_sha256(base)
+    if ranks.is_main():
+        with context.db.session() as session:
+            ensure_base_version(session, base_model_name(context.settings), digest)
+    return base, digest
+
+
+def _start(context: StageContext, settings: UpdateSettings, base_digest: str) -> Start:
+    """Where the update begins: for one that continues, at the adapter that is active now, its hash checked."""
+    if settings.adapter == "fresh":
+        return Start.of(settings, None)
+    with context.db.read() as session:
+        incumbent = active_version(session)
+    folder = verify_adapter(incumbent, context.artifact_dir)
+    if folder is None:
+        return Start.of(settings, None)
+    if incumbent.base_sha256 != base_digest:
+        raise StageError(
+            f"the adapter of {incumbent.name} was trained on the base {incumbent.base_sha256[:12]}…, and the settings name"
+            f" {base_digest[:12]}…; use that base, or DUNNOCK_UPDATE__ADAPTER=fresh"
+        )
+    return Start.of(settings, Parent(incumbent.name, folder, str(incumbent.adapter_sha256)))
 
 
 def _update_by_dpo(
     context: StageContext,
     settings: UpdateSettings,
+    start: Start,
     snapshot: Snapshot,
     train: list[Preference],
     base: Path,
@@ -184,13 +225,15 @@ def _update_by_dpo(
     smoothing, smoothed = label_smoothing(settings, snapshot.manifest)
     return {"label_smoothing": smoothed} | update_policy(
         train, base, context.work_dir("update"), out, settings.model_copy(update={"label_smoothing": smoothing}),
-        device=context.settings.device, snapshot_sha256=snapshot.content_sha256, progress=context.progress,
+        device=context.settings.device, start=start, snapshot_sha256=snapshot.content_sha256,
+        progress=context.progress,
     )  # fmt: skip
 
 
 def _update_by_reward(
     context: StageContext,
     update: UpdateSettings,
+    start: Start,
     snapshot: Snapshot,
     train: list[Preference],
     base: Path,
@@ -216,7 +259,7 @@ def _update_by_reward(
         "rules_sha256": rules.sha256 if rules else None, "rules": [w.name for w in weights],
     }  # fmt: skip
     given = (train, score, base, context.work_dir("update"), out, settings)
-    common: Any = {"device": context.settings.device, "facts": facts, "progress": context.progress}
+    common: Any = {"start": start, "device": context.settings.device, "facts": facts, "progress": context.progress}
     if update.method in ("rloo", "grpo"):
         return rloo.update_policy(update.method, *given, **common)
     by_engine = settings.rollouts == "engine" or (settings.rollouts == "auto" and context.settings.engine_url)

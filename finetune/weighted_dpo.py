@@ -19,8 +19,11 @@ from functools import partial
 from typing import Any
 
 from core.settings import UpdateSettings
+from finetune.start import REFERENCE, Start
+from training import ranks
 from training.head import score_labels_only
 from training.lora import first_block
+from training.memory import keep_whole
 from training.run import Progress, silent
 from training.trunk import share_trunk
 
@@ -42,8 +45,14 @@ def loss_arguments(settings: UpdateSettings, label_smoothing: float) -> dict[str
     }
 
 
-def trainer_class(settings: UpdateSettings, rows: Sequence[dict[str, Any]], progress: Progress = silent) -> Any:
-    """The trainer for `rows`, which have TRL's processed columns and a weight; the losses and their gradients are TRL's."""
+def trainer_class(
+    settings: UpdateSettings, rows: Sequence[dict[str, Any]], start: Start | None = None, progress: Progress = silent
+) -> Any:
+    """The trainer for `rows`, which have TRL's processed columns and a weight; the losses and their gradients are TRL's.
+
+    Args:
+        start: where the adapter begins; put on before the reference is computed.
+    """
     from trl import DPOTrainer
 
     mean_tokens = sum(len(row["chosen_ids"]) for row in rows) / len(rows)
@@ -61,10 +70,17 @@ def trainer_class(settings: UpdateSettings, rows: Sequence[dict[str, Any]], prog
             self._signature_columns: list[str] = list(dict.fromkeys([*self._signature_columns, WEIGHT]))
 
         def _precompute_ref_logps(self, *args: Any, **kwargs: Any) -> Any:
-            self._skip_known_work()  # the model is wrapped only now
-            return super()._precompute_ref_logps(*args, **kwargs)
+            (start or Start()).put_on(self.model)  # it is wrapped only now
+            keep_whole(self.model)
+            self._skip_known_work()
+            found = super()._precompute_ref_logps(*args, **kwargs)
+            if REFERENCE in self.model.peft_config:
+                self.model.delete_adapter(REFERENCE)  # it has said all
+            return found
 
         def _skip_known_work(self) -> None:
+            if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+                return  # their pieces of the model want its own forward
             share_trunk(self.model, first_block(self.model, settings.lora_top_layers))
             score_labels_only(self.model, sum_sq=settings.wpo)
 
@@ -83,12 +99,27 @@ def trainer_class(settings: UpdateSettings, rows: Sequence[dict[str, Any]], prog
                 fused_lm_head=True, **({"output_router_logits": True} if self.aux_loss_enabled else {}),
             )  # fmt: skip
             n, loss = len(weights), 0.0
+            weights, counted = self._counted(weights)
             for i in range(n):
                 one = {k: v[[i, i + n]] if k in BY_SIDE else v[[i]] for k, v in pairs.items()}
                 tokens = float(one["completion_mask"][0].sum())
                 self.loss_weights = [1.0, settings.sft_weight * tokens / mean_tokens][: len(self.loss_types)]
                 loss = loss + weights[i] * super().compute_loss(partial(_rows_of, said, [i, i + n]), one)
-            return loss / n
+            return loss / counted
+
+        def _counted(self, weights: Any) -> tuple[Any, float]:
+            """Weights of a batch's pairs and by how many their losses are divided.
+
+            Of several ranks' last step of an epoch that is not full, accelerate fills the rest with pairs that were
+            there before: they weigh nothing here, as where one process has a smaller batch.
+            """
+            n, state = len(weights), self.accelerator.gradient_state
+            last = state.end_of_dataloader and self.args.gradient_accumulation_steps == 1
+            if ranks.count() == 1 or not last or state.remainder <= 0:
+                return weights, n
+            first = self.accelerator.process_index * n
+            new = [first + i < state.remainder for i in range(n)]
+            return weights * weights.new_tensor(new), state.remainder / ranks.count()
 
     return Trainer
 

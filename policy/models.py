@@ -34,6 +34,7 @@ class PolicyVersion(Base):
     adapter_path: Mapped[str | None] = mapped_column(Text)  # relative to the artifact folder; None is the base itself
     adapter_sha256: Mapped[str | None] = mapped_column(String(64))
     reference: Mapped[str | None] = mapped_column(String(60))
+    parent_id: Mapped[int | None] = mapped_column(ForeignKey("policy_version.id"))  # whose adapter this one continues
     cycle_id: Mapped[int | None] = mapped_column(ForeignKey("cycle.id"), unique=True)
     snapshot_id: Mapped[int | None] = mapped_column(ForeignKey("snapshot.id"))
     created_at: Mapped[dt.datetime] = mapped_column(default=utcnow)

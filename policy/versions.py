@@ -72,14 +72,20 @@ def register_candidate(
     adapter_path: str,
     adapter_sha256: str,
     reference: str,
+    parent: str | None = None,
 ) -> PolicyVersion:
-    """A candidate for a trained adapter, named after its cycle; the same cycle gives the same row."""
+    """A candidate for a trained adapter, named after its cycle; the same cycle gives the same row.
+
+    Args:
+        parent: the version whose adapter it continues.
+    """
     version = session.scalar(select(PolicyVersion).where(PolicyVersion.cycle_id == cycle_id))
     if version is None:
         version = PolicyVersion(
             name=f"v{cycle_id}", state="candidate", base_model=base.base_model, base_sha256=base.base_sha256,
             adapter_path=adapter_path, adapter_sha256=adapter_sha256, reference=reference,
             cycle_id=cycle_id, snapshot_id=snapshot_id,
+            parent_id=find_version(session, parent).id if parent else None,
         )  # fmt: skip
         session.add(version)
         session.flush()

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import ArtifactError, StageError
-from training.device import Device, find_device, find_dtype
+from core.settings import RewardSettings
+from training.device import Device, find_device
 from training.lora import first_block, lora_config
+from training.memory import Quantization, load_base, recomputable, recomputed
 from training.prefix import Groups, neighbours
 from training.run import Progress, silent
 from training.trunk import share_trunk
@@ -35,45 +37,59 @@ class Members:
         names: the members, in order.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, names: Sequence[str], first: int, *, keep_mb: float) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        names: Sequence[str],
+        first: int,
+        *,
+        keep_mb: float,
+        checkpointing: bool = False,
+    ) -> None:
         self.model = model.eval()  # there is no dropout; only gradients make the difference
         self.tokenizer = tokenizer
         self.names = list(names)
         self.trunk = share_trunk(model, first, keep_mb=keep_mb)
         self.decoder = model.get_base_model().base_model
+        self.recomputed = recomputable(model.get_base_model(), checkpointing)
 
     @classmethod
-    def fresh(
-        cls, base: Path, n: int, *, rank: int, top_layers: int, seed: int, device: Device, keep_mb: float = math.inf
-    ) -> "Members":
+    def fresh(cls, base: Path, n: int, settings: RewardSettings, device: Device) -> "Members":
         """`n` new members: all begin as the same function, their adapters' first factors drawn from seeds of their own."""
         import torch
         from peft import get_peft_model
 
         names = [f"member-{k}" for k in range(n)]
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model, tokenizer = _classifier(base, device)  # its head is new, and each member's begins as a copy of it
-            first = first_block(model, top_layers)
-            config = lora_config(model, rank=rank, top_layers=top_layers, task="SEQ_CLS", save=["score"])
+            torch.manual_seed(settings.seed)
+            model, tokenizer = _classifier(base, device, settings.quantization)  # its head is new, each member's a copy
+            first = first_block(model, settings.lora_top_layers)
+            config = lora_config(
+                model, rank=settings.lora_rank, top_layers=settings.lora_top_layers, task="SEQ_CLS", save=["score"]
+            )
             for k, name in enumerate(names):
-                torch.manual_seed(seed * 1_000_003 + k)
+                torch.manual_seed(settings.seed * 1_000_003 + k)
                 if k:
                     model.add_adapter(name, config)
                 else:
                     model = get_peft_model(model, config, adapter_name=name)
-        return cls(model, tokenizer, names, first, keep_mb=keep_mb)
+        return cls(
+            model, tokenizer, names, first, keep_mb=settings.keep_mb, checkpointing=settings.gradient_checkpointing
+        )
 
     @classmethod
-    def load(cls, places: Mapping[str, Path], base: Path, device: Device = "auto") -> "Members":
-        """Members out of their folders, by name, all on one base.
+    def load(
+        cls, places: Mapping[str, Path], base: Path, device: Device = "auto", quantization: Quantization = "none"
+    ) -> "Members":
+        """Members out of their folders, by name, all on one base, which is held as it was when they were trained.
 
         Raises:
             ArtifactError: adapters are missing or do not fit this base.
         """
         from peft import PeftConfig, PeftModel
 
-        model, tokenizer = _classifier(base, device)
+        model, tokenizer = _classifier(base, device, quantization)
         first = math.inf
         for k, (name, place) in enumerate(places.items()):
             try:
@@ -230,9 +246,10 @@ class Members:
         }
 
     def _hidden(self, inputs: dict[str, Any], groups: Groups) -> Any:
-        if self.trunk is None:
-            return self.decoder(**inputs, use_cache=False).last_hidden_state
-        return self.trunk.forward(**inputs, groups=groups, use_cache=False).last_hidden_state
+        with recomputed(self.recomputed):
+            if self.trunk is None:
+                return self.decoder(**inputs, use_cache=False).last_hidden_state
+            return self.trunk.forward(**inputs, groups=groups, use_cache=False).last_hidden_state
 
 
 def _batches(order: list[int], ids: Sequence[list[int]]) -> list[list[int]]:
@@ -249,14 +266,13 @@ def _batches(order: list[int], ids: Sequence[list[int]]) -> list[list[int]]:
     return found
 
 
-def _classifier(base: Path, device: Device) -> tuple[Any, Any]:
+def _classifier(base: Path, device: Device, quantization: Quantization) -> tuple[Any, Any]:
     import torch
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoTokenizer
 
-    target = find_device(device)
-    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, dtype=find_dtype(target)).to(target)
+    model = load_base(base, find_device(device), quantization, classifier=True)
     width = 2 * model.config.hidden_size
-    model.score = torch.nn.Linear(width, 1, device=target)  # fp32: small steps are lost in bf16
+    model.score = torch.nn.Linear(width, 1, device=model.device)  # fp32: small steps are lost in bf16
     tokenizer = AutoTokenizer.from_pretrained(base)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token

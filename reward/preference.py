@@ -26,6 +26,7 @@ from reward.evaluation import demand_apart, evaluate_pairs, length_only_accuracy
 from reward.loss import preference_loss
 from reward.members import POOLING, Members
 from reward.scoring import PROBE, RewardScorer
+from training import ranks
 from training.device import Device, find_device
 from training.encode import encode_completion, encode_prompt
 from training.loop import Schedule, fit
@@ -83,10 +84,7 @@ def train_reward(  # noqa: PLR0913 (inputs, outputs and settings of a stage)
     """
     demand_apart(train, heldout)
     target = find_device(device)
-    members = Members.fresh(
-        base, settings.members, rank=settings.lora_rank, top_layers=settings.lora_top_layers, seed=settings.seed,
-        device=device, keep_mb=settings.keep_mb,
-    )  # fmt: skip
+    members = Members.fresh(base, settings.members, settings, device)
     kept, dropped = _usable(members.tokenizer, train, settings.max_length_tokens)
     heldout, dropped_heldout = _usable(members.tokenizer, [p for p in heldout if not p.tie], settings.max_length_tokens)
     if sum(not p.tie for p in kept) < MIN_PAIRS or not heldout:
@@ -102,7 +100,7 @@ def train_reward(  # noqa: PLR0913 (inputs, outputs and settings of a stage)
         write_average(out, members.names, AVERAGED)
         scored_by = [AVERAGED]
     averaged = scored_by != members.names
-    trained = Members.load({AVERAGED: out / AVERAGED}, base, device) if averaged else members
+    trained = Members.load({AVERAGED: out / AVERAGED}, base, device, settings.quantization) if averaged else members
     offsets = _offsets(trained, kept)
     members.release()
     scorer = RewardScorer(trained, offsets, settings.sd_weight)
@@ -235,7 +233,7 @@ def _fit_members(
 
         told = fit(
             members.parameters(name), len(rows[k]), _loss_of(members, name, rows[k], settings), schedules[k],
-            work / name, fingerprint=_fingerprint(settings, about, name, rows[k]), progress=tell,
+            work / name, fingerprint=_fingerprint(settings, about, name, rows[k]), memory=settings, progress=tell,
         )  # fmt: skip
         log += [{**row, "step": row["step"] + done, "member": k} for row in told]
     return log
@@ -272,7 +270,8 @@ def _prepare(
     groups: dict[tuple[tuple[int, ...], ...], tuple[int, int]] = {}
     ids: list[list[int]] = []
     for pairs, schedule in zip(rows, schedules, strict=True):
-        wanted = sorted({i for step in range(schedule.steps(len(pairs))) for i in schedule.rows(step, len(pairs))})
+        steps = range(schedule.steps(len(pairs)))
+        wanted = sorted({i for step in steps for i in ranks.share(schedule.rows(step, len(pairs)))})
         for pair in (pairs[i] for i in wanted):
             key = tuple(sorted((tuple(pair.chosen), tuple(pair.rejected))))
             if key not in groups:
@@ -321,10 +320,7 @@ def _learning_curve(
         if sum(not p.tie for p in part) < MIN_PAIRS:
             found.append({"share": share, "n_train": len(part), "undefined": f"fewer than {MIN_PAIRS} pairs"})
             continue
-        members = Members.fresh(
-            base, 1, rank=settings.lora_rank, top_layers=settings.lora_top_layers, seed=settings.seed, device=device,
-            keep_mb=settings.keep_mb,
-        )  # fmt: skip
+        members = Members.fresh(base, 1, settings, device)
         _fit_members(members, [part], alone, work / f"{share:g}", "curve", silent)
         figures = evaluate(RewardScorer(members, [0.0], 0.0), part, heldout)
         found.append(

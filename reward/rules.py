@@ -24,7 +24,7 @@ from reward import probe
 from reward.evaluation import auc, calibration, demand_apart, fit_temperature
 from reward.loss import rule_loss
 from reward.members import POOLING, Members
-from reward.scoring import PROBE, Item, check_probe, places_of, read_record
+from reward.scoring import PROBE, Item, check_probe, held_in, places_of, read_record
 from training.device import Device, find_device
 from training.loop import Schedule, fit
 from training.prefix import neighbours
@@ -66,7 +66,7 @@ class RuleScorer:
             ArtifactError: the folder is no rule reward model, or does not fit this base.
         """
         record = read_record(folder, "rules")
-        return cls.on(Members.load(places_of(folder, record), base, device), folder, record)
+        return cls.on(Members.load(places_of(folder, record), base, device, held_in(record)), folder, record)
 
     @classmethod
     def on(cls, members: Members, folder: Path, record: dict[str, Any]) -> "RuleScorer":
@@ -148,10 +148,7 @@ def train_rules(  # noqa: PLR0913 (inputs, outputs and settings of a stage)
     if why := why_not(examples[:n_train]):
         raise StageError(f"no rule reward model: {why}; {dropped} verdicts were dropped for their length")
     parts = _parts(examples, n_train, settings.rule_folds)
-    members = Members.fresh(
-        base, len(parts) + 1, rank=settings.lora_rank, top_layers=settings.lora_top_layers, seed=settings.seed,
-        device=device, keep_mb=settings.keep_mb,
-    )  # fmt: skip
+    members = Members.fresh(base, len(parts) + 1, settings, device)
     ids = [encode_question(members.tokenizer, e.prompt, e.completion, e.rule_text) for e in examples]
     log = _fit_parts(
         members,
@@ -269,7 +266,7 @@ def _fit_parts(
         mark = json.dumps([settings.model_dump(), about, name, [ids[i] for i in mine]], sort_keys=True)
         told = fit(
             members.parameters(name), len(mine), loss, schedules[k], work / name,
-            fingerprint=hashlib.sha256(mark.encode()).hexdigest(), progress=tell,
+            fingerprint=hashlib.sha256(mark.encode()).hexdigest(), memory=settings, progress=tell,
         )  # fmt: skip
         log += [{**row, "step": row["step"] + done, "member": k} for row in told]
     return log

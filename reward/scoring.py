@@ -14,6 +14,7 @@ from reward.ensemble import penalised
 from reward.members import POOLING, Members
 from training.device import Device
 from training.encode import encode
+from training.memory import Quantization
 from training.run import Progress, silent
 
 Item = tuple[list[dict[str, str]], str]
@@ -52,7 +53,7 @@ class RewardScorer:
             ArtifactError: the folder is no preference reward model of today's form, or does not fit this base.
         """
         record = read_record(folder, "reward")
-        return cls.on(Members.load(places_of(folder, record), base, device), folder, record)
+        return cls.on(Members.load(places_of(folder, record), base, device, held_in(record)), folder, record)
 
     @classmethod
     def on(cls, members: Members, folder: Path, record: dict[str, Any]) -> "RewardScorer":
@@ -112,6 +113,12 @@ def is_current(folder: Path) -> bool:
 def places_of(folder: Path, record: dict[str, Any]) -> dict[str, Path]:
     """Where the members lie that a reward model scores with."""
     return {name: folder / name for name in record["scored_by"]}
+
+
+def held_in(record: dict[str, Any]) -> Quantization:
+    """How the base was held when a reward model was trained, and has to be to score with it."""
+    found: Quantization = record["settings"].get("quantization", "none")
+    return found
 
 
 def check_probe(expected: Sequence[float], found: Sequence[float], folder: Path) -> None:

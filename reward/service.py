@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core.artifacts import verify_folder
-from core.errors import InvalidInput
+from core.errors import ArtifactError, InvalidInput
 from reward.members import Members
 from reward.models import RewardModel
 from reward.rules import RuleScorer
-from reward.scoring import Item, RewardScorer, places_of, read_record
+from reward.scoring import Item, RewardScorer, held_in, places_of, read_record
 from training.device import Device
 from training.encode import encode
 
@@ -102,12 +102,17 @@ class RewardService:
         record = read_record(folder, "reward")
         places = places_of(folder, record)
         if rules is None:
-            scorer = RewardScorer.on(Members.load(places, base, device), folder, record)
+            scorer = RewardScorer.on(Members.load(places, base, device, held_in(record)), folder, record)
             return cls(scorer, identity=preference.sha256)
         rules_folder = artifact_dir / rules.path
         rules_record = read_record(rules_folder, "rules")
         rules_places = places_of(rules_folder, rules_record)
-        members = Members.load({**places, **rules_places}, base, device)
+        if held_in(record) != held_in(rules_record):
+            raise ArtifactError(
+                f"the reward model in {folder} was trained on a base in {held_in(record)} and that of rules in"
+                f" {rules_folder} on one in {held_in(rules_record)}; they cannot share one in memory. Train both anew."
+            )
+        members = Members.load({**places, **rules_places}, base, device, held_in(record))
         return cls(
             RewardScorer.on(members.only(list(places)), folder, record),
             RuleScorer.on(members.only(list(rules_places)), rules_folder, rules_record),

@@ -2,30 +2,32 @@
 
 In: named parameters, the number of rows, and a function from row indices to a loss. Out: the parameters, changed in
 place, and a log with a line per step. Which rows a step takes hangs on seed and step alone, and nothing else is random, so
-a resumed run ends with the very weights of an unbroken one (on a CPU; a GPU's sums may differ in their last bits).
+a resumed run ends with the very weights of an unbroken one (on a CPU; a GPU's sums may differ in their last bits). Several
+ranks each take a part of a step's rows and add their gradients up, so they end as one does, up to the order of additions.
 It knows neither models nor datasets; device and dtype are the caller's.
 """
 
-import errno
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from core.artifacts import new_folder, write_json
 from core.errors import StageError
-from training.run import Progress, silent
+from core.settings import TrainingSettings
+from training import ranks
+from training.memory import make_optimizer, optimizer_tensors, restore_optimizer
+from training.run import Progress, clear_errors, silent
 
 WARMUP_FRAC = 0.1
 CLIP_NORM = 1.0
 STATE, NOTES = "state.safetensors", "loop.json"
 
 StepLoss = Callable[[list[int]], Any]
-"""The loss of a step, a scalar tensor, given the indices of its rows."""
+"""The loss of a step, a scalar tensor and a mean over its rows, given their indices."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ def fit(
     work: Path,
     *,
     fingerprint: str = "",
+    memory: TrainingSettings | None = None,
     progress: Progress = silent,
 ) -> list[dict[str, Any]]:
     """Train `parameters` in place and return the log: step, epoch, loss, grad_norm and learning_rate of each step.
@@ -74,6 +77,7 @@ def fit(
     Args:
         work: folder of checkpoints, kept between attempts; the newest is gone on from.
         fingerprint: what the run is about (data and settings); a checkpoint of another run is not used.
+        memory: which optimiser; plain AdamW by default.
 
     Raises:
         StageError: the loss or its gradient is not finite, memory or disk is full.
@@ -82,17 +86,16 @@ def fit(
 
     total = schedule.steps(n_rows)
     values = list(parameters.values())
-    optimiser = torch.optim.AdamW(values, lr=schedule.learning_rate, weight_decay=0.0)
-    with _clear_errors(work):
+    optimiser = make_optimizer(memory or TrainingSettings(), values, values[0].device, lr=schedule.learning_rate)
+    with clear_errors():
         step, log = _restore(work, parameters, optimiser, fingerprint)
         if log:
             progress(step / total, f"step {step}/{total}, loss {log[-1]['loss']:.3f}", log)
         while step < total:
             for group in optimiser.param_groups:
                 group["lr"] = schedule.rate(step, total)
-            loss = loss_of(schedule.rows(step, n_rows))
             optimiser.zero_grad(set_to_none=True)
-            loss.backward()
+            loss = _backward(loss_of, schedule.rows(step, n_rows), values)
             norm = torch.nn.utils.clip_grad_norm_(values, CLIP_NORM)
             told = {
                 "step": step + 1,
@@ -105,10 +108,27 @@ def fit(
             optimiser.step()
             step += 1
             log.append(told)
-            if step == total or step % schedule.save_steps == 0:
+            if (step == total or step % schedule.save_steps == 0) and ranks.is_main():
                 _save(work, parameters, optimiser, {"step": step, "log": log, "fingerprint": fingerprint})
             progress(step / total, f"step {step}/{total}, loss {told['loss']:.3f}", [told])
     return log
+
+
+def _backward(loss_of: StepLoss, rows: list[int], values: list[Any]) -> Any:
+    """Put the gradients of a step into `values`, and return its loss; each rank computes those of its own rows."""
+    import torch
+
+    mine = ranks.share(rows)
+    loss = loss_of(mine) * (len(mine) / len(rows)) if mine else torch.zeros((), device=values[0].device)
+    if mine:
+        loss.backward()
+    if ranks.count() > 1:
+        for value in values:
+            if value.grad is None:
+                value.grad = torch.zeros_like(value)
+        loss = loss.detach()
+        ranks.add_up([loss, *(value.grad for value in values)])
+    return loss
 
 
 def _demand_finite(told: Mapping[str, Any]) -> None:
@@ -123,10 +143,8 @@ def _demand_finite(told: Mapping[str, Any]) -> None:
 def _save(work: Path, parameters: Mapping[str, Any], optimiser: Any, notes: dict[str, Any]) -> None:
     from safetensors.torch import save_file
 
-    tensors = {f"value.{name}": p.detach().contiguous() for name, p in parameters.items()}
-    for name, p in parameters.items():
-        for part in ("exp_avg", "exp_avg_sq"):
-            tensors[f"{part}.{name}"] = optimiser.state[p][part]
+    tensors = {f"value/{name}": p.detach().contiguous() for name, p in parameters.items()}
+    tensors |= {f"adam/{name}": value for name, value in optimizer_tensors(optimiser, parameters).items()}
     with new_folder(work / f"step-{notes['step']:06d}") as folder:
         save_file(tensors, folder / STATE)
         write_json(folder / NOTES, notes)
@@ -146,47 +164,19 @@ def _restore(
         return 0, []
     notes = json.loads((found[-1] / NOTES).read_text(encoding="utf-8"))
     if notes["fingerprint"] != fingerprint:
-        for folder in found:
+        ranks.wait()  # until all have read it
+        for folder in found if ranks.is_main() else ():
             shutil.rmtree(folder)
         return 0, []
     tensors = load_file(found[-1] / STATE)
     for name, p in parameters.items():
         with torch.no_grad():
-            p.copy_(tensors[f"value.{name}"])
-        optimiser.state[p] = {
-            "step": torch.tensor(float(notes["step"])),
-            **{part: tensors[f"{part}.{name}"].to(p.device) for part in ("exp_avg", "exp_avg_sq")},
-        }
+            p.copy_(tensors[f"value/{name}"])
+    adam = {name.removeprefix("adam/"): value for name, value in tensors.items() if name.startswith("adam/")}
+    restore_optimizer(optimiser, parameters, adam)
     return notes["step"], notes["log"]
 
 
 def _checkpoints(work: Path) -> list[Path]:
     """Complete checkpoints, oldest first: a folder gets its name only when all is in it."""
     return sorted(work.glob("step-*"))
-
-
-@contextmanager
-def _clear_errors(work: Path) -> Iterator[None]:
-    """What a machine without room says, as something to act on."""
-    import torch
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise StageError(_no_memory(error)) from error
-    except RuntimeError as error:
-        if "can't allocate memory" in str(error) or "not enough memory" in str(error):
-            raise StageError(_no_memory(error)) from error
-        raise
-    except (OSError, SafetensorError) as error:
-        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-        raise StageError(
-            f"a checkpoint could not be written to {work}: {'the disk is full' if full else error}. Free some space there;"
-            " the run goes on from its last checkpoint when the cycle is reopened."
-        ) from error
-
-
-def _no_memory(error: BaseException) -> str:
-    first = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return f"out of memory ({first}); lower the stage's batch size or its longest length, or adapt fewer layers"

@@ -1,18 +1,22 @@
 """A training run's record: progress told while it runs, `run.json` beside what it makes."""
 
+import errno
 import math
 import platform
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
 from core.artifacts import write_json
-from core.errors import StageError
-from core.settings import RewardSettings, UpdateSettings
+from core.errors import DunnockError, StageError
+from core.settings import UpdateSettings
+from training import ranks
 from training.device import describe, find_dtype
 from training.energy import so_far
+from training.memory import trainer_arguments
 
 Row = Mapping[str, Any]
 """The figures of one step: `step`, counted from 1, and numbers by name, e.g. `loss`."""
@@ -29,10 +33,16 @@ class Progress(Protocol):
     def __call__(self, done_frac: float, note: str, rows: Sequence[Row] = (), /) -> None: ...
 
 
+NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "could not allocate", "bad_alloc")
+"""What allocators of torch, CUDA and others say; each in a type of error of its own."""
+
+NO_ROOM = ("No space left", "disk is full", "PytorchStreamWriter failed writing", "Disk quota exceeded")
+"""The same of files: the system, SQLite, torch's archives."""
+
 VERSIONED = ("torch", "transformers", "trl", "peft", "accelerate")
 
 
-def common_arguments(settings: RewardSettings | UpdateSettings, work: Path, device: Any) -> dict[str, Any]:
+def common_arguments(settings: UpdateSettings, work: Path, device: Any) -> dict[str, Any]:
     """What all our TRL trainers are told alike: one schedule, resumable checkpoints, no silent losses."""
     import torch
 
@@ -44,7 +54,7 @@ def common_arguments(settings: RewardSettings | UpdateSettings, work: Path, devi
         "lr_scheduler_type": "cosine",
         "warmup_steps": 0.1,  # a share of all steps
         "max_length": None,  # we drop long pairs ourselves, and count them
-        "gradient_checkpointing": False,
+        **trainer_arguments(settings, device),
         "bf16": find_dtype(device) is torch.bfloat16,
         "use_cpu": device.type == "cpu",
         "save_strategy": "steps",
@@ -55,6 +65,7 @@ def common_arguments(settings: RewardSettings | UpdateSettings, work: Path, devi
         "report_to": "none",
         "disable_tqdm": True,
         "seed": settings.seed,
+        "ddp_find_unused_parameters": False,
         "dataloader_pin_memory": device.type == "cuda",
     }
 
@@ -96,11 +107,44 @@ def write_run(folder: Path, stage: str, settings: dict[str, Any], device: Any, *
             **facts,
             **describe(device),
             "energy": so_far(),
+            "processes": ranks.count(),
             "code": code_revision(),
             "machine": f"{platform.machine()} {platform.system()}",
             "versions": {name: version(name) for name in VERSIONED},
         },
     )
+
+
+@contextmanager
+def clear_errors() -> Iterator[None]:
+    """What a machine without room says, as something to act on; all other errors stay what they are.
+
+    Raises:
+        StageError: memory or disk is full.
+    """
+    try:
+        yield
+    except DunnockError:
+        raise
+    except Exception as error:
+        told = str(error)
+        first = told.splitlines()[0] if told else type(error).__name__
+        number = getattr(error, "errno", None)
+        if isinstance(error, MemoryError) or number == errno.ENOMEM or _any_of(NO_MEMORY, told):
+            raise StageError(
+                f"out of memory ({first}); lower the stage's batch size or its longest length, adapt fewer layers, or turn"
+                " gradient checkpointing on"
+            ) from error
+        if number in (errno.ENOSPC, errno.EDQUOT) or _any_of(NO_ROOM, told):
+            raise StageError(
+                f"the disk is full ({first}). Free some space below DUNNOCK_VAR_DIR; the run goes on from its last"
+                " checkpoint when the cycle is reopened."
+            ) from error
+        raise
+
+
+def _any_of(words: Sequence[str], told: str) -> bool:
+    return any(word in told for word in words)
 
 
 def progress_callback(progress: Progress, row_of: Callable[[Row], Row | None]) -> Any:
@@ -110,7 +154,7 @@ def progress_callback(progress: Progress, row_of: Callable[[Row], Row | None]) -
         row_of: what is told of one of the trainer's log lines; None where it is none of a step.
 
     Raises (while training):
-        StageError: the loss is not finite; nothing is registered.
+        StageError: the loss or its gradient is not finite; nothing is registered.
     """
     from transformers import TrainerCallback
 
@@ -124,13 +168,14 @@ def progress_callback(progress: Progress, row_of: Callable[[Row], Row | None]) -
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
             if not logs or "loss" not in logs:
                 return
-            loss = float(logs["loss"])
-            if not math.isfinite(loss):
-                raise StageError(
-                    f"loss is {loss} at step {state.global_step}; the run is stopped and nothing is registered."
-                    " Lower the learning rate or look at the snapshot."
-                )
-            self.tell(state, f", loss {loss:.3f}")
+            for name in ("loss", "grad_norm"):
+                value = float(logs.get(name, 0.0))
+                if not math.isfinite(value):
+                    raise StageError(
+                        f"{name} is {value} at step {state.global_step}; the run is stopped and nothing is registered."
+                        " Lower the learning rate or look at the snapshot."
+                    )
+            self.tell(state, f", loss {float(logs['loss']):.3f}")
 
         def tell(self, state: Any, more: str) -> None:
             lines, self.told = state.log_history[self.told :], len(state.log_history)

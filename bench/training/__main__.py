@@ -2,6 +2,7 @@
 
     python -m bench.training [--parts limit reward dpo ppo ablation] [--data FILE] [--repeats 2] [--out FILE]
     python -m bench.training --add --parts cost --sizes 250 1000 4000        an hour or two
+    python -m bench.training --add --parts memory                             a quarter of an hour
     python -m bench.training --add --parts accuracy --data FILE --seeds 5    some hours
 
 Every measurement is a process of its own, one after the other, ours and theirs in turns. The pairs are those of `--data` (a
@@ -26,7 +27,7 @@ from bench.machine import ROOT
 from bench.tools import NotDone
 from bench.training import data
 from bench.training.figures import RATES, Figures, flatness, paired_difference
-from bench.training.ours import VARIANTS
+from bench.training.ours import MEMORY, VARIANTS
 from bench.training.work import Kind, Work
 from commands import processes
 from core.children import COMPUTE
@@ -35,7 +36,7 @@ from feedback.dataset import Preference
 from finetune.dpo import MIN_PAIRS
 
 RESULT = Path(__file__).parents[1] / "results" / "training.json"
-PARTS = ("limit", "reward", "dpo", "ppo", "ablation", "cost", "accuracy")
+PARTS = ("limit", "reward", "dpo", "ppo", "ablation", "memory", "cost", "accuracy")
 USUAL = ("limit", "reward", "dpo", "ppo", "ablation")
 ABLATED: dict[Kind, tuple[str, ...]] = {
     "reward": ("plain", "top_plain", "top_kept"),
@@ -67,7 +68,7 @@ class Bench:
             {
                 "base": Path(self.base).name, "pairs": options.pairs, "heldout": options.heldout,
                 "data": options.data.name if options.data else "seed prompts", "repeats": options.repeats, **settings,
-                "variants": VARIANTS,
+                "variants": VARIANTS, "memory_variants": MEMORY,
             },
             json.loads(options.out.read_text(encoding="utf-8")) if options.add else None,
         )  # fmt: skip
@@ -153,6 +154,19 @@ class Bench:
         self.figures.add("ablation", "dpo_environment", run)
         run = self.run(self.work("dpo", by="stock", variant="reference", environment="stage"), pairs)
         self.figures.add("ablation", "dpo_stock_best", run)
+
+    def memory(self) -> None:
+        """Peaks of memory, and rates, of what trades one for the other."""
+        half = max(self.options.pairs // 2, MIN_PAIRS)
+        pairs, pool = (self.pairs(n, self.options.heldout) for n in (half, PPO_POOL))
+        for kind in ABLATED:
+            peaks = {}
+            for variant in ("same", *MEMORY):
+                run = self.run(self.work(kind, variant=variant), pool if kind == "ppo" else pairs)
+                peaks[variant] = run["peak_mb"]
+                self.figures.add("memory", f"{kind}_{variant}", run)
+            over = {name: round(peak / peaks["same"], 3) for name, peak in peaks.items() if name != "same"}
+            self.figures.put(**{f"{kind}_peak_over_same": over})
 
     def cost(self) -> None:
         """Seconds per pair as the data grows."""

@@ -43,6 +43,13 @@ VARIANTS: dict[str, dict[str, str]] = {
 }
 """What each variant is; `same` is the comparison."""
 
+MEMORY: dict[str, dict[str, Any]] = {
+    "checkpointed": {"gradient_checkpointing": True},
+    "four_bits": {"quantization": "nf4"},
+    "eight_bits": {"optimizer": "adamw_8bit"},
+}
+"""Settings of variants that trade for memory, of every kind; else they are as `same`."""
+
 
 def train_reward(work: Work) -> dict[str, Any]:
     """A reward model; figures of its training and its accuracy on the held-out pairs."""
@@ -51,7 +58,7 @@ def train_reward(work: Work) -> dict[str, Any]:
     settings = RewardSettings() if work.variant == "product" else RewardSettings(
         members=1, lora_rank=work.lora_rank, lora_top_layers=_top(work), margin_per_step=0.0,
     )  # fmt: skip
-    settings = settings.model_copy(update=_shared(work))
+    settings = settings.model_copy(update=_shared(work) | MEMORY.get(work.variant, {}))
     pairs, heldout, out = work.pairs("train"), work.pairs("heldout"), _new(work, "reward")
     with _variant(work), clock() as timed:
         facts = train(
@@ -67,7 +74,7 @@ def train_dpo(work: Work) -> dict[str, Any]:
     from finetune.dpo import update_policy
 
     settings = UpdateSettings(label_smoothing=0.05, lora_rank=work.lora_rank, lora_top_layers=_top(work))
-    settings = settings.model_copy(update=_shared(work))
+    settings = settings.model_copy(update=_shared(work) | MEMORY.get(work.variant, {}))
     pairs, out = work.pairs("train"), _new(work, "dpo")
     with _variant(work), clock() as timed:
         facts = update_policy(pairs, Path(work.base), Path(work.folder) / "work", out, settings)
@@ -93,12 +100,13 @@ def train_ppo(work: Work) -> dict[str, Any]:
         kl_limit=0.0, value_top_layers=TOP_LAYERS if work.variant == "product" else 0, seed=work.seed,
         max_length_tokens=4 * work.max_length_tokens, save_steps=10**6,
     )  # fmt: skip
+    settings = settings.model_copy(update=MEMORY.get(work.variant, {}))
     if work.variant == "alone":
         n = work.prompts * work.samples_per_prompt
         settings = settings.model_copy(update={"prompts_per_step": n, "samples_per_prompt": 1})
     tokenizer = AutoTokenizer.from_pretrained(work.base)
     pairs = near_length(tokenizer, work.pairs("train"), settings.prompts_per_step)
-    judge = Members.fresh(Path(work.base), 1, rank=1, top_layers=0, seed=work.seed, device="auto")
+    judge = Members.fresh(Path(work.base), 1, RewardSettings(lora_rank=1, lora_top_layers=0, seed=work.seed), "auto")
 
     def score(rows: Sequence[Any]) -> list[float]:
         found: list[float] = judge.scores([[*row.prompt.ids, *row.ids] for row in rows])[0].tolist()
@@ -173,11 +181,11 @@ def _patches(work: Work) -> list[tuple[str, Any]]:
     return found
 
 
-def _reference_in_each_step(settings: UpdateSettings, rows: Sequence[dict[str, Any]]) -> Any:
+def _reference_in_each_step(settings: UpdateSettings, rows: Sequence[dict[str, Any]], *given: Any) -> Any:
     """Our trainer, with the reference's pass over a batch in each step, as the stock trainer makes it by default."""
     from finetune.weighted_dpo import trainer_class
 
-    class EachStep(trainer_class(settings, rows)):  # type: ignore[misc]
+    class EachStep(trainer_class(settings, rows, *given)):  # type: ignore[misc]
         def _precompute_ref_logps(self, dataset: Any, *_: Any, **__: Any) -> Any:
             self._skip_known_work()
             return dataset

@@ -15,6 +15,7 @@ from core.settings.stages import (
     PpoSettings,
     RewardSettings,
     SnapshotSettings,
+    TrainingSettings,
     UpdateSettings,
 )
 
@@ -36,6 +37,7 @@ __all__ = [
     "SnapshotSettings",
     "StageSettings",
     "TrackingSettings",
+    "TrainingSettings",
     "UpdateSettings",
     "get_settings",
 ]

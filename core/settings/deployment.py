@@ -50,6 +50,13 @@ class Settings(BaseSettings):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where models run; `auto` takes CUDA when there is one."
     )
+    launch: str = Field(
+        "",
+        description="How the stages `reward` and `update` start in several processes: a configuration of `accelerate launch`, by its name in `finetune/launch` (`cpu`, `ddp`, `fsdp`, `deepspeed`) or its path. Empty: one process. Not with `ppo`.",
+    )
+    launch_processes: int = Field(
+        0, ge=0, description="Processes of such a launch; 0: as many as its configuration says."
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Log level of all processes.")
 
     host: str = Field("127.0.0.1", description="Address the web process binds to.")
@@ -158,6 +165,10 @@ class Settings(BaseSettings):
                     f"DUNNOCK_PUBLIC_URL is {self.public_url!r}; production needs the https:// address that people open,"
                     " so that nobody's Host header gets into the links it sends."
                 )
+        if self.launch and self.update.method == "ppo":
+            raise SettingsError(
+                "DUNNOCK_UPDATE__METHOD=ppo trains in one process; leave DUNNOCK_LAUNCH empty, or use dpo, rloo or grpo."
+            )
         if self.public_url:
             self._check_public_url()
         if self.oidc.issuer:

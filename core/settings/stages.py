@@ -55,7 +55,24 @@ class SnapshotSettings(StageSettings):
     max_category_share: float = Field(0.5, gt=0, le=1, description="The same for one category of prompts; 1: no limit.")
 
 
-class RewardSettings(StageSettings):
+class TrainingSettings(StageSettings):
+    """What every stage that trains can trade for memory."""
+
+    quantization: Literal["none", "nf4"] = Field(
+        "none",
+        description="How the frozen base is held while training: `nf4` is QLoRA's four bits, for a base that does not fit otherwise; on a CPU it saves memory and no time.",
+    )
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = Field(
+        "adamw",
+        description="AdamW, with states of eight bits (bitsandbytes), or with those that move to the host's memory when a GPU's is full.",
+    )
+    gradient_checkpointing: bool = Field(
+        False,
+        description="Compute the activations of a block again in the backward pass and keep them no longer: less memory, about a third more time, the same result.",
+    )
+
+
+class RewardSettings(TrainingSettings):
     """The reward models: an ensemble of LoRA adapters with scalar heads that learns preferences, and one that learns rules."""
 
     members: int = Field(
@@ -111,12 +128,20 @@ class RewardSettings(StageSettings):
     )
 
 
-class UpdateSettings(StageSettings):
+class UpdateSettings(TrainingSettings):
     """The policy update: TRL's DPOTrainer and losses, weighted by pair, a fresh LoRA adapter on the frozen base."""
 
     method: Literal["dpo", "ppo", "rloo", "grpo"] = Field(
         "dpo",
         description="`dpo` learns from the snapshot's pairs by what follows here; `ppo`, `rloo` and `grpo` from the cycle's reward model, by the settings of `ppo`.",
+    )
+    adapter: Literal["fresh", "continued"] = Field(
+        "fresh",
+        description="`fresh` begins at the base and learns the whole snapshot anew, so rounds do not stack up what they got wrong; `continued` begins at the incumbent's adapter, whose rank and layers have to be the same. For every method.",
+    )
+    reference: Literal["base", "incumbent"] = Field(
+        "base",
+        description="What the policy is held to: the base, so that all rounds together stay within one distance of it; or, where it is continued, the incumbent, so that each round has a distance of its own.",
     )
     epochs: float = Field(2.0, gt=0, description="Passes over the training pairs.")
     learning_rate: float = Field(5e-4, gt=0, description="AdamW step size.")
@@ -180,10 +205,16 @@ class UpdateSettings(StageSettings):
             raise ValueError(f"microbatch_size {self.microbatch_size} is no divisor of batch_size {self.batch_size}")
         if self.wpo and self.loss == "hinge":
             raise ValueError("wpo cannot weight the hinge loss; take another loss, or wpo off")
+        if self.reference == "incumbent" and self.adapter == "fresh":
+            raise ValueError("reference=incumbent goes with adapter=continued: a fresh adapter begins as the base")
+        if self.extrapolation != 1 and self.adapter == "continued":
+            raise ValueError(
+                "extrapolation would scale what the incumbent had learnt before too; take adapter=fresh, or 1"
+            )
         return self
 
 
-class PpoSettings(StageSettings):
+class PpoSettings(TrainingSettings):
     """The policy update by PPO, where `DUNNOCK_UPDATE__METHOD=ppo`, and as far as they have such settings by RLOO and GRPO."""
 
     steps: int = Field(40, ge=1, description="Rounds of sampling completions and learning from them.")
@@ -210,7 +241,9 @@ class PpoSettings(StageSettings):
     whiten_advantages: bool = Field(True, description="Bring the advantages of a step to mean 0 and deviation 1.")
     clip: float = Field(0.2, gt=0, description="Clip of the policy's ratio.")
     value_clip: float = Field(0.2, gt=0, description="Clip of the value's change within a step.")
-    kl_coefficient: float = Field(0.05, ge=0, description="Weight of the KL to the base in the reward, to begin with.")
+    kl_coefficient: float = Field(
+        0.05, ge=0, description="Weight of the KL to the reference in the reward, to begin with."
+    )
     kl_target: float = Field(
         6.0, ge=0, description="KL in nats per completion that the weight is led to; 0: the weight stays."
     )
@@ -221,7 +254,7 @@ class PpoSettings(StageSettings):
         description="KL in nats per token from the policy that sampled, over which a step's epochs end; 0: never.",
     )
     kl_limit: float = Field(
-        30.0, ge=0, description="KL to the base in nats per completion over which the run ends as it is; 0: never."
+        30.0, ge=0, description="KL to the reference in nats per completion over which the run ends as it is; 0: never."
     )
     rollouts: Literal["auto", "engine", "trainer"] = Field(
         "auto",

@@ -1,4 +1,4 @@
-"""Policy, value model and reference on one frozen base: two LoRA adapters, and adapters off.
+"""Policy, value model and reference on one frozen base: two LoRA adapters, and adapters off (or a third, frozen one).
 
 What does not change is computed once. Completions that share a prompt go through the blocks with it once, and nothing is
 padded (`training.prefix`). Where an adapter sits on the upper blocks only, the base's states below it are kept for the
@@ -19,12 +19,14 @@ from torch import Tensor, nn
 from core.errors import StageError
 from core.settings import PpoSettings
 from finetune.ppo.rollouts import Rollout
+from finetune.start import IN_TRAINING, REFERENCE, Start
 from training.lora import first_block, lora_config
+from training.memory import recomputable, recomputed
 from training.prefix import Key, Packing, Plan
 from training.trunk import is_llama_shaped, run_blocks
 
 HEAD_ROWS = 128  # × a vocabulary of 49k in fp32 are 25 MB of logits
-POLICY, VALUE = "default", "value"  # PEFT saves the adapter "default" without a folder of its own
+POLICY, VALUE = IN_TRAINING, "value"  # PEFT saves the adapter "default" without a folder of its own
 SCALED = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
 
 
@@ -33,6 +35,7 @@ class LoraActorCritic:
 
     Args:
         model: a causal LM with its weights in place; it is frozen, and wrapped by PEFT.
+        start: where the policy begins, and what its reference is.
 
     Attributes:
         policy: trainable parameters of the policy, by name.
@@ -42,7 +45,7 @@ class LoraActorCritic:
         StageError: a model of another shape than Llama's, or one that changes its logits after the head.
     """
 
-    def __init__(self, model: Any, settings: PpoSettings) -> None:
+    def __init__(self, model: Any, settings: PpoSettings, start: Start | None = None) -> None:
         from peft import get_peft_model
         from peft.tuners.lora import LoraLayer
 
@@ -61,6 +64,11 @@ class LoraActorCritic:
         model.requires_grad_(False)
         self.peft = get_peft_model(model, policy, adapter_name=POLICY)
         self.peft.add_adapter(VALUE, value)
+        start = start or Start()
+        start.put_on(self.peft)
+        self.reference = REFERENCE if start.held_to_parent else None
+        self.first[REFERENCE] = self.first[POLICY]
+        self.recomputed = recomputable(model, settings.gradient_checkpointing)
         self.peft.eval()  # no dropout: the first ratio of a step must be 1
         self.base, self.decoder, self.layers = model, decoder, list(decoder.layers)
         self.temperature = settings.temperature
@@ -79,9 +87,9 @@ class LoraActorCritic:
     # --- what PPO asks
 
     def reference_logps(self, rows: Sequence[Rollout]) -> Tensor:
-        """log p of each token under the base, without gradients."""
+        """log p of each token under the reference, without gradients."""
         with torch.no_grad():
-            states = self._completion_states(rows, None)
+            states = self._completion_states(rows, self.reference)
             return self._token_logps(states, rows)[0]
 
     def policy_logps(self, rows: Sequence[Rollout], *, entropy: bool = False) -> tuple[Tensor, Tensor | None]:
@@ -162,10 +170,11 @@ class LoraActorCritic:
         """(R, P, H) through blocks first … last, with an adapter or none."""
         self._use(adapter)
         blocks = nn.ModuleList(self.layers[first:last])
-        found: Tensor = run_blocks(
-            self.decoder, blocks, self.decoder.forward, norm=norm, inputs_embeds=states, attention_mask=packing.mask,
-            position_ids=packing.positions, use_cache=False,
-        ).last_hidden_state  # fmt: skip
+        with recomputed(self.recomputed):
+            found: Tensor = run_blocks(
+                self.decoder, blocks, self.decoder.forward, norm=norm, inputs_embeds=states,
+                attention_mask=packing.mask, position_ids=packing.positions, use_cache=False,
+            ).last_hidden_state  # fmt: skip
         return found
 
     def _token_logps(

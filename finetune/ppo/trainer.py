@@ -5,7 +5,7 @@ arXiv:1909.08593, and the details of Huang et al. 2024, arXiv:2403.17031. What i
 alone, so a run that is taken up from a checkpoint goes on as if it had not been broken.
 
 The trainer knows neither transformers nor PEFT: it drives any models, sampler and score that keep to the protocols here
-and in `rollouts`. Not covered: several processes, gradient checkpointing.
+and in `rollouts`. Not covered: several processes.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ import math
 import random
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,6 +30,7 @@ from core.settings import PpoSettings
 from finetune.ppo.advantages import AdaptiveKl, explained_variance, gae, token_kl, token_rewards, whiten
 from finetune.ppo.loss import importance_weights, policy_loss, step_kl, value_loss
 from finetune.ppo.rollouts import Prompt, Rollout, Sampler
+from training.memory import make_optimizer, optimizer_tensors, restore_optimizer
 from training.run import Progress, last_checkpoint, silent
 
 Score = Callable[[Sequence[Rollout]], Sequence[float]]
@@ -94,8 +95,8 @@ class PpoTrainer:
         self.models, self.sampler, self.score, self.prompts = models, sampler, score, list(prompts)
         self.settings, self.work, self.progress = settings, work, progress
         self.optimizers = {
-            name: torch.optim.AdamW(list(getattr(models, name).values()), weight_decay=0.0)
-            for name in ("policy", "value")
+            name: make_optimizer(settings, parameters.values(), next(iter(parameters.values())).device)
+            for name, parameters in (("policy", models.policy), ("value", models.value))
         }
         self.kl = AdaptiveKl(settings.kl_coefficient, settings.kl_target, settings.kl_gain)
         self.log: list[dict[str, Any]] = []
@@ -114,7 +115,9 @@ class PpoTrainer:
             row = self.step()
             self.log.append(row)
             if self.settings.kl_limit and row["kl"] > self.settings.kl_limit:
-                self.stopped = f"the KL to the base, {row['kl']:.2f} nats, is over its limit {self.settings.kl_limit:g}"
+                self.stopped = (
+                    f"the KL to the reference, {row['kl']:.2f} nats, is over its limit {self.settings.kl_limit:g}"
+                )
             if len(self.log) % self.settings.save_steps == 0 or self.stopped:
                 self._save()
             told = f"step {len(self.log)}/{self.settings.steps}, reward {row['reward']:.3f}, KL {row['kl']:.2f}"
@@ -289,29 +292,25 @@ class PpoTrainer:
         tensors = load_file(Path(found) / "state.safetensors")
         for name, optimizer in self.optimizers.items():
             parameters = getattr(self.models, name)
-            if {f"{name}/{key}" for key in parameters} != {
-                key.rpartition("/")[0] for key in tensors if key.startswith(f"{name}/") and key.endswith("/weight")
-            }:
+            weights, adam = _below(tensors, f"{name}/weights/"), _below(tensors, f"{name}/adam/")
+            if parameters.keys() != weights.keys():
                 raise StageError(
                     f"{found} holds other parameters than this run trains; remove {self.work} to begin anew"
                 )
             for key, parameter in parameters.items():
                 with torch.no_grad():
-                    parameter.copy_(tensors[f"{name}/{key}/weight"])
-                moments = [k for k in tensors if k.startswith(f"{name}/{key}/adam.")]
-                optimizer.state[parameter] = {
-                    k.rpartition("adam.")[2]: tensors[k].to(_home(k, parameter)) for k in moments
-                }
+                    parameter.copy_(weights[key])
+            restore_optimizer(optimizer, parameters, adam)
         self.kl.beta, self.log, self.stopped = state["beta"], state["log"], state["stopped"]
         self.sampler.counts.update(state["counts"])
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Weights and Adam's moments by name."""
         for name, optimizer in self.optimizers.items():
-            for key, parameter in getattr(self.models, name).items():
-                yield f"{name}/{key}/weight", parameter.detach()
-                for part, value in optimizer.state[parameter].items():
-                    yield f"{name}/{key}/adam.{part}", value
+            parameters = getattr(self.models, name)
+            yield from ((f"{name}/weights/{key}", parameter.detach()) for key, parameter in parameters.items())
+            told = optimizer_tensors(optimizer, parameters)
+            yield from ((f"{name}/adam/{key}", value) for key, value in told.items())
 
 
 def prompts_of_step(n: int, settings: PpoSettings, step: int) -> list[int]:
@@ -350,9 +349,9 @@ def _check(row: dict[str, float], number: int) -> None:
         )
 
 
-def _home(key: str, parameter: Tensor) -> torch.device:
-    """Where Adam keeps a part of its state: the count of steps on the CPU."""
-    return torch.device("cpu") if key.endswith("adam.step") else parameter.device
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Those whose names begin so, by the rest of their names."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def _cut(items: Sequence[int], size: int) -> Iterator[list[int]]:

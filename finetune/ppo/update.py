@@ -1,7 +1,6 @@
 """The update stage by PPO: prompts of a snapshot and a reward model in, an adapter folder out.
 
-Registered as DPO's: the base with adapters off is the reference, the folder holds safetensors, PEFT's config and
-`run.json`. Resumable: a killed run goes on from its last checkpoint and ends with the weights of an unbroken one.
+Registered as DPO's: the reference is named (`finetune.start`), the folder holds safetensors, PEFT's config and `run.json`. Resumable: a killed run goes on from its last checkpoint and ends with the weights of an unbroken one.
 """
 
 import shutil
@@ -13,12 +12,14 @@ from typing import Any
 from core.errors import StageError
 from core.settings import PpoSettings
 from feedback.dataset import Preference
-from finetune.dpo import REFERENCE
 from finetune.ppo.model import LoraActorCritic
 from finetune.ppo.rollouts import Ask, EngineSampler, Prompt, Sampler, TrainerSampler
 from finetune.ppo.trainer import PpoTrainer, Score
+from finetune.start import Start
 from policy.client import EngineClient
-from training.device import Device, find_device, find_dtype
+from training import ranks
+from training.device import Device, find_device
+from training.memory import load_base
 from training.run import Progress, silent, write_run
 
 
@@ -45,6 +46,7 @@ def update_policy(  # noqa: PLR0913 (inputs, outputs and settings of a stage)
     settings: PpoSettings,
     *,
     engine: EngineRollouts | None = None,
+    start: Start | None = None,
     device: Device = "auto",
     facts: dict[str, Any] | None = None,
     progress: Progress = silent,
@@ -56,21 +58,29 @@ def update_policy(  # noqa: PLR0913 (inputs, outputs and settings of a stage)
         work: folder of checkpoints; kept between attempts, so that a killed run resumes.
         out: an existing empty folder that receives the adapter.
         engine: who samples; None: the model in training.
+        start: where it begins and what it is held to; by default the base.
         facts: what else the record says: hashes of the snapshot and of the reward model.
 
     Returns:
         Facts of the run: method, n_prompts, dropped_long, steps, stopped, reference, trainable parameters, log.
 
     Raises:
-        StageError: no usable prompt, a reward or loss that is no number, or a base that PPO does not take.
+        StageError: no usable prompt, a reward or loss that is no number, a base that PPO does not take, or several ranks.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
+    if ranks.count() > 1:
+        raise StageError(
+            f"PPO trains in one process, and DUNNOCK_LAUNCH started {ranks.count()}; leave it empty, or use"
+            " DUNNOCK_UPDATE__METHOD=dpo, rloo or grpo"
+        )
     tokenizer = AutoTokenizer.from_pretrained(base)
     prompts, dropped = encode_prompts(tokenizer, pairs, settings)
     target = find_device(device)
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=find_dtype(target)).to(target)
-    models = LoraActorCritic(model, settings)
+    start = start or Start()
+    work = start.work(work)
+    model = load_base(base, target, settings.quantization)
+    models = LoraActorCritic(model, settings, start)
     sampler = _sampler(models, model, tokenizer, settings, engine)
     trainer = PpoTrainer(models, sampler, score, prompts, settings, work=work, progress=progress)
     try:
@@ -90,7 +100,7 @@ def update_policy(  # noqa: PLR0913 (inputs, outputs and settings of a stage)
         "sampler_counts": {name: n for name, n in sampler.counts.items() if n},
         "trainable_parameters": sum(p.numel() for p in models.policy.values()),
         "value_parameters": sum(p.numel() for p in models.value.values()),
-        "reference": REFERENCE,
+        **start.facts(),
         "log": log,
     }
     write_run(out, "update", settings.model_dump(), target, **found)
@@ -101,8 +111,10 @@ def encode_prompts(tokenizer: Any, pairs: Sequence[Preference], settings: PpoSet
     """The distinct prompts of pairs that leave room for a whole completion, and how many do not.
 
     Raises:
-        StageError: none is left.
+        StageError: there is none, or none is left.
     """
+    if not pairs:
+        raise StageError("the snapshot has no pairs to train on, so there are no prompts; collect more judgments")
     distinct = list(dict.fromkeys(Prompt.encode(tokenizer, pair.prompt) for pair in pairs))
     kept = [p for p in distinct if len(p.ids) + settings.max_completion_tokens <= settings.max_length_tokens]
     if not kept:

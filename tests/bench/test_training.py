@@ -95,6 +95,16 @@ def test_gains_of_rewards_change_nothing_but_the_time(work: Work, tmp_path: Path
     assert variant(work, "reward", "product", tmp_path)["heldout_n"] == 4
 
 
+@pytest.mark.parametrize("kind", ["reward", "dpo", "ppo"])
+def test_what_trades_for_memory_trains_too(work: Work, tmp_path: Path, kind: str) -> None:
+    told = {name: variant(work, kind, name, tmp_path) for name in ("same", *ours.MEMORY)}
+    assert all(row["peak_mb"] > 0 for row in told.values())
+    if kind == "dpo":
+        margins = {name: row["heldout_margin"] for name, row in told.items()}
+        assert margins["checkpointed"] == pytest.approx(margins["same"], abs=1e-5)
+        assert margins["four_bits"] != pytest.approx(margins["same"], abs=1e-4)
+
+
 def test_ppo_without_shared_prompts_learns_the_same(work: Work, tmp_path: Path) -> None:
     found = {name: variant(work, "ppo", name, tmp_path) for name in ("same", "no_prefix", "generate", "alone")}
     assert found["no_prefix"]["completion_tokens"] == found["same"]["completion_tokens"]

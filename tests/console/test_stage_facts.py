@@ -13,13 +13,13 @@ RESULT: dict[str, Any] = {
     "method": "ppo", "n_prompts": 3, "dropped_long": 0, "steps": 2, "samples": 1280, "stopped": "", "sampler_counts": {},
     "policy_version": "v4", "log": [{"step": 1, "reward": -0.5, "kl": 0.0}, {"step": 2, "reward": 1.25, "kl": 4.5}],
 }  # fmt: skip
-LATE = "the KL to the base, 31.20 nats, is over its limit 30"
+LATE = "the KL to the reference, 31.20 nats, is over its limit 30"
 
 
 def test_facts_of_a_run_as_planned() -> None:
     assert stage_facts("update", RESULT) == [
         "PPO: learnt from 1\u202f280 completions of its own on 3 prompts, in 2 steps.",
-        "Mean reward -0.500 at the first step, 1.250 at the last, with a KL to the base of 4.50 nats per completion.",
+        "Mean reward -0.500 at the first step, 1.250 at the last, with a KL to the reference of 4.50 nats per completion.",
         "Made the candidate v4.",
     ]
 
@@ -36,7 +36,7 @@ def test_what_went_otherwise_is_told() -> None:
 def test_an_end_before_its_time_is_told_in_german(app: Flask) -> None:
     with app.test_request_context(headers={"Accept-Language": "de"}):
         told = " ".join(stage_facts("update", RESULT | {"stopped": LATE}))
-    assert "Vorzeitig beendet: die KL zur Basis, 31.20 Nats, liegt über ihrer Grenze 30." in told
+    assert "Vorzeitig beendet: die KL zur Referenz, 31.20 Nats, liegt über ihrer Grenze 30." in told
     assert "in 2 Schritten" in told
 
 

@@ -33,9 +33,9 @@ def test_only_a_killed_stage_is_tried_again(
     ask(database, settings, ["snapshot"])
     left = list(codes)
 
-    def child(_: Database, cycle_id: int, name: str, lease: HeldLease, log_path: Path) -> int:
+    def child(_: Database, command: list[str], cycle_id: int, lease: HeldLease, log_path: Path) -> int:
         code = left.pop(0)
-        record = StageRecord(database, cycle_id, name)
+        record = StageRecord(database, cycle_id, command[-1])
         if code == 0:
             with database.session() as session:
                 record.done(session, {}, 1.0)

@@ -207,7 +207,7 @@ def test_the_average_is_that_of_the_weights(base: Path, tmp_path: Path) -> None:
 
 
 def test_members_begin_as_one_function(base: Path) -> None:
-    members = Members.fresh(base, 3, rank=4, top_layers=1, seed=0, device="cpu")
+    members = Members.fresh(base, 3, RewardSettings(lora_rank=4, lora_top_layers=1), "cpu")
     rows = [encode_pair(members.tokenizer, p)["chosen_ids"] for p in toy(0, 5)]
     scores = members.scores(rows)
     assert torch.equal(scores[0], scores[1])
@@ -220,7 +220,7 @@ def test_heads_and_adapters_stay_fp32_on_a_base_of_bf16(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a GPU: steps that bf16 would lose are kept, and what is saved scores as what was trained."""
-    monkeypatch.setattr("reward.members.find_dtype", lambda device: torch.bfloat16)
+    monkeypatch.setattr("training.memory.find_dtype", lambda device: torch.bfloat16)
     settings = THREE.model_copy(update={"members": 2})
     facts = train_reward(
         clustered(toy(0, 40)), clustered(toy(100, 30)), base, tmp_path / "work", tmp_path, settings, device="cpu"

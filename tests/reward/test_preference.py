@@ -259,7 +259,7 @@ def test_a_batch_counts_as_its_parts_do(base: Path) -> None:
     from reward.members import Members
     from reward.preference import _encoded, _loss_of
 
-    members = Members.fresh(base, 1, rank=4, top_layers=1, seed=0, device="cpu")
+    members = Members.fresh(base, 1, SMALL, "cpu")
     pairs = [replace(p, weight=w, target=t, margin=3.0) for p, w, t in zip(
         toy(0, 8), (0.2, 1, 1, 2, 0.5, 1, 1, 1), (1, 0.5, 0.75, 1, 1, 0.5, 1, 0.6), strict=True
     )]  # fmt: skip
@@ -286,7 +286,7 @@ def test_adapters_move_and_the_base_does_not(base: Path, tmp_path: Path) -> None
     from reward.members import Members
     from reward.preference import _fit_members
 
-    members = Members.fresh(base, 2, rank=4, top_layers=1, seed=0, device="cpu")
+    members = Members.fresh(base, 2, SMALL, "cpu")
     before = {n: p.detach().clone() for n, p in members.model.named_parameters()}
     settings = SMALL.model_copy(update={"epochs": 1.0, "members": 2})
     _fit_members(members, [toy(0, 16), toy(16, 16)], settings, tmp_path, "", lambda *_: None)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
+from core.settings import RewardSettings
 from reward import probe
 from reward.members import Members
 from reward.preference import RewardScorer, encode_pair, train_reward
@@ -109,7 +110,7 @@ def test_a_feature_that_never_changes_weighs_nothing() -> None:
 
 
 def test_features_are_the_last_state_and_the_mean_of_all(base: Path) -> None:
-    members = Members.fresh(base, 2, rank=2, top_layers=1, seed=0, device="cpu")
+    members = Members.fresh(base, 2, RewardSettings(lora_rank=2, lora_top_layers=1), "cpu")
     rows = [[5, 6, 7, 8], [5, 6, 9], [11, 12, 13, 14, 15, 16]]
     found = members.features(rows)
     for k, row in enumerate(rows):

@@ -243,7 +243,7 @@ def test_a_run_ends_where_the_kl_is_over_its_limit(tmp_path: Path) -> None:
     log = made.run()
     assert 1 < len(log) < SETTINGS.steps
     assert log[-1]["kl"] > 0.4 >= log[-2]["kl"]
-    assert made.stopped.startswith("the KL to the base")
+    assert made.stopped.startswith("the KL to the reference")
     again = trainer(Tables(), tmp_path, kl_coefficient=0.0, kl_limit=0.4)
     assert again.run() == json.loads(json.dumps(log))  # it does not go on
     assert again.stopped == made.stopped
