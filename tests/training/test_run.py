@@ -67,9 +67,9 @@ def test_errors_of_ours_have_their_words_already() -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_what_is_no_number_stops_a_trainer_of_trls(name: str, value: float) -> None:
     class State:
-        global_step, max_steps = 3, 9
+        global_step, max_steps, log_history = 3, 9, ()
 
-    report: Any = progress_callback(lambda *_: None)
+    report: Any = progress_callback(lambda *_: None, dict)
     report.on_log(None, State, None, logs={"loss": 1.0, "grad_norm": 2.0})
     report.on_log(None, State, None, logs={"train_runtime": 4.0})
     with pytest.raises(StageError, match=f"{name} is {value} at step 3; .*nothing is registered"):
