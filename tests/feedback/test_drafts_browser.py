@@ -137,7 +137,9 @@ def test_who_is_signed_out_signs_in_in_another_tab_and_goes_on(
     assert (judgment.rating, judgment.note) == (4, "typed while signed out, and after")
 
 
-@pytest.mark.parametrize(("keys", "reason"), [(["s", "Enter"], "I cannot tell"), (["f", "text:It is cut off.", "Enter"], "It is cut off.")])
+@pytest.mark.parametrize(
+    ("keys", "reason"), [(["s", "Enter"], "I cannot tell"), (["f", "text:It is cut off.", "Enter"], "It is cut off.")]
+)
 def test_a_new_session_gives_a_task_back_without_a_reload(
     page: Page, database: Database, people: dict[str, Person], task: list[int], keys: list[str], reason: str
 ) -> None:
