@@ -41,11 +41,15 @@ def sample_round(session: Session, settings: Settings) -> tuple[int, str]:
         adapter_sha256="0" * 64, reference="base, adapters off",
     )  # fmt: skip
     held = rate(34, 40)
-    evaluation = {"accuracy": held["rate"], "n": 40, "low": held["low"], "high": held["high"], "length_only": 0.5}
+    clears_bar = held["low"] > 0.5
+    evaluation = {
+        "accuracy": held["rate"], "n": 40, "low": held["low"], "high": held["high"], "length_only": 0.5,
+        "clears_bar": clears_bar,
+    }  # fmt: skip
     session.add(
         RewardModel(
             cycle_id=cycle.id, snapshot_id=snapshot.id, path="rewards/sample", sha256="0" * 64,
-            evaluation=evaluation, clears_bar=held["low"] > 0.5,
+            evaluation=evaluation, clears_bar=clears_bar,
         )
     )  # fmt: skip
     report = _gate_report(version, base, settings.gate)
@@ -53,7 +57,10 @@ def sample_round(session: Session, settings: Settings) -> tuple[int, str]:
     session.flush()
     promote(session, version, actor="cycle", reason=f"cycle {cycle.id} passed the gate", once=f"cycle:{cycle.id}")
     for name, result in _results(version.name, evaluation, report.passed).items():
-        row = StageRun(cycle_id=cycle.id, name=name, state="done", progress=1.0, result=result, finished_at=utcnow())
+        row = StageRun(
+            cycle_id=cycle.id, name=name, state="done", progress=1.0, result=result, finished_at=utcnow(),
+            seconds=100.0, peak_mb=1000.0,
+        )  # fmt: skip
         session.add(row)
     finish_cycle(session, cycle.id, "promoted", f"{version.name} is active")
     return cycle.id, version.name
@@ -94,7 +101,7 @@ def _results(version: str, evaluation: dict[str, Any], passed: bool) -> dict[str
         "collect": {"completions": 200, "policy_version": "base"},
         "rate": {"judgments": 200},
         "snapshot": {"n_train": 160, "n_heldout": 40, "n_simulated": 200, "counts": {"from_choice": 200}},
-        "reward": {**evaluation, "clears_bar": True, "n_train": 160, "steps": 40, "log": losses(0.69, 0.3)},
+        "reward": {**evaluation, "n_train": 160, "steps": 40, "log": losses(0.69, 0.3)},
         "update": {"n_pairs": 160, "steps": 40, "loss": 1.0, "log": losses(2.5, 1.0), "policy_version": version},
         "gate": {"passed": passed, "failed": [], "policy_version": version},
         "promote": {"promoted": True, "policy_version": version},

@@ -9,7 +9,8 @@ from access.invitations import invite
 from access.keys import create_key
 from access.models import Person
 from core.messages import user
-from feedback.assignment.leases import claim_task
+from feedback.assignment.annotators import pause
+from feedback.assignment.leases import claim_task, next_assignment, skip
 from feedback.assignment.shown import load_shown
 from feedback.drafts import save_draft
 from feedback.judgments import submit_judgment
@@ -75,10 +76,14 @@ def sample_tasks(session: Session, people: dict[str, Person]) -> None:
     _disagreement(session, people)
 
 
-def sample_team(session: Session, people: dict[str, Person]) -> None:
-    """What the pages of people, rules and the log show: colleagues, a key, an invitation, a rule's second and third words."""
+def sample_team(session: Session, people: dict[str, Person]) -> str:
+    """What the pages of people, rules and the log show: colleagues, a key, an invitation, a rule's second and third words.
+
+    Returns:
+        The token of the invitation's link.
+    """
     lead = people["lead"]
-    invite(session, lead, "annotator", "For Eva, from the Tuesday shift", 7 * 24 * 3600)
+    _, token = invite(session, lead, "annotator", "For Eva, from the Tuesday shift", 7 * 24 * 3600)
     create_key(session, lead, "export at night", "chat feedback")
     change = Change(author_id=lead.id, login=lead.login, note="vaping came up twice last week; say it plainly")
     drugs = find_rule(session, "illegal_drugs")
@@ -88,6 +93,14 @@ def sample_team(session: Session, people: dict[str, Person]) -> None:
     repetition = find_rule(session, "repetition")
     retired = change.model_copy(update={"note": "the new base model does not do it any more"})
     retire_rule(session, "repetition", base=repetition.version, change=retired)
+    return token
+
+
+def sample_idle(session: Session, people: dict[str, Person]) -> None:
+    """Somebody who skipped all that there was, and somebody who is paused."""
+    while assignment := next_assignment(session, people["idle"].id, 24 * 3600):
+        skip(session, assignment.lease_token, people["idle"].id, "I cannot tell")
+    pause(session, people["paused"].id, people["lead"].login, "three of the last ten known answers were right")
 
 
 def _half_done(

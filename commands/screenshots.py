@@ -31,9 +31,10 @@ from access.models import Person
 from access.people import hash_password
 from commands import processes
 from commands.database import migrate
+from commands.demo_report import build_report, write_report
 from commands.sample_quality import sample_work
 from commands.sample_round import COMPLIES, sample_round
-from commands.sample_tasks import sample_tasks, sample_team
+from commands.sample_tasks import sample_idle, sample_tasks, sample_team
 from core.db import Database
 from core.errors import DunnockError, NotFound
 from core.messages import user
@@ -58,6 +59,7 @@ PEOPLE = {
     "annotator": ("annotator", "annotator"), "lead": ("lead", "lead"), "ranking": ("ana", "annotator"),
     "rating": ("ben", "annotator"), "rule_check": ("carla", "annotator"), "correction": ("dimitri", "annotator"),
     "probe": ("eva", "annotator"), "adjudication": ("farid", "reviewer"), "admin": ("admin", "admin"), "weak": ("gita", "annotator"),
+    "idle": ("hanna", "annotator"), "paused": ("ivan", "annotator"),
 }  # fmt: skip
 """Whose browsers are shot: login and role. Those named for a kind hold a task of it."""
 
@@ -71,6 +73,8 @@ class Scene:
     cycle_id: int
     version: str
     sample: bool
+    invitation: str
+    """The token of an open one; empty where none is shown."""
 
 
 def main() -> int:
@@ -105,10 +109,13 @@ def _scene(scratch: Path, here: bool) -> Iterator[Scene]:
         ensure_rules(session)
         cycle_id, version = _newest(session) if here else sample_round(session, settings)
         _live_task(session, version)
+        invitation = ""
         if not here:
             sample_work(session, people, settings)
             sample_tasks(session, people)
-            sample_team(session, people)
+            invitation = sample_team(session, people)
+            sample_idle(session, people)
+            write_report(settings.var_dir / "reports", build_report(session, cycle_id))
     environment = {
         "DUNNOCK_DATABASE_URL": settings.db_url, "DUNNOCK_VAR_DIR": str(settings.var_dir), "DUNNOCK_ENV": "development",
         "DUNNOCK_ENGINE_URL": settings.engine_url, "DUNNOCK_ENGINE_PORT": str(settings.engine_port),
@@ -125,7 +132,7 @@ def _scene(scratch: Path, here: bool) -> Iterator[Scene]:
         for child in children:
             ready = f"{url}/healthz" if child.name == "web" else processes.engine_health_url(settings)
             processes.wait_ready(child, ready, processes.ENGINE_START_S)
-        yield Scene(url, password, cycle_id, version, sample=not here)
+        yield Scene(url, password, cycle_id, version, sample=not here, invitation=invitation)
     finally:
         for child in children:
             child.stop()
@@ -212,6 +219,11 @@ def _sign_in(page: "Page", scene: Scene) -> None:
     page.goto("/sign-in")
 
 
+def _invitation(page: "Page", scene: Scene) -> None:
+    page.context.clear_cookies()
+    page.goto(f"/invitation/{scene.invitation}")
+
+
 def _task(page: "Page", scene: Scene) -> None:
     """The person's own task, once its keys work."""
     page.goto("/annotate")
@@ -262,6 +274,8 @@ SHOTS = {
     "adjudication": Shot("adjudication", _task),
     "phone": Shot("rule_check", _task, width=375, height=740, scheme="dark"),
     "care": Shot("annotator", _at("/annotate/care"), height=600),
+    "nothing": Shot("idle", _at("/annotate"), height=560),
+    "paused": Shot("paused", _at("/annotate"), height=400),
     "rules": Shot("lead", _at("/rules")),
     "rule-diff": Shot("lead", _at("/rules/illegal_drugs?from=1&to=2"), height=1000),
     "people": Shot("lead", _at("/people"), height=720),
@@ -282,6 +296,8 @@ SHOTS = {
     "reward": Shot("lead", _at("/rewards/1"), height=900),
     "person": Shot("lead", _at("/people/1"), height=800),
     "invitations": Shot("lead", _at("/invitations"), height=640),
+    "invitation": Shot("lead", _invitation, height=720),
+    "demo-report": Shot("lead", _at("/reports/demo"), height=1200),
     "keys": Shot("admin", _at("/keys"), height=480),
     "webhooks": Shot("lead", _at("/webhooks"), height=640),
     "webhook": Shot("lead", _at("/webhooks/1"), height=560),

@@ -162,12 +162,17 @@ def set_informative(session: Session, margins: Mapping[int, float], uniform_shar
     found: Counter[str] = Counter()
     waiting = select(Task).where(Task.id.in_(margins), Task.pool == "uniform", Task.state == "live", Task.taken == 0)
     for task in session.scalars(waiting.with_for_update()):
-        if shuffled(f"{task.source}:pool") >= uniform_share:
+        if not stays_uniform(task.source, uniform_share):
             task.pool, task.rank = "informative", -margins[task.id]
             task.why = f"rewards differ by {margins[task.id]:.2g} only"
         found[task.pool] += 1
     session.flush()
     return found
+
+
+def stays_uniform(source: str, uniform_share: float) -> bool:
+    """Whether a task of this source is of the even sample, whatever its margin: always the same for the same share."""
+    return shuffled(f"{source}:pool") < uniform_share
 
 
 def shuffled(source: str) -> float:

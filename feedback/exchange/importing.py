@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -23,22 +23,14 @@ from sqlalchemy.orm import Session
 from core.db import Database
 from core.errors import ImportRowError, InvalidInput
 from core.messages import conversation_hash
+from feedback.exchange.columns import MAX_FILE_BYTES, MAX_LINE_BYTES, long_row, parquet_rows
 from feedback.models import ImportedPair
 from feedback.prompts import add_completion, add_prompt
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 ROWS_PER_TRANSACTION = 500
 MAX_TEXT_CHARS = 100_000
-MAX_LINE_BYTES = 16 << 20  # several times the longest texts that a row may have
 MAX_JSON_BYTES = 256 << 20  # parsed at once
-MAX_FILE_BYTES = 4 << 30  # unpacked; a few megabytes of gzip can hold any number of zeros
-MAX_GROUP_BYTES = (
-    1 << 30
-)  # of a row group of a .parquet, unpacked: any part of it may be a single page, which is read at once
-BATCH_BYTES, BATCH_ROWS = 256 << 20, 1000
 MAX_MARGIN = 1e6  # NaN and infinity are refused with it
 
 
@@ -128,7 +120,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, Any]]:
         InvalidInput: the file is damaged, is larger than is taken, or is a .json that is no array.
     """
     if path.suffix == ".parquet":
-        yield from _parquet_rows(path)
+        yield from parquet_rows(path)
         return
     opener = gzip.open if path.suffix == ".gz" else open
     try:
@@ -138,7 +130,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, Any]]:
                 return
             for line, text in _lines(file, path):
                 if text is None:
-                    yield line, _long(line)
+                    yield line, long_row(line)
                 elif text.strip():
                     yield line, _json_or_error(line, text)
     except (OSError, EOFError, zlib.error, json.JSONDecodeError) as error:
@@ -179,57 +171,6 @@ def _lines(file: BinaryIO, path: Path) -> Iterator[tuple[int, bytes | None]]:
         if line == 1:
             text = text.removeprefix(codecs.BOM_UTF8)
         yield line, None if long else text
-
-
-def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        file = pq.ParquetFile(path)
-        groups = [file.metadata.row_group(n).total_byte_size for n in range(file.num_row_groups)]
-        _refuse_large(path, groups)
-        line, total = 0, 0
-        for n, group_bytes in enumerate(groups):
-            # Each row may hold a value that is stored once and as long as the whole group.
-            rows_at_once = max(1, min(BATCH_ROWS, BATCH_BYTES // max(1, group_bytes)))
-            for batch in file.iter_batches(rows_at_once, row_groups=[n]):
-                total += batch.nbytes
-                if total > MAX_FILE_BYTES:
-                    raise InvalidInput(
-                        f"{path} holds more than {MAX_FILE_BYTES >> 20} MiB (row {line + 1}); split it. What came before is"
-                        " imported"
-                    )
-                for row in _rows_of(batch):
-                    line += 1
-                    yield line, _long(line) if row is None else row
-    except (OSError, pa.ArrowException) as error:
-        raise InvalidInput(f"{path} cannot be read: {error}") from error
-
-
-def _refuse_large(path: Path, groups: list[int]) -> None:
-    """Raise InvalidInput where row groups of a .parquet, in bytes unpacked as the file says them, are more than is taken."""
-    if sum(groups) > MAX_FILE_BYTES:
-        raise InvalidInput(f"{path} holds more than {MAX_FILE_BYTES >> 20} MiB unpacked; split it")
-    if groups and max(groups) > MAX_GROUP_BYTES:
-        raise InvalidInput(
-            f"{path} has a row group of {max(groups) >> 20} MiB unpacked; write it with smaller ones (row_group_size), of"
-            f" {MAX_GROUP_BYTES >> 20} MiB at most"
-        )
-
-
-def _rows_of(batch: "pa.RecordBatch") -> Iterator[dict[str, Any] | None]:
-    """The rows of a batch, with None for one that is longer than a row may be, which is not made into texts."""
-    if batch.nbytes <= MAX_LINE_BYTES:
-        yield from batch.to_pylist()
-        return
-    for n in range(batch.num_rows):
-        row = batch.slice(n, 1)
-        yield None if row.nbytes > MAX_LINE_BYTES else row.to_pylist()[0]
-
-
-def _long(line: int) -> ImportRowError:
-    return ImportRowError(line, f"is longer than the {MAX_LINE_BYTES >> 20} MiB that a row may have")
 
 
 def _json_or_error(line: int, text: bytes) -> Any:

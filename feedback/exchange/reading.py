@@ -6,11 +6,12 @@ Files are .jsonl, .json (one array), both also .gz, .parquet, .arrow; folders ar
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from core.errors import ImportRowError, InvalidInput
+from feedback.exchange.columns import arrow_files, arrow_rows
 from feedback.exchange.importing import read_rows
 from feedback.exchange.rows import TaskRow, read_row
 
@@ -97,28 +98,7 @@ def _own(row: dict[str, Any], _: Wanted) -> tuple[dict[str, Any], list[str]]:
 
 def _rows(path: Path) -> Iterator[tuple[int, Any]]:
     if path.is_dir():
-        return _dataset_rows(path)
+        return arrow_rows(arrow_files(path))
     if not path.is_file():
         raise InvalidInput(f"{path} is not there; give a .jsonl, .json, .parquet or .arrow, or a folder of a dataset")
-    return _arrow_rows(path) if path.suffix == ".arrow" else read_rows(path)
-
-
-def _dataset_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    from datasets import DatasetDict, load_from_disk
-
-    try:
-        found = load_from_disk(str(path))
-    except (OSError, ValueError) as error:
-        raise InvalidInput(f"{path} is no dataset that was saved to disk: {error}") from error
-    parts = list(found.values()) if isinstance(found, DatasetDict) else [found]
-    return enumerate(chain.from_iterable(parts), start=1)
-
-
-def _arrow_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    import pyarrow as pa
-    from datasets import Dataset
-
-    try:
-        return enumerate(Dataset.from_file(str(path)), start=1)
-    except (OSError, pa.ArrowException) as error:
-        raise InvalidInput(f"{path} cannot be read: {error}") from error
+    return arrow_rows([path]) if path.suffix == ".arrow" else read_rows(path)

@@ -1,7 +1,7 @@
 // The frame of all task pages: keys, submit with the next task at hand, drafts, pop-ups. Kinds add what is their own.
 // The page works without it, as plain forms.
 
-import { call, refresh, token } from "./csrf.js";
+import { call, refresh, send, token } from "./csrf.js";
 import { Drafts, MAX_KEPT_ALIVE } from "./drafts.js";
 import { Marks } from "./marks.js";
 import correction from "./kinds/correction.js";
@@ -251,9 +251,11 @@ document.addEventListener("submit", (event) => {
   if (event.target === task?.form) {
     event.preventDefault();
     submit();
-  } else {
+  } else if (event.target.elements.csrf_token) {
+    event.preventDefault();
     task?.drafts.leave();
     task?.drafts.close();
+    send(event.target, event.submitter);
   }
 });
 document.addEventListener("click", async (event) => {

@@ -18,6 +18,17 @@ export function refresh(part) {
   for (const field of part.querySelectorAll('input[name="csrf_token"]')) field.value = token();
 }
 
+let sent = false;
+
+// Sends a form of the page, once, with the token of now. It goes as a plain form: the page that follows says what became of it.
+export async function send(form, submitter) {
+  if (sent) return;
+  sent = true;
+  await renewed().catch(() => false); // without a connection the browser says so
+  if (submitter?.name) form.append(Object.assign(document.createElement("input"), { type: "hidden", name: submitter.name, value: submitter.value }));
+  HTMLFormElement.prototype.submit.call(form);
+}
+
 async function renewed() {
   const answer = await fetch(document.getElementById("who").href, { headers: { Accept: "text/html" } });
   const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").querySelector(META);

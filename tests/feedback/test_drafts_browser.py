@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, Page, expect
 from access.models import Person
 from access.sessions import end_sessions
 from core.db import Database
-from feedback.models import Draft, Judgment
+from feedback.models import Assignment, Draft, Judgment
 from tests.browser import FLAGS, LiveServer, chromium
 from tests.feedback.test_browser import sign_in, stored, wait_for
 from tests.feedback.test_kinds_browser import make, press, said_of
@@ -135,3 +135,37 @@ def test_who_is_signed_out_signs_in_in_another_tab_and_goes_on(
     expect(page.get_by_text("Nothing to judge right now")).to_be_visible()
     (judgment,) = wait_for(database, Judgment, 1)
     assert (judgment.rating, judgment.note) == (4, "typed while signed out, and after")
+
+
+@pytest.mark.parametrize(
+    ("keys", "reason"), [(["s", "Enter"], "I cannot tell"), (["f", "text:It is cut off.", "Enter"], "It is cut off.")]
+)
+def test_a_new_session_gives_a_task_back_without_a_reload(
+    page: Page, database: Database, people: dict[str, Person], task: list[int], keys: list[str], reason: str
+) -> None:
+    """Nothing was typed before, so that no draft took up the new CSRF token."""
+    sign_in(page)
+    with database.session() as session:
+        end_sessions(session, people["annotator"].id)
+    other = page.context.new_page()
+    sign_in(other)
+    other.close()
+    press(page, keys)
+    expect(page.get_by_text("Nothing to judge right now")).to_be_visible()
+    (assignment,) = stored(database, Assignment)
+    assert assignment.state == "skipped"
+    assert reason in str(assignment.skip_reason)
+
+
+def test_another_language_is_chosen_in_a_new_session_too(
+    page: Page, database: Database, people: dict[str, Person], task: list[int]
+) -> None:
+    """Its button says which one."""
+    sign_in(page)
+    with database.session() as session:
+        end_sessions(session, people["annotator"].id)
+    other = page.context.new_page()
+    sign_in(other)
+    other.close()
+    page.get_by_role("button", name="Deutsch").click()
+    expect(page.locator("html")).to_have_attribute("lang", "de")

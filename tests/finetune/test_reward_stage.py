@@ -2,6 +2,8 @@
 
 import json
 import random
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,15 +14,19 @@ from core.artifacts import hash_folder
 from core.db import Database
 from core.errors import ArtifactError, StageError
 from core.settings import Settings
-from feedback.models import RuleVersion
+from feedback.models import RuleVersion, Task
 from feedback.rules.store import active_rules, ensure_rules
-from finetune.cycle import reopen_cycle, request_cycle, run_cycle
+from feedback.tasks import stays_uniform
+from finetune.context import StageContext
+from finetune.cycle import StageRecord, reopen_cycle, request_cycle, run_cycle
+from finetune.informative import rank_waiting
 from finetune.models import Cycle, StageRun
 from finetune.rewards import open_rewards, rule_weights
 from finetune.runner import in_this_process
 from policy.client import EngineClient
 from reward.members import POOLING
 from reward.models import RewardModel
+from reward.service import RewardService
 from tests.factories import NOUNS, make_pairwise_task, make_person, make_prompt, question
 from tests.feedback.quality.rows import checks, choose
 from tests.tiny import make_tiny_base
@@ -209,3 +215,38 @@ def test_severity_is_what_a_rule_weighs(database: Database, tiny: Settings) -> N
         assert [w.weight for w in found[:3]] == [2.0, 4.0, 6.0]
         assert [w.name for w in found] == [v.rule.slug for v in active_rules(session)]
         assert all(w.text for w in found)
+
+
+def test_no_waiting_pair_is_scored_twice(database: Database, tiny: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor one at all that stays in the even sample whatever its score."""
+    judge_pairs(database)
+    with database.session() as session:
+        waiting = [make_pairwise_task(session, a=f"Moss {i}.", b=f"Twigs {i}.").id for i in range(30)]
+    scored: list[int] = []
+    score = RewardService.score
+
+    def counted(service: RewardService, items: Sequence[Any]) -> list[float]:
+        scored.append(len(items))
+        return score(service, items)
+
+    monkeypatch.setattr(RewardService, "score", counted)
+    cycle = run(database, tiny)
+    with database.session() as session:
+        informative = select(Task.id).where(Task.id.in_(waiting), Task.pool == "informative")
+        ranked = len(session.scalars(informative).all())
+        assert 0 < ranked < 30
+        context = StageContext(database, tiny, NO_ENGINE, cycle.id, cast(StageRecord, None), {})
+    assert scored == [2 * ranked]
+    assert rank_waiting(context) == Counter(uniform=30 - ranked)
+    assert scored == [2 * ranked]
+    with database.session() as session:
+        new = make_pairwise_task(session, a="Moss.", b="Twigs.", source=chosen_source()).id
+    assert rank_waiting(context) == Counter(uniform=30 - ranked, informative=1)
+    assert scored == [2 * ranked, 2]
+    with database.read() as session:
+        assert session.get_one(Task, new).why.startswith("rewards differ by")
+
+
+def chosen_source() -> str:
+    """A source whose task is not of the even sample."""
+    return next(source for source in (f"new:{n}" for n in range(100)) if not stays_uniform(source, 0.9))

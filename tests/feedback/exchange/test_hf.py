@@ -81,6 +81,6 @@ def test_a_folder_that_is_no_dataset_is_told(tmp_path: Path) -> None:
         read_tasks(tmp_path, Wanted())
     (tmp_path / "x.arrow").write_text("no arrow")
     with pytest.raises(InvalidInput, match="cannot be read"):
-        read_tasks(tmp_path / "x.arrow", Wanted())
+        list(read_tasks(tmp_path / "x.arrow", Wanted()))
     with pytest.raises(InvalidInput, match="form"):
         read_tasks(tmp_path, Wanted(form="xml"))

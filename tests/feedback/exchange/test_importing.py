@@ -11,7 +11,7 @@ from sqlalchemy import func, select
 
 from core.db import Database
 from core.errors import ImportRowError, InvalidInput
-from feedback.exchange import importing
+from feedback.exchange import columns, importing
 from feedback.exchange.exporting import export_file
 from feedback.exchange.importing import import_file, parse_hh, read_pair
 from feedback.models import Completion, ImportedPair, Prompt
@@ -369,14 +369,14 @@ def test_a_parquet_row_that_is_too_long_is_reported_and_takes_no_memory(database
 def test_a_parquet_file_that_unpacks_to_more_than_is_taken_is_given_up(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(importing, "MAX_FILE_BYTES", 1 << 20)
+    monkeypatch.setattr(columns, "MAX_FILE_BYTES", 1 << 20)
     path = write_repeated(tmp_path / "said.parquet", "a" * (2 << 20), 1)  # by its own word
     with pytest.raises(InvalidInput, match="more than 1 MiB unpacked"):
         import_file(database, path)
     path = write_repeated(tmp_path / "repeated.parquet", "a" * 90_000, 200)
     with pytest.raises(InvalidInput, match=r"more than 1 MiB \(row"):
         import_file(database, path)
-    monkeypatch.setattr(importing, "MAX_GROUP_BYTES", 1 << 16)
+    monkeypatch.setattr(columns, "MAX_GROUP_BYTES", 1 << 16)
     with pytest.raises(InvalidInput, match="smaller ones"):
         import_file(database, path)
 
