@@ -11,6 +11,7 @@ import random
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
@@ -76,10 +77,17 @@ def patient(act: Callable[[], T]) -> T:
             time.sleep(0.05)
 
 
+def broken(what: threading.ExceptHookArgs) -> None:
+    """A person who meets what no client could mend ends the process, so that the test fails for what it is."""
+    traceback.print_exception(what.exc_type, what.exc_value, what.exc_traceback)
+    os._exit(1)
+
+
 def main() -> None:
     url, path, *people = sys.argv[1:]
     log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     db = Database(url)
+    threading.excepthook = broken
     threads = [threading.Thread(target=work, args=(db, int(number), log), daemon=True) for number in people]
     for thread in threads:
         thread.start()

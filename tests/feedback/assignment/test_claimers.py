@@ -113,8 +113,13 @@ def check(database: Database, log: Path) -> None:
         assert (row.state == "surplus") == judged.get(number, False)
     holding = Counter(row.task_id for row in assignments.values() if row.state in ("live", "done"))
     for task in tasks:
-        assert counted.get(task.id, 0) == task.done == task.required_n  # the queue came to its end
-        assert (task.taken, task.state) == (holding[task.id], "done")
+        given = [
+            (row.annotator_id, row.state, row.expires_at) for row in assignments.values() if row.task_id == task.id
+        ]
+        # the queue came to its end; own work that is shown again, and given back, is nobody else's
+        ended = "cancelled" if task.pool == "repeat" and not task.done else "done"
+        assert counted.get(task.id, 0) == task.done == (task.required_n if ended == "done" else 0), given
+        assert (task.taken, task.state) == (holding[task.id], ended)
 
 
 @pytest.mark.timeout(600)
