@@ -53,6 +53,7 @@ MEMORY: dict[str, dict[str, Any]] = {
 
 def train_reward(work: Work) -> dict[str, Any]:
     """A reward model; figures of its training and its accuracy on the held-out pairs."""
+    from reward.preference import TRAINING_SHARE
     from reward.preference import train_reward as train
 
     settings = RewardSettings() if work.variant == "product" else RewardSettings(
