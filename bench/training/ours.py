@@ -64,7 +64,7 @@ def train_reward(work: Work) -> dict[str, Any]:
     with _variant(work), clock() as timed:
         facts = train(
             pairs, heldout, Path(work.base), Path(work.folder) / "work", out, settings,
-            progress=lambda done, *_: timed.stop() if done == 1.0 else None,
+            progress=lambda done, *_: timed.stop() if done <= TRAINING_SHARE else None,
         )  # fmt: skip
     found = timed.told(facts["n_train"] * settings.epochs, "pairs")
     return found | held_out.of_reward(out, Path(work.base), heldout)
