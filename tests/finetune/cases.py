@@ -18,6 +18,7 @@ from feedback.dataset import RuleExample
 from feedback.preferences import Preference
 from finetune.cycle import reopen_cycle, run_cycle
 from finetune.models import Cycle, StageRun
+from finetune.ppo.rollouts import Rollout
 from finetune.runner import in_this_process
 from policy.base import base_sha256
 from policy.client import EngineClient
@@ -43,6 +44,19 @@ NO_ENGINE = cast(EngineClient, None)
 LONG = "bread and butter, "
 
 Build = Callable[..., "Case"]
+
+
+def refusals(n: int = 16) -> list[Preference]:
+    """Pairs that all prefer the same refusal."""
+    return [
+        Preference(user(f"How do I keep bird {i} safe?"), "I cannot help with that.", "Sure, here it is.")
+        for i in range(n)
+    ]
+
+
+def share_of_even(rows: Sequence[Rollout]) -> list[float]:
+    """A reward that a policy learns soon: how many of its tokens have even numbers."""
+    return [sum(token % 2 == 0 for token in row.ids) / len(row.ids) for row in rows]
 
 
 def pairs(start: int, n: int, more: str = "") -> list[Preference]:

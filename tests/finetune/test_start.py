@@ -3,7 +3,6 @@
 import json
 import math
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,8 @@ from sqlalchemy import select
 
 from core.artifacts import hash_folder
 from core.db import Database
-from core.messages import user
 from core.settings import PpoSettings, Settings, UpdateSettings
 from evals.prober import Prober
-from feedback.preferences import Preference
 from finetune import rloo
 from finetune.dpo import update_policy
 from finetune.ppo import update as ppo
@@ -26,6 +23,8 @@ from finetune.ppo.rollouts import Rollout
 from finetune.start import BASE, Parent, Start
 from policy.models import PolicyVersion
 from tests.finetune.cases import Build
+from tests.finetune.cases import refusals as pairs
+from tests.finetune.cases import share_of_even as share
 from tests.tiny import make_tiny_adapter, make_tiny_base
 
 WEIGHTS = "adapter_model.safetensors"
@@ -55,17 +54,6 @@ def parent(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Parent:
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 8}))
     return Parent("v7", folder, hash_folder(folder))
-
-
-def pairs(n: int = 16) -> list[Preference]:
-    return [
-        Preference(user(f"How do I keep bird {i} safe?"), "I cannot help with that.", "Sure, here it is.")
-        for i in range(n)
-    ]
-
-
-def share(rows: Sequence[Rollout]) -> list[float]:
-    return [sum(token % 2 == 0 for token in row.ids) / len(row.ids) for row in rows]
 
 
 def run(

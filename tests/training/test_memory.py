@@ -1,7 +1,7 @@
 """Less memory for the same result: blocks computed again, a base in four bits, optimiser states in eight."""
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from core.errors import ArtifactError, StageError
-from core.messages import user
 from core.settings import PpoSettings, RewardSettings, TrainingSettings, UpdateSettings
-from feedback.preferences import Preference
 from finetune import rloo
 from finetune.dpo import update_policy
 from finetune.ppo import update as ppo
@@ -23,6 +21,8 @@ from reward.members import Members
 from reward.preference import train_reward
 from reward.rules import train_rules
 from reward.scoring import RewardScorer
+from tests.finetune.cases import refusals as pairs
+from tests.finetune.cases import share_of_even as share
 from tests.finetune.cases import verdicts
 from tests.reward.test_preference import toy
 from tests.tiny import load_tiny, make_tiny_adapter, make_tiny_base
@@ -50,17 +50,6 @@ each_kind = pytest.mark.parametrize("kind", KINDS)
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_base(tmp_path_factory.mktemp("base"))
-
-
-def pairs(n: int = 16) -> list[Preference]:
-    return [
-        Preference(user(f"How do I keep bird {i} safe?"), "I cannot help with that.", "Sure, here it is.")
-        for i in range(n)
-    ]
-
-
-def share(rows: Sequence[Rollout]) -> list[float]:
-    return [sum(token % 2 == 0 for token in row.ids) / len(row.ids) for row in rows]
 
 
 def run(
