@@ -65,7 +65,7 @@ key: setup       ## make an API key (LOGIN=name, SCOPES="chat feedback")
 
 test: setup-dev  ## everything the tests need, then checks and tests
 	@$(MAKE) --no-print-directory check
-	@$(RUN) -m pytest -m "not slow"
+	@OMP_NUM_THREADS=1 $(RUN) -m pytest -m "not slow" -n logical --maxprocesses 4 --dist loadfile
 
 test-slow: setup-dev  ## tests with the real 135M model
 	@$(RUN) -m pytest -m slow
