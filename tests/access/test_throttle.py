@@ -103,6 +103,7 @@ def test_a_known_device_or_address_has_a_budget_of_its_own(db: Database, known: 
         device_cookie(SECRET, "ben"), device_cookie("another secret", "ana"), "x.y", ".", "é.é",
         device_cookie(SECRET, "ana")[1:],
     ],
+    ids=["of another", "by another secret", "of no shape", "empty", "no ASCII", "cut"],  # what is drawn must name no test
 )  # fmt: skip
 def test_marks_of_others_and_made_up_ones_count_as_none(database: Database, device: str) -> None:
     for n in range(100):
