@@ -27,7 +27,7 @@ from training import ranks
 from training.device import Device, find_device
 from training.encode import encode_completion, encode_prompt
 from training.lora import lora_config
-from training.memory import load_base
+from training.memory import Held, load_base
 from training.run import Progress, Row, common_arguments, last_checkpoint, progress_callback, silent, write_run
 
 MIN_PAIRS = 8
@@ -80,7 +80,7 @@ def update_policy(  # noqa: PLR0913 (inputs, outputs and settings of a stage)
     target = find_device(device)
     start = start or Start()
     work = start.work(work)
-    model = load_base(base, target, settings.quantization)
+    model = load_base(base, target, Held.by(settings))
     config = DPOConfig(
         **common_arguments(settings, work, target) | batch_arguments(settings.batch_size, settings.microbatch_size),
         **loss_arguments(settings, label_smoothing(settings, {})[0]),

@@ -27,7 +27,7 @@ from policy.base import base_model_path
 from policy.client import ChatReply, ChatRequest
 from policy.models import PolicyVersion
 from policy.versions import BASE_NAME
-from training.device import find_device, find_dtype
+from training.device import find_device, measuring_dtype
 from training.run import Progress, part_of, silent
 
 SHARE_CANDIDATE, SHARE_INCUMBENT, SHARE_LIKELIHOODS = 0.4, 0.8, 0.95  # of the stage's progress
@@ -114,7 +114,7 @@ def _likelihoods(
     """Likelihoods, held-out pairs that are raised, and held-out pairs that are short enough to be compared."""
     device = find_device(context.settings.device)
     adapter = None if candidate.adapter_path is None else context.artifact_dir / candidate.adapter_path
-    prober = Prober(base_model_path(context.settings), adapter, device, find_dtype(device))
+    prober = Prober(base_model_path(context.settings), adapter, device, measuring_dtype(device))
     likelihoods = measure(
         prober,
         [(user(a.prompt), a.completion) for a in mine if not a.harmful],

@@ -21,8 +21,9 @@ from finetune.ppo.trainer import Score, finite_scores, prompts_of_step
 from finetune.ppo.update import encode_prompts
 from finetune.start import Start
 from training.device import Device, find_device
+from training.fused import fuse
 from training.lora import lora_config
-from training.memory import keep_whole, load_base
+from training.memory import Held, keep_whole, load_base
 from training.run import Progress, Row, common_arguments, last_checkpoint, progress_callback, silent, write_run
 
 LOGGED = {
@@ -73,7 +74,7 @@ def update_policy(  # noqa: PLR0913 (inputs, outputs and settings of a stage)
     torch.manual_seed(settings.seed)
     start = start or Start()
     work = start.work(work)
-    model = load_base(base, target, settings.quantization)
+    model = load_base(base, target, Held.by(settings))
     trainer = trainer_class(
         model=model,
         reward_funcs=_reward(prompts, score, settings, tokenizer),
@@ -89,6 +90,7 @@ def update_policy(  # noqa: PLR0913 (inputs, outputs and settings of a stage)
     )
     start.put_on(trainer.model)
     keep_whole(trainer.model)
+    fuse(trainer.model)
     try:
         trainer.train(resume_from_checkpoint=last_checkpoint(work))
     except RuntimeError as error:

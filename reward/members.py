@@ -15,8 +15,9 @@ from typing import Any
 from core.errors import ArtifactError, StageError
 from core.settings import RewardSettings
 from training.device import Device, find_device
+from training.fused import fuse
 from training.lora import first_block, lora_config
-from training.memory import Quantization, load_base, recomputable, recomputed
+from training.memory import AS_USUAL, Held, load_base, recomputable, recomputed
 from training.prefix import Groups, neighbours
 from training.run import Progress, silent
 from training.trunk import share_trunk
@@ -50,6 +51,7 @@ class Members:
         self.model = model.eval()  # there is no dropout; only gradients make the difference
         self.tokenizer = tokenizer
         self.names = list(names)
+        fuse(model)
         self.trunk = share_trunk(model, first, keep_mb=keep_mb)
         self.decoder = model.get_base_model().base_model
         self.recomputed = recomputable(model.get_base_model(), checkpointing)
@@ -63,7 +65,7 @@ class Members:
         names = [f"member-{k}" for k in range(n)]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
-            model, tokenizer = _classifier(base, device, settings.quantization)  # its head is new, each member's a copy
+            model, tokenizer = _classifier(base, device, Held.by(settings))  # its head is new, each member's a copy
             first = first_block(model, settings.lora_top_layers)
             config = lora_config(
                 model, rank=settings.lora_rank, top_layers=settings.lora_top_layers, task="SEQ_CLS", save=["score"]
@@ -79,9 +81,7 @@ class Members:
         )
 
     @classmethod
-    def load(
-        cls, places: Mapping[str, Path], base: Path, device: Device = "auto", quantization: Quantization = "none"
-    ) -> "Members":
+    def load(cls, places: Mapping[str, Path], base: Path, device: Device = "auto", held: Held = AS_USUAL) -> "Members":
         """Members out of their folders, by name, all on one base, which is held as it was when they were trained.
 
         Raises:
@@ -89,7 +89,7 @@ class Members:
         """
         from peft import PeftConfig, PeftModel
 
-        model, tokenizer = _classifier(base, device, quantization)
+        model, tokenizer = _classifier(base, device, held)
         first = math.inf
         for k, (name, place) in enumerate(places.items()):
             try:
@@ -266,11 +266,11 @@ def _batches(order: list[int], ids: Sequence[list[int]]) -> list[list[int]]:
     return found
 
 
-def _classifier(base: Path, device: Device, quantization: Quantization) -> tuple[Any, Any]:
+def _classifier(base: Path, device: Device, held: Held) -> tuple[Any, Any]:
     import torch
     from transformers import AutoTokenizer
 
-    model = load_base(base, find_device(device), quantization, classifier=True)
+    model = load_base(base, find_device(device), held, classifier=True)
     width = 2 * model.config.hidden_size
     model.score = torch.nn.Linear(width, 1, device=model.device)  # fp32: small steps are lost in bf16
     tokenizer = AutoTokenizer.from_pretrained(base)

@@ -30,6 +30,7 @@ from training import ranks
 from training.device import Device, find_device
 from training.encode import encode_completion, encode_prompt
 from training.loop import Schedule, fit
+from training.memory import Held
 from training.run import Progress, Row, part_of, silent, write_run
 
 __all__ = ["RewardScorer", "check_reload", "encode_pair", "evaluate", "train_reward"]
@@ -100,7 +101,7 @@ def train_reward(  # noqa: PLR0913 (inputs, outputs and settings of a stage)
         write_average(out, members.names, AVERAGED)
         scored_by = [AVERAGED]
     averaged = scored_by != members.names
-    trained = Members.load({AVERAGED: out / AVERAGED}, base, device, settings.quantization) if averaged else members
+    trained = Members.load({AVERAGED: out / AVERAGED}, base, device, Held.by(settings)) if averaged else members
     offsets = _offsets(trained, kept)
     members.release()
     scorer = RewardScorer(trained, offsets, settings.sd_weight)

@@ -14,7 +14,7 @@ from reward.ensemble import penalised
 from reward.members import POOLING, Members
 from training.device import Device
 from training.encode import encode
-from training.memory import Quantization
+from training.memory import Held
 from training.run import Progress, silent
 
 Item = tuple[list[dict[str, str]], str]
@@ -115,10 +115,10 @@ def places_of(folder: Path, record: dict[str, Any]) -> dict[str, Path]:
     return {name: folder / name for name in record["scored_by"]}
 
 
-def held_in(record: dict[str, Any]) -> Quantization:
+def held_in(record: dict[str, Any]) -> Held:
     """How the base was held when a reward model was trained, and has to be to score with it."""
-    found: Quantization = record["settings"].get("quantization", "none")
-    return found
+    settings = record["settings"]
+    return Held(settings.get("quantization", "none"), settings.get("precision", "auto"))
 
 
 def check_probe(expected: Sequence[float], found: Sequence[float], folder: Path) -> None:

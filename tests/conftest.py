@@ -5,6 +5,10 @@
 CSRF checks are off in `app`; a test that wants them sets `app.config["WTF_CSRF_ENABLED"] = True`.
 """
 
+import os
+
+os.environ["ATEN_CPU_CAPABILITY"] = "avx2"  # models in fp32 on every CPU, before torch looks
+
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

@@ -5,10 +5,11 @@ walks the vocabulary several times for metrics. Measured here it took more than 
 This one projects only the positions that have a label. On a GPU TRL's own head already does that and stays.
 """
 
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
-POSITIONS = 1024
-"""Positions per chunk: 1024 × a vocabulary of 49k in fp32 are 200 MB of logits."""
+ROWS = 512
+"""Tokens whose logits are at hand at once: with a vocabulary of 49k, in fp32, 100 MB."""
 
 
 def score_labels_only(model: Any, *, sum_sq: bool = False) -> bool:
@@ -35,40 +36,101 @@ def score_labels_only(model: Any, *, sum_sq: bool = False) -> bool:
         hidden = base.base_model(*args, **kwargs).last_hidden_state[:, :-1]  # (B, T-1, H)
         target = labels[:, 1:]
         mask = target != -100
-        logps, top1, squares = label_logps(hidden[mask], target[mask], base.get_output_embeddings(), sum_sq=sum_sq)
-        empty = hidden.new_zeros(mask.shape, dtype=logps.dtype)
+        said = token_logps(hidden[mask], target[mask], base.get_output_embeddings(), top1=True, squares=sum_sq)
+        empty = hidden.new_zeros(mask.shape, dtype=said.logps.dtype)
         unknown = torch.full_like(empty, float("nan"))
         return FusedCausalLMOutput(
-            loss=-logps.mean(),
-            log_probs=empty.masked_scatter(mask, logps),
+            loss=-said.logps.mean(),
+            log_probs=empty.masked_scatter(mask, said.logps),
             entropy=unknown,
-            log_sum_sq_probs=None if squares is None else empty.masked_scatter(mask, squares),
+            log_sum_sq_probs=None if said.squares is None else empty.masked_scatter(mask, said.squares),
             mean_logits=unknown,
-            is_top1=torch.zeros_like(mask).masked_scatter(mask, top1),
+            is_top1=torch.zeros_like(mask).masked_scatter(mask, said.top1),
         )
 
     base.forward = forward
     return True
 
 
-def label_logps(hidden: Any, labels: Any, head: Any, *, sum_sq: bool = False) -> tuple[Any, Any, Any]:
-    """(M, H) states and (M,) token ids → what the head says of each.
+class Said(NamedTuple):
+    """What a head says of M tokens, each (M,); but for `logps` without gradients, and None where it was not asked for.
 
-    Returns:
-        (M,) log p(token) in nats; (M,) whether it was the likeliest; with `sum_sq`, (M,) log of the sum of all tokens'
-        squared probabilities, without gradients, else None.
+    Attributes:
+        logps: log p(token) in nats.
+        entropy: of the distribution before the token, in nats.
+        top1: whether it was the likeliest.
+        squares: log of the sum of all tokens' squared probabilities.
     """
-    import torch
 
-    logps, top1, squares = [], [], []
-    for states, ids in zip(hidden.split(POSITIONS), labels.split(POSITIONS), strict=True):
-        logits = head(states).float()
-        logps.append(-torch.nn.functional.cross_entropy(logits, ids, reduction="none"))
-        with torch.no_grad():
-            top1.append(logits.argmax(-1) == ids)
-            if sum_sq:
-                squares.append((2 * logits).logsumexp(-1) - 2 * logits.logsumexp(-1))
-    return torch.cat(logps), torch.cat(top1), torch.cat(squares) if sum_sq else None
+    logps: Any
+    entropy: Any = None
+    top1: Any = None
+    squares: Any = None
+
+
+def token_logps(
+    states: Any,
+    ids: Any,
+    head: Any,
+    temperature: float = 1.0,
+    *,
+    entropy: bool = False,
+    top1: bool = False,
+    squares: bool = False,
+) -> Said:
+    """What a frozen head says of tokens `ids`, (M,), after states, (M, H); more than log p only where it is asked for."""
+    asked = {"entropy": entropy, "top1": top1, "squares": squares}
+    told = _token_logps().apply(states, ids, head.weight, head.bias, temperature, asked)
+    return Said(
+        told[0], **{name: value for (name, wanted), value in zip(asked.items(), told[1:], strict=True) if wanted}
+    )
+
+
+@cache
+def _token_logps() -> Any:
+    import torch
+    from torch import nn
+
+    class TokenLogps(torch.autograd.Function):
+        """log softmax(W h / T)[id], its gradient taken in the forward pass, while the logits of a few rows are at hand.
+
+        The gradient of a token's log p by its state is (W[id] - sum over v of p(v) W[v]) / T: as many numbers as the state has,
+        where autograd would keep the softmax over the vocabulary, twice. The head is frozen and gets none.
+        """
+
+        @staticmethod
+        def forward(ctx: Any, states: Any, ids: Any, weight: Any, bias: Any, t: float, asked: dict[str, bool]) -> Any:
+            found: dict[str, list[Any]] = {name: [] for name in Said._fields}
+            gradients = []
+            for some, wanted in zip(states.split(ROWS), ids.split(ROWS), strict=True):
+                logits = nn.functional.linear(some.to(weight.dtype), weight, bias).float()
+                if t != 1.0:
+                    logits /= t
+                total, at = logits.logsumexp(-1, keepdim=True), wanted[:, None]
+                found["logps"].append((logits.gather(1, at) - total)[:, 0])
+                if asked["entropy"]:
+                    found["entropy"].append(total[:, 0] - ((logits - total).exp_() * logits).sum(-1))
+                if asked["top1"]:
+                    found["top1"].append(logits.argmax(-1) == wanted)
+                if asked["squares"]:
+                    found["squares"].append((2 * logits).logsumexp(-1) - 2 * total[:, 0])
+                if ctx.needs_input_grad[0]:
+                    shares = logits.sub_(total).exp_()
+                    shares.scatter_add_(1, at, torch.full_like(total, -1.0))
+                    gradients.append(shares.to(weight.dtype) @ weight / -t)
+            if gradients:
+                ctx.save_for_backward(torch.cat(gradients))
+            ctx.given = states.dtype
+            told = [torch.cat(parts) if parts else states.new_zeros(0) for parts in found.values()]
+            ctx.mark_non_differentiable(*told[1:])
+            return tuple(told)
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> Any:
+            (gradients,) = ctx.saved_tensors
+            return (grads[0][:, None].to(gradients.dtype) * gradients).to(ctx.given), None, None, None, None, None
+
+    return TokenLogps
 
 
 def _is_scaled(config: Any) -> bool:

@@ -7,13 +7,31 @@ Chen et al. 2016, arXiv:1604.06174. The first two are bitsandbytes', which runs 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from core.errors import StageError
 from core.settings import TrainingSettings
-from training.device import find_dtype
+from training.device import Precision, training_dtype
 
 Quantization = Literal["none", "nf4"]
+
+
+class Held(NamedTuple):
+    """How a frozen base is held in memory."""
+
+    quantization: Quantization = "none"
+    precision: Precision = "auto"
+
+    @classmethod
+    def by(cls, settings: TrainingSettings) -> "Held":
+        """As settings say."""
+        return cls(settings.quantization, settings.precision)
+
+    def __str__(self) -> str:
+        return self.precision if self.quantization == "none" else f"{self.quantization} ({self.precision})"
+
+
+AS_USUAL = Held()
 
 FOR_INFERENCE = "support_avx512bf16_for_cpu"
 """Where this is true, bitsandbytes lays weights out anew in the first pass without gradients, for a kernel in bf16 that has no
@@ -26,7 +44,7 @@ HEADS = ["lm_head", "score"]
 """Modules that stay whole where the rest is in four bits."""
 
 
-def load_base(base: Path, device: Any, quantization: Quantization = "none", *, classifier: bool = False) -> Any:
+def load_base(base: Path, device: Any, held: Held = AS_USUAL, *, classifier: bool = False) -> Any:
     """The base's weights on a device, as a causal LM, or with a new scalar head as a classifier.
 
     Raises:
@@ -35,14 +53,15 @@ def load_base(base: Path, device: Any, quantization: Quantization = "none", *, c
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     kind: Any = AutoModelForSequenceClassification if classifier else AutoModelForCausalLM
-    more: dict[str, Any] = {"dtype": find_dtype(device), **({"num_labels": 1} if classifier else {})}
-    if quantization == "none":
+    dtype = training_dtype(device, held.precision)
+    more: dict[str, Any] = {"dtype": dtype, **({"num_labels": 1} if classifier else {})}
+    if held.quantization == "none":
         return kind.from_pretrained(base, **more).to(device)
     from transformers import BitsAndBytesConfig
 
     config = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type=quantization, bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=find_dtype(device), llm_int8_skip_modules=HEADS,
+        load_in_4bit=True, bnb_4bit_quant_type=held.quantization, bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype, llm_int8_skip_modules=HEADS,
     )  # fmt: skip
     try:
         model = kind.from_pretrained(base, quantization_config=config, device_map={"": device}, **more)

@@ -2,20 +2,22 @@
 
 Sequences come in groups that share a prompt: the two sides of a pair, or a prompt with all the completions to be
 scored. A packed row is what all sequences share (the template and the system turn), then for each group what its members
-share (the prompt), and the rest of each member. Positions start again after a shared part, and a mask hides groups and
-rests from each other. Exact up to the order of float additions, and nothing is padded but the end of a packed row. For
+share (the prompt), and the rest of each member. Positions start again after a shared part, and groups and rests do not see
+each other: by a mask, or because attention goes piece by piece (`training.attention`). Exact up to the order of float additions, and nothing is padded but the end of a packed row. For
 pairs with 24 tokens shared by all, 22 more by a pair and rests of 8 it is a third of the plain batch's work.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 MAX_SHARE = 0.9
 """Packing must bring the tokens below this share of the plain batch, or it is not worth its gathers."""
 
 ROW_TOKENS = 384
-"""About how long packed rows get: each row repeats what all share, but attention grows with its square."""
+"""About how long packed rows get under a mask: each row repeats what all share, but attention grows with its square."""
 
 Key = tuple[int, ...]
 """The token ids of a sequence, without padding."""
@@ -42,6 +44,7 @@ class Plan:
     Args:
         keys: the sequences, N of them.
         groups: indices of the sequences of each group; every index once.
+        row_tokens: about how long packed rows get; without, `ROW_TOKENS`.
 
     Attributes:
         common: tokens that all sequences share from the start.
@@ -49,7 +52,7 @@ class Plan:
         width: P, the width of a packed row.
     """
 
-    def __init__(self, keys: Sequence[Key], groups: Groups) -> None:
+    def __init__(self, keys: Sequence[Key], groups: Groups, row_tokens: int | None = None) -> None:
         self.keys = keys
         self.common = _shared(keys)
         found = []
@@ -57,12 +60,46 @@ class Plan:
             shared = _shared([keys[i] for i in members])
             own = shared - self.common + sum(len(keys[i]) - shared for i in members)
             found.append(_Group(tuple(members), shared, own))
-        self.rows = _rows(found, max(1, ROW_TOKENS - self.common), self.common)
+        self.rows = _rows(found, max(1, (row_tokens or ROW_TOKENS) - self.common), self.common)
         self.width = self.common + max(sum(group.own for group in row) for row in self.rows)
 
     def worth_it(self, width: int) -> bool:
         """Whether packing saves enough over a plain batch of this padded width."""
         return len(self.rows) * self.width <= MAX_SHARE * len(self.keys) * width
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of a packed row whose tokens all follow on the same; of itself a token sees what stands before it.
+
+    Attributes:
+        length: in tokens.
+        follows: the lengths of the row's pieces that all its tokens see, by their index in the row.
+        padding: nobody sees it.
+    """
+
+    length: int
+    follows: dict[int, int]
+    padding: bool = False
+
+    @cached_property
+    def mask(self) -> Any:
+        """(length, tokens seen), on the CPU, true where a token is seen: of the pieces that it follows on, in order, then of itself."""
+        import torch
+
+        before = sum(self.follows.values())
+        return torch.ones(self.length, before + self.length, dtype=torch.bool).tril(before)
+
+    def bias(self, times: int) -> Any:
+        """The mask as what is added to scores, 0 or -inf, the same `times` below each other: of queries that look with one key."""
+        if times not in self._biases:
+            blank = (~self.mask).repeat(times, 1)
+            self._biases[times] = blank.float().masked_fill_(blank, float("-inf"))
+        return self._biases[times]
+
+    @cached_property
+    def _biases(self) -> dict[int, Any]:
+        return {}
 
 
 class Packing:
@@ -73,7 +110,7 @@ class Packing:
 
     Attributes:
         positions: (R, P) positions of the packed tokens.
-        mask: (R, 1, P, P), true where a token is seen.
+        pieces: of each row, from its start to its end.
     """
 
     def __init__(self, plan: Plan, width: int, device: Any) -> None:
@@ -81,29 +118,32 @@ class Packing:
 
         shape, common = (len(plan.rows), plan.width), plan.common
         self.source_row, self.source_column, self.positions = (torch.zeros(shape, dtype=torch.long) for _ in range(3))
-        self.mask = torch.eye(plan.width, dtype=torch.bool).repeat(len(plan.rows), 1, 1, 1)  # padding sees itself alone
         self.packed_row = torch.zeros(len(plan.keys), 1, dtype=torch.long)
         self.packed_column = torch.zeros(len(plan.keys), width, dtype=torch.long)
         self.packed_column[:, :common] = torch.arange(common)
+        self.pieces: list[list[Piece]] = []
         for r, row in enumerate(plan.rows):
             end = common + sum(group.own for group in row)
-            self.mask[r, 0, :end, :end] = torch.ones(end, end, dtype=torch.bool).tril()
+            self.pieces.append([])
+            beginning = self._piece(common, {})
             self._place(r, 0, row[0].members[0], 0, common)
             at = common
             for group in row:
                 begin, after = at, at + group.shared - common
                 self._place(r, begin, group.members[0], common, group.shared)
                 self.packed_row[list(group.members)] = r
+                prompt = self._piece(after - begin, beginning)
                 at = after
                 for i in group.members:
                     rest = len(plan.keys[i]) - group.shared
                     self._place(r, at, i, group.shared, group.shared + rest)
                     self.packed_column[i, common : group.shared] = torch.arange(begin, after)
                     self.packed_column[i, group.shared : group.shared + rest] = torch.arange(at, at + rest)
-                    self.mask[r, 0, at : at + rest, after:at] = False  # the members before
+                    self._piece(rest, prompt)
                     at += rest
-                self.mask[r, 0, begin:at, common:begin] = False  # the groups before
-        for name in ("source_row", "source_column", "positions", "mask", "packed_row", "packed_column"):
+            if plan.width > end:
+                self.pieces[-1].append(Piece(plan.width - end, {}, padding=True))
+        for name in ("source_row", "source_column", "positions", "packed_row", "packed_column"):
             setattr(self, name, getattr(self, name).to(device))
 
     def _place(self, row: int, at: int, source: int, first: int, last: int) -> None:
@@ -112,6 +152,35 @@ class Packing:
         self.source_row[row, at:end] = source
         self.source_column[row, at:end] = self.source_column.new_tensor(range(first, last))
         self.positions[row, at:end] = self.source_column[row, at:end]
+
+    def _piece(self, length: int, follows: dict[int, int]) -> dict[int, int]:
+        """Add a piece to the newest row, if it has tokens.
+
+        Args:
+            follows: the lengths of the pieces that it sees, by their index.
+
+        Returns:
+            The same with itself, for what follows on it.
+        """
+        if not length:
+            return follows
+        self.pieces[-1].append(Piece(length, follows))
+        return {**follows, len(self.pieces[-1]) - 1: length}
+
+    @cached_property
+    def mask(self) -> Any:
+        """(R, 1, P, P), true where a token is seen; padding sees itself alone."""
+        import torch
+
+        found = torch.eye(self.positions.shape[1], dtype=torch.bool).repeat(len(self.pieces), 1, 1, 1)
+        for r, row in enumerate(self.pieces):
+            ends = list(itertools.accumulate(piece.length for piece in row))
+            for piece, end in zip(row, ends, strict=True):
+                if not piece.padding:
+                    seen = [range(ends[i] - n, ends[i]) for i, n in piece.follows.items()]
+                    columns = [*itertools.chain(*seen), *range(end - piece.length, end)]
+                    found[r, 0, end - piece.length : end, columns] = piece.mask
+        return found.to(self.positions.device)
 
     def pack(self, states: Any) -> Any:
         """(N, T, …) → (R, P, …)."""
@@ -122,7 +191,9 @@ class Packing:
         return states[self.packed_row, self.packed_column]
 
 
-def find_packing(keys: Sequence[Key], width: int, device: Any, groups: Groups | None = None) -> Packing | None:
+def find_packing(
+    keys: Sequence[Key], width: int, device: Any, groups: Groups | None = None, row_tokens: int | None = None
+) -> Packing | None:
     """A packing of a batch where it saves enough, else None.
 
     Args:
@@ -131,7 +202,7 @@ def find_packing(keys: Sequence[Key], width: int, device: Any, groups: Groups | 
     half = len(keys) // 2
     if not keys or (groups is None and len(keys) % 2):
         return None
-    plan = Plan(keys, [(i, i + half) for i in range(half)] if groups is None else groups)
+    plan = Plan(keys, [(i, i + half) for i in range(half)] if groups is None else groups, row_tokens)
     return Packing(plan, width, device) if plan.worth_it(width) else None
 
 

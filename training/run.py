@@ -14,7 +14,7 @@ from core.artifacts import write_json
 from core.errors import DunnockError, StageError
 from core.settings import UpdateSettings
 from training import ranks
-from training.device import describe, find_dtype
+from training.device import describe, training_dtype
 from training.energy import so_far
 from training.memory import trainer_arguments
 
@@ -55,7 +55,7 @@ def common_arguments(settings: UpdateSettings, work: Path, device: Any) -> dict[
         "warmup_steps": 0.1,  # a share of all steps
         "max_length": None,  # we drop long pairs ourselves, and count them
         **trainer_arguments(settings, device),
-        "bf16": find_dtype(device) is torch.bfloat16,
+        "bf16": training_dtype(device, settings.precision) is torch.bfloat16,
         "use_cpu": device.type == "cpu",
         "save_strategy": "steps",
         "save_steps": settings.save_steps,
@@ -105,7 +105,7 @@ def write_run(folder: Path, stage: str, settings: dict[str, Any], device: Any, *
             "stage": stage,
             "settings": settings,
             **facts,
-            **describe(device),
+            **describe(device, settings.get("precision", "auto")),
             "energy": so_far(),
             "processes": ranks.count(),
             "code": code_revision(),

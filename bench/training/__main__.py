@@ -28,7 +28,7 @@ from bench.tools import NotDone
 from bench.training import data
 from bench.training.figures import RATES, Figures, flatness, paired_difference
 from bench.training.ours import MEMORY, VARIANTS
-from bench.training.work import Kind, Work
+from bench.training.work import Kind, Work, in_bf16
 from commands import processes
 from core.children import COMPUTE
 from core.settings import get_settings
@@ -39,9 +39,9 @@ RESULT = Path(__file__).parents[1] / "results" / "training.json"
 PARTS = ("limit", "reward", "dpo", "ppo", "ablation", "memory", "cost", "accuracy")
 USUAL = ("limit", "reward", "dpo", "ppo", "ablation")
 ABLATED: dict[Kind, tuple[str, ...]] = {
-    "reward": ("plain", "top_plain", "top_kept"),
-    "dpo": ("plain", "prefix", "head", "reference", "top_plain", "top_kept"),
-    "ppo": ("no_prefix", "generate", "alone"),
+    "reward": ("plain", "bf16", "fused", "prefix", "top_plain", "top_kept"),
+    "dpo": ("plain", "bf16", "fused", "prefix", "head", "reference", "top_plain", "top_kept"),
+    "ppo": ("whole", "unfused", "no_prefix", "generate", "alone"),
 }
 COUNTED_PAIRS = 16
 PPO_POOL = 400
@@ -94,7 +94,11 @@ class Bench:
         Raises:
             NotDone: the process failed; the message holds the end of what it said.
         """
-        print(f"· {work.kind} by {work.by}, {work.variant}, {len(pairs[0])} pairs", file=sys.stderr, flush=True)
+        print(
+            f"· {work.kind} by {work.by}, {work.variant}, {work.precision}, {len(pairs[0])} pairs",
+            file=sys.stderr,
+            flush=True,
+        )
         env = {**os.environ, "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
         if work.environment == "stage":
             env = COMPUTE | env
@@ -125,12 +129,17 @@ class Bench:
     def compare(self, kind: Kind) -> None:
         """Ours and the stock trainer in turns, who begins changing each time; then what a round really uses.
 
-        Ours runs in the environment that the stages of a round run in, the stock trainer in the plain one.
+        Ours runs in the environment that the stages of a round run in, the stock trainer in the plain one, in fp32 and, where
+        the processor multiplies that faster, also in bf16.
         """
+        whole, half = {"by": "stock", "precision": "float32"}, {"by": "stock", "precision": "bfloat16"}
+        named: list[tuple[str, dict[str, Any]]] = [("stock", whole), ("ours", {"by": "ours"})]
+        if in_bf16("auto"):
+            named.insert(1, ("stock_bf16", half))
         pairs = self.pairs(PPO_POOL if kind == "ppo" else self.options.pairs, self.options.heldout)
         for repeat in range(self.options.repeats):
-            for by in ("ours", "stock") if repeat % 2 else ("stock", "ours"):
-                self.figures.add(kind, by, self.run(self.work(kind, by=by), pairs))
+            for name, how in reversed(named) if repeat % 2 else named:
+                self.figures.add(kind, name, self.run(self.work(kind, **how), pairs))
         self.figures.add(kind, "product", self.run(self.work(kind, variant="product"), pairs))
 
     def ablation(self) -> None:
@@ -152,7 +161,9 @@ class Bench:
             self.figures.put(**{f"{kind}_rate_over_{whole}": gains})
         run = self.run(self.work("dpo", variant="environment", environment="plain"), pairs)
         self.figures.add("ablation", "dpo_environment", run)
-        run = self.run(self.work("dpo", by="stock", variant="reference", environment="stage"), pairs)
+        run = self.run(
+            self.work("dpo", by="stock", variant="reference", environment="stage"), pairs
+        )  # precision as ours
         self.figures.add("ablation", "dpo_stock_best", run)
 
     def memory(self) -> None:
@@ -186,7 +197,7 @@ class Bench:
             pairs = self.pairs(self.options.accuracy_pairs, self.options.accuracy_heldout, seed)
             roots.append([data.root_of(pair) for pair in pairs[1]])
             for by in ("ours", "stock") if seed % 2 else ("stock", "ours"):
-                run = self.run(self.work("reward", by=by, seed=seed), pairs)
+                run = self.run(self.work("reward", by=by, seed=seed, precision="auto"), pairs)
                 right[by].append(run["right"])
                 self.figures.add("accuracy_runs", by, run)
             self.figures.put(accuracy=paired_difference(right["ours"], right["stock"], roots))

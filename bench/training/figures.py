@@ -58,18 +58,24 @@ def summary(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def ratios(parts: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, float | None]:
-    """What the goals name; null for what was not measured.
+    """What the goals name, over the faster of the stock trainer's runs; null for what was not measured.
 
+    Names that end in `_fp32` are over its run in fp32, which is what it does where nobody tells it otherwise on older processors.
     `fraction_of_matmul_limit` is that of DPO: the operations of the matmuls that our run executes, by second, by the most that
     the machine does in nothing but matmuls (`limit`).
     """
     found: dict[str, float | None] = {}
     for kind, rate in RATES.items():
-        ours, stock = parts.get(kind, {}).get("ours"), parts.get(kind, {}).get("stock")
+        named = parts.get(kind, {})
+        ours, whole = named.get("ours"), named.get("stock")
+        stock = max(
+            (named[by] for by in ("stock", "stock_bf16") if by in named), key=lambda run: run[rate], default=None
+        )
         name = "ppo_samples_per_s_vs_trl112" if kind == "ppo" else f"{kind}_{rate}_vs_trl"
         found[name] = _round(ours[rate] / stock[rate]) if ours and stock else None
         memory = f"{kind}_peak_memory_vs_trl{'112' if kind == 'ppo' else ''}"
         found[memory] = _round(ours["peak_mb"] / stock["peak_mb"]) if ours and stock else None
+        found[f"{name}_fp32"] = _round(ours[rate] / whole[rate]) if ours and whole else None
     limit, flops = (parts.get("limit", {}).get(name) for name in ("matmul", "flops"))
     for kind, name in (("reward", "reward_fraction_of_matmul_limit"), ("dpo", "fraction_of_matmul_limit")):
         ours = parts.get(kind, {}).get("ours")

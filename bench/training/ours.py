@@ -18,15 +18,20 @@ VARIANTS: dict[str, dict[str, str]] = {
     "reward": {
         "same": "one member, LoRA on all layers: what the stock trainer does",
         "product": "the settings of a round: four members of rank 8 on the last 10 layers",
-        "plain": "as `same`, without going once through the blocks with what both sides of a pair and all pairs begin with",
+        "plain": "our loop with nothing saved: in fp32, by PEFT's layers, every sequence on its own",
+        "bf16": "plain, and the base in bf16 where the processor multiplies it faster",
+        "fused": "plain, and LoRA layers and norms of one step of autograd each",
+        "prefix": "plain, and what both sides of a pair and all pairs begin with goes through the blocks once, attention piece by piece",
         "top_plain": "as `same`, on the last 10 layers, the frozen ones computed each time",
         "top_kept": "the same, states below the adapters kept",
     },
     "dpo": {
         "same": "LoRA on all layers: what the stock trainer does",
         "product": "the settings of a round: as `same`, for two epochs",
-        "plain": "our loop with nothing saved: reference in each step, logits of every position",
-        "prefix": "plain, and what both sides of a pair and all pairs begin with goes through the blocks once",
+        "plain": "our loop with nothing saved: in fp32, by PEFT's layers, every sequence on its own, reference in each step, logits of every position",
+        "bf16": "plain, and the base in bf16 where the processor multiplies it faster",
+        "fused": "plain, and LoRA layers and norms of one step of autograd each",
+        "prefix": "plain, and what both sides of a pair and all pairs begin with goes through the blocks once, attention piece by piece",
         "head": "plain, and logits of completion tokens only",
         "reference": "plain, and the reference computed once, before training, in larger batches",
         "top_plain": "as `same`, on the last 10 layers, the frozen ones computed each time",
@@ -36,12 +41,17 @@ VARIANTS: dict[str, dict[str, str]] = {
     "ppo": {
         "same": "LoRA of policy and value model on all layers, as the stock trainer has it",
         "product": "the same with the value model on the last 10 layers, states below kept",
+        "whole": "as `same`, in fp32",
+        "unfused": "as `same`, by PEFT's layers and transformers' norms",
         "no_prefix": "as `same`, every completion read with a prompt of its own",
         "generate": "as `same`, completions sampled by transformers' `generate`",
         "alone": "as `same`, one completion for each of as many prompts: less to share",
     },
 }
 """What each variant is; `same` is the comparison."""
+
+ALONE = ("plain", "bf16", "fused", "prefix", "head", "reference")
+"""`plain`, and each gain alone over it."""
 
 MEMORY: dict[str, dict[str, Any]] = {
     "checkpointed": {"gradient_checkpointing": True},
@@ -59,7 +69,7 @@ def train_reward(work: Work) -> dict[str, Any]:
     settings = RewardSettings() if work.variant == "product" else RewardSettings(
         members=1, lora_rank=work.lora_rank, lora_top_layers=_top(work), margin_per_step=0.0,
     )  # fmt: skip
-    settings = settings.model_copy(update=_shared(work) | MEMORY.get(work.variant, {}))
+    settings = settings.model_copy(update=_shared(work) | _held(work))
     pairs, heldout, out = work.pairs("train"), work.pairs("heldout"), _new(work, "reward")
     with _variant(work), clock() as timed:
         facts = train(
@@ -75,7 +85,7 @@ def train_dpo(work: Work) -> dict[str, Any]:
     from finetune.dpo import update_policy
 
     settings = UpdateSettings(label_smoothing=0.05, lora_rank=work.lora_rank, lora_top_layers=_top(work))
-    settings = settings.model_copy(update=_shared(work) | MEMORY.get(work.variant, {}))
+    settings = settings.model_copy(update=_shared(work) | _held(work))
     pairs, out = work.pairs("train"), _new(work, "dpo")
     with _variant(work), clock() as timed:
         facts = update_policy(pairs, Path(work.base), Path(work.folder) / "work", out, settings)
@@ -101,7 +111,7 @@ def train_ppo(work: Work) -> dict[str, Any]:
         kl_limit=0.0, value_top_layers=TOP_LAYERS if work.variant == "product" else 0, seed=work.seed,
         max_length_tokens=4 * work.max_length_tokens, save_steps=10**6,
     )  # fmt: skip
-    settings = settings.model_copy(update=MEMORY.get(work.variant, {}))
+    settings = settings.model_copy(update=_held(work))
     if work.variant == "alone":
         n = work.prompts * work.samples_per_prompt
         settings = settings.model_copy(update={"prompts_per_step": n, "samples_per_prompt": 1})
@@ -138,6 +148,12 @@ def _shared(work: Work) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _held(work: Work) -> dict[str, Any]:
+    """In what the base is held: as on this machine, but where a variant leaves that gain out or trades it."""
+    whole = work.variant in (*ALONE, "whole") and work.variant != "bf16"
+    return {"precision": "float32" if whole else work.precision} | MEMORY.get(work.variant, {})
+
+
 def _top(work: Work) -> int:
     return TOP_LAYERS if work.variant.startswith("top_") else 0
 
@@ -167,11 +183,14 @@ def _patches(work: Work) -> list[tuple[str, Any]]:
     if name == "generate":
         return [("finetune.ppo.update._sampler", _generating)]
     found: list[tuple[str, Any]] = []
-    if name in ("plain", "head", "reference"):
+    if name == "unfused" or (name in ALONE and name != "fused"):
+        place = {"reward": "reward.members", "dpo": "finetune.weighted_dpo", "ppo": "finetune.ppo.model"}[kind]
+        found.append((f"{place}.fuse", lambda _: None))
+    if name in ALONE and name != "prefix":
         found.append(("training.trunk.find_packing", lambda *_: None))
-    if kind == "dpo" and name in ("plain", "prefix", "reference"):
+    if kind == "dpo" and name in ALONE and name != "head":
         found.append(("finetune.weighted_dpo.score_labels_only", lambda *_, **__: False))
-    if kind == "dpo" and name in ("plain", "prefix", "head"):
+    if kind == "dpo" and name in ALONE and name != "reference":
         found.append(("finetune.dpo.trainer_class", _reference_in_each_step))
     if name == "top_plain":
         from training.trunk import share_trunk
@@ -200,7 +219,7 @@ def _reference_in_each_step(settings: UpdateSettings, rows: Sequence[dict[str, A
     return EachStep
 
 
-def _plan_without_sharing(keys: Any, groups: Any) -> Any:
+def _plan_without_sharing(keys: Any, groups: Any, row_tokens: Any = None) -> Any:
     """A row of its own for each sequence."""
     from training import prefix
 

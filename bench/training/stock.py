@@ -1,6 +1,6 @@
-"""TRL's stock trainers at the same work: same base, pairs, LoRA, schedule and batches, in fp32 and without checkpointing.
+"""TRL's stock trainers at the same work: same base, pairs, LoRA, schedule and batches, without checkpointing.
 
-Their defaults that would only slow them on a CPU are off: bf16, gradient checkpointing, saving. The PPO trainer is that of the
+Their defaults that would only slow them on a CPU are off: gradient checkpointing and saving; bf16 is measured on and off. The PPO trainer is that of the
 last TRL that had one, which the child finds first on its path.
 """
 
@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 from bench.training import held_out
 from bench.training.data import near_length
-from bench.training.work import Work, clock
+from bench.training.work import Work, clock, in_bf16
 from core.settings import RewardSettings, UpdateSettings
 
 SCORED_TOGETHER = 16
@@ -175,7 +175,7 @@ def _arguments(work: Work) -> dict[str, Any]:
 
 def _common(work: Work) -> dict[str, Any]:
     return {
-        "output_dir": str(Path(work.folder) / "work"), "use_cpu": True, "bf16": False, "gradient_checkpointing": False,
+        "output_dir": str(Path(work.folder) / "work"), "use_cpu": True, "bf16": in_bf16(work.precision), "gradient_checkpointing": False,
         "save_strategy": "no", "report_to": "none", "disable_tqdm": True, "seed": work.seed,
         "dataloader_pin_memory": False,
     }  # fmt: skip

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from unittest.mock import patch
 
 from feedback.dataset import Preference
+from training.device import Precision, training_dtype
 
 Kind = Literal["reward", "dpo", "ppo", "limit", "flops"]
 
@@ -48,7 +49,9 @@ class Work:
     new_tokens: int = 48
     ppo_epochs: int = 4
     minibatch_size: int = 16
-    microbatch_size: int = 8
+    microbatch_size: int = 16
+    precision: Precision = "auto"
+    """Of the base's products; the stock trainers keep their weights in fp32 and multiply under autocast."""
 
     @classmethod
     def read(cls, path: Path) -> "Work":
@@ -63,6 +66,13 @@ class Work:
         """The pairs of "train" or "heldout"."""
         with (Path(self.folder) / f"{split}.jsonl").open(encoding="utf-8") as lines:
             return [Preference(**json.loads(line)) for line in lines]
+
+
+def in_bf16(precision: Precision) -> bool:
+    """Whether trainings on this machine's processor multiply in bf16."""
+    import torch
+
+    return training_dtype(torch.device("cpu"), precision) is torch.bfloat16
 
 
 @dataclass

@@ -20,12 +20,14 @@ from core.errors import StageError
 from core.settings import PpoSettings
 from finetune.ppo.rollouts import Rollout
 from finetune.start import IN_TRAINING, REFERENCE, Start
+from training.attention import ROW_TOKENS, attend_in_pieces, of_packing
+from training.fused import fuse
+from training.head import Said, token_logps
 from training.lora import first_block, lora_config
 from training.memory import recomputable, recomputed
 from training.prefix import Key, Packing, Plan
 from training.trunk import is_llama_shaped, run_blocks
 
-HEAD_ROWS = 128  # × a vocabulary of 49k in fp32 are 25 MB of logits
 POLICY, VALUE = IN_TRAINING, "value"  # PEFT saves the adapter "default" without a folder of its own
 SCALED = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
 
@@ -64,6 +66,8 @@ class LoraActorCritic:
         model.requires_grad_(False)
         self.peft = get_peft_model(model, policy, adapter_name=POLICY)
         self.peft.add_adapter(VALUE, value)
+        fuse(self.peft)
+        self.in_pieces = attend_in_pieces(decoder)
         start = start or Start()
         start.put_on(self.peft)
         self.reference = REFERENCE if start.held_to_parent else None
@@ -90,11 +94,13 @@ class LoraActorCritic:
         """log p of each token under the reference, without gradients."""
         with torch.no_grad():
             states = self._completion_states(rows, self.reference)
-            return self._token_logps(states, rows)[0]
+            logps: Tensor = self._token_logps(states, rows).logps
+            return logps
 
     def policy_logps(self, rows: Sequence[Rollout], *, entropy: bool = False) -> tuple[Tensor, Tensor | None]:
         """log p of each token under the policy, and where it is asked for the entropy before each token, in nats."""
-        return self._token_logps(self._completion_states(rows, POLICY), rows, entropy=entropy)
+        found = self._token_logps(self._completion_states(rows, POLICY), rows, entropy=entropy)
+        return found.logps, found.entropy
 
     def values(self, rows: Sequence[Rollout]) -> Tensor:
         """The value model's guess before each token of what is still to come.
@@ -137,7 +143,9 @@ class LoraActorCritic:
     def _completion_states(self, rows: Sequence[Rollout], adapter: str | None) -> Tensor:
         """(M, H) last states at the positions that each completion's tokens follow on."""
         keys = [(*row.prompt.ids, *row.ids[:-1]) for row in rows]
-        packing = Packing(Plan(keys, _groups(rows)), max(map(len, keys)), self.base.device)
+        packing = Packing(
+            Plan(keys, _groups(rows), ROW_TOKENS if self.in_pieces else None), max(map(len, keys)), self.base.device
+        )
         first = max(self._states, default=0) if adapter is None else self.first[adapter]
         below = self._base_states(keys, packing, first)
         states = self._run(adapter, first, len(self.layers), below, packing)
@@ -173,59 +181,14 @@ class LoraActorCritic:
         with recomputed(self.recomputed):
             found: Tensor = run_blocks(
                 self.decoder, blocks, self.decoder.forward, norm=norm, inputs_embeds=states,
-                attention_mask=packing.mask, position_ids=packing.positions, use_cache=False,
+                use_cache=False, **of_packing(packing, self.in_pieces),
             ).last_hidden_state  # fmt: skip
         return found
 
-    def _token_logps(
-        self, states: Tensor, rows: Sequence[Rollout], *, entropy: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
-        """(M, H) → (M,) log p of the tokens at the sampling temperature, and (M,) entropies."""
+    def _token_logps(self, states: Tensor, rows: Sequence[Rollout], *, entropy: bool = False) -> Said:
+        """(M, H) → what is said of the tokens at the sampling temperature."""
         ids = torch.tensor([token for row in rows for token in row.ids], device=states.device)
         return token_logps(states, ids, self.base.get_output_embeddings(), self.temperature, entropy=entropy)
-
-
-def token_logps(
-    states: Tensor, ids: Tensor, head: Any, temperature: float = 1.0, *, entropy: bool = False
-) -> tuple[Tensor, Tensor | None]:
-    """(M, H) states and (M,) ids → (M,) log p in nats, and (M,) entropies without gradients where they are asked for."""
-    logps, entropies = _TokenLogps.apply(states, ids, head.weight, head.bias, temperature, entropy)  # type: ignore[no-untyped-call]
-    return logps, entropies if entropy else None
-
-
-class _TokenLogps(torch.autograd.Function):
-    """log softmax(W h / T)[id], its gradient taken in the forward pass, while the logits of a few rows are at hand.
-
-    The gradient of a token's log p by its state is (W[id] - sum over v of p(v) W[v]) / T: as many numbers as the state has, where
-    autograd would keep the softmax over the vocabulary. The head is frozen and gets none.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, states: Tensor, ids: Tensor, weight: Tensor, bias: Any, t: float, entropy: bool) -> Any:
-        logps, entropies, gradients = [], [], []
-        for some, wanted in zip(torch.split(states, HEAD_ROWS), torch.split(ids, HEAD_ROWS), strict=True):
-            logits = nn.functional.linear(some, weight, bias).float()
-            if t != 1.0:
-                logits /= t
-            total = logits.logsumexp(-1, keepdim=True)
-            at = wanted[:, None]
-            logps.append((logits.gather(1, at) - total)[:, 0])
-            if entropy:
-                entropies.append(total[:, 0] - ((logits - total).exp_() * logits).sum(-1))
-            if ctx.needs_input_grad[0]:
-                shares = logits.sub_(total).exp_()
-                shares.scatter_add_(1, at, torch.full_like(total, -1.0))
-                gradients.append(shares.to(weight.dtype) @ weight / -t)
-        if gradients:
-            ctx.save_for_backward(torch.cat(gradients))
-        found = torch.cat(entropies) if entropies else states.new_zeros(0)
-        ctx.mark_non_differentiable(found)
-        return torch.cat(logps), found
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        (gradients,) = ctx.saved_tensors
-        return grads[0][:, None].to(gradients.dtype) * gradients, None, None, None, None, None
 
 
 def _groups(rows: Sequence[Rollout]) -> list[list[int]]:

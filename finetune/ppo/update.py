@@ -19,7 +19,7 @@ from finetune.start import Start
 from policy.client import EngineClient
 from training import ranks
 from training.device import Device, find_device
-from training.memory import load_base
+from training.memory import Held, load_base
 from training.run import Progress, silent, write_run
 
 
@@ -79,7 +79,7 @@ def update_policy(  # noqa: PLR0913 (inputs, outputs and settings of a stage)
     target = find_device(device)
     start = start or Start()
     work = start.work(work)
-    model = load_base(base, target, settings.quantization)
+    model = load_base(base, target, Held.by(settings))
     models = LoraActorCritic(model, settings, start)
     sampler = _sampler(models, model, tokenizer, settings, engine)
     trainer = PpoTrainer(models, sampler, score, prompts, settings, work=work, progress=progress)

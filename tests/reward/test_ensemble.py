@@ -216,12 +216,9 @@ def test_members_begin_as_one_function(base: Path) -> None:
     assert not torch.equal(first[0], first[1])
 
 
-def test_heads_and_adapters_stay_fp32_on_a_base_of_bf16(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_heads_and_adapters_stay_fp32_on_a_base_of_bf16(base: Path, tmp_path: Path) -> None:
     """As on a GPU: steps that bf16 would lose are kept, and what is saved scores as what was trained."""
-    monkeypatch.setattr("training.memory.find_dtype", lambda device: torch.bfloat16)
-    settings = THREE.model_copy(update={"members": 2})
+    settings = THREE.model_copy(update={"members": 2, "precision": "bfloat16"})
     facts = train_reward(
         clustered(toy(0, 40)), clustered(toy(100, 30)), base, tmp_path / "work", tmp_path, settings, device="cpu"
     )

@@ -8,7 +8,7 @@ import torch
 
 from tests.tiny import load_tiny, make_tiny_base
 from training import head
-from training.head import label_logps, score_labels_only
+from training.head import score_labels_only, token_logps
 from training.lora import lora_config
 
 IGNORED = -100
@@ -44,10 +44,10 @@ def batch() -> dict[str, torch.Tensor]:
     return {"input_ids": ids * mask, "attention_mask": mask, "labels": labels}
 
 
-@pytest.fixture(params=[1024, 4])
+@pytest.fixture(params=[512, 4])
 def _chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """All positions in one chunk, and ten positions in chunks of four."""
-    monkeypatch.setattr(head, "POSITIONS", request.param)
+    monkeypatch.setattr(head, "ROWS", request.param)
 
 
 @pytest.mark.usefixtures("_chunks")
@@ -100,17 +100,49 @@ def test_other_calls_take_the_way_they_took(base: Path) -> None:
     assert torch.allclose(ours(**inputs).loss, theirs(**inputs).loss)
 
 
-def test_label_logps_by_hand() -> None:
+def test_what_is_said_of_tokens_by_hand() -> None:
     """Logits (0, ln 3) and (ln 4, 0): probabilities 1/4, 3/4 and 4/5, 1/5."""
     layer = torch.nn.Linear(2, 2, bias=False)
     with torch.no_grad():
         layer.weight.copy_(torch.eye(2))
     hidden = torch.tensor([[0.0, 3.0], [4.0, 1.0]]).log().nan_to_num(neginf=0.0)
-    logps, top1, squares = label_logps(hidden, torch.tensor([0, 0]), layer, sum_sq=True)
+    logps, _, top1, squares = token_logps(hidden, torch.tensor([0, 0]), layer, top1=True, squares=True)
     assert logps.exp().tolist() == pytest.approx([1 / 4, 4 / 5])
     assert top1.tolist() == [False, True]
     assert squares.exp().tolist() == pytest.approx([1 / 16 + 9 / 16, 16 / 25 + 1 / 25])
-    assert label_logps(hidden, torch.tensor([0, 0]), layer)[2] is None
+    assert token_logps(hidden, torch.tensor([0, 0]), layer)[1:] == (None, None, None)
+
+
+def test_entropy_and_temperature_by_hand() -> None:
+    """Logits (0, ln 3): probabilities 1/4 and 3/4, entropy ln 4 - 3/4 ln 3; at temperature 1/2 logits double: 1/10, 9/10."""
+    head = torch.nn.Linear(2, 2, bias=False)
+    with torch.no_grad():
+        head.weight.copy_(torch.eye(2))
+    states = torch.tensor([[0.0, 3.0]]).log().nan_to_num(neginf=0.0)
+    states[0, 0] = 0.0
+    logps, entropy, *_ = token_logps(states, torch.tensor([1]), head, entropy=True)
+    assert logps.exp().tolist() == pytest.approx([3 / 4])
+    assert entropy is not None
+    assert entropy.item() == pytest.approx(torch.tensor(4.0).log() - 0.75 * torch.tensor(3.0).log())
+    cold, *_ = token_logps(states, torch.tensor([0]), head, 0.5)
+    assert cold.exp().tolist() == pytest.approx([1 / 10])
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_the_gradient_of_token_logps_is_that_of_autograd(monkeypatch: pytest.MonkeyPatch, temperature: float) -> None:
+    monkeypatch.setattr("training.head.ROWS", 3)  # seven rows in three parts
+    generator = torch.Generator().manual_seed(2)
+    head = torch.nn.Linear(5, 11, bias=True).requires_grad_(False)
+    states = torch.randn(7, 5, generator=generator).requires_grad_()
+    ids, weights = torch.randint(0, 11, (7,), generator=generator), torch.randn(7, generator=generator)
+    plain = (head(states) / temperature).log_softmax(-1)[torch.arange(7), ids]
+    (expected,) = torch.autograd.grad((plain * weights).sum(), states)
+    found, entropy, *_ = token_logps(states, ids, head, temperature, entropy=True)
+    assert torch.allclose(found, plain, atol=1e-6)
+    assert entropy is not None
+    assert not entropy.requires_grad
+    (gradient,) = torch.autograd.grad((found * weights).sum(), states)
+    assert torch.allclose(gradient, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["final_logit_softcapping", "logit_scale"])

@@ -28,7 +28,7 @@ from tests.reward.test_preference import toy
 from tests.tiny import load_tiny, make_tiny_adapter, make_tiny_base
 from training.loop import Schedule, fit
 from training.lora import lora_config
-from training.memory import load_base, make_optimizer, recomputable, recomputed
+from training.memory import AS_USUAL, Held, load_base, make_optimizer, recomputable, recomputed
 from training.trunk import share_trunk
 
 WEIGHTS = "adapter_model.safetensors"
@@ -222,9 +222,9 @@ def test_on_a_base_in_four_bits_the_adapter_learns_and_the_base_stays(
 
     seen: list[tuple[Any, dict[str, torch.Tensor]]] = []
 
-    def loaded(base: Path, device: Any, quantization: Any = "none", **more: Any) -> Any:
-        model = load_base(base, device, quantization, **more)
-        if quantization == "none":
+    def loaded(base: Path, device: Any, held: Held = AS_USUAL, **more: Any) -> Any:
+        model = load_base(base, device, held, **more)
+        if held.quantization == "none":
             return model
         packed = {n: m.weight.data.clone() for n, m in model.named_modules() if isinstance(m, Linear4bit)}
         assert len(packed) == 2 * 7  # all linears of the blocks, and no head
@@ -269,7 +269,7 @@ def test_models_that_need_the_base_in_two_forms_are_not_put_together(base: Path,
     run("rules", base, tmp_path / "rules", quantization="nf4")
     rows = [RewardModel(path=f"{n}/out", sha256=hash_folder(tmp_path / n / "out")) for n in ("reward", "rules")]
     with pytest.raises(
-        ArtifactError, match="on a base in none and that of rules in .* on one in nf4; they cannot share"
+        ArtifactError, match="on a base in auto and that of rules in .* on one in nf4 .auto.; they cannot share"
     ):
         RewardService.open(tmp_path, base, *rows, device="cpu")
 
@@ -284,7 +284,7 @@ def test_what_cannot_be_quantised_says_so(base: Path, monkeypatch: pytest.Monkey
     with pytest.raises(
         StageError, match="cannot be held in four bits on cpu: bitsandbytes is not there. Set the stage's QUANTIZATION"
     ):
-        load_base(base, torch.device("cpu"), "nf4")
+        load_base(base, torch.device("cpu"), Held("nf4"))
 
 
 # --- optimisers

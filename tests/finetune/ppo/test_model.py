@@ -7,10 +7,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import nn
 
 from core.errors import StageError
-from finetune.ppo.model import LoraActorCritic, token_logps
+from finetune.ppo.model import LoraActorCritic
 from finetune.ppo.rollouts import Prompt, Rollout
 from policy.engine.packed import PackedLinear
 from tests.finetune.ppo.conftest import SMALL, rollouts
@@ -72,7 +71,7 @@ def test_values_are_those_of_a_model_with_the_value_adapter_and_its_head(
             expected.append(models.head(unit)[:, 0])
     models.policy_logps(rows)  # whoever came before must not matter
     found = models.values(rows)
-    assert torch.allclose(found, torch.cat(expected), atol=1e-5)
+    assert torch.allclose(found, torch.cat(expected), atol=1e-5, rtol=1e-4)
     assert found.std() > 0.01
 
 
@@ -157,38 +156,6 @@ def test_decoding_speaks_as_the_policy_and_leaves_the_model_as_it_was(
         if "lora_" not in name:
             assert torch.equal(parameter, saved[name.replace(".base_layer", "")]), name
     assert torch.allclose(models.policy_logps([row])[0], expected[torch.arange(9), torch.tensor(row.ids)], atol=1e-5)
-
-
-def test_token_logps_by_hand() -> None:
-    """Logits (0, ln 3): probabilities 1/4 and 3/4, entropy ln 4 - 3/4 ln 3; at temperature 1/2 logits double: 1/10, 9/10."""
-    head = nn.Linear(2, 2, bias=False)
-    with torch.no_grad():
-        head.weight.copy_(torch.eye(2))
-    states = torch.tensor([[0.0, 3.0]]).log().nan_to_num(neginf=0.0)
-    states[0, 0] = 0.0
-    logps, entropy = token_logps(states, torch.tensor([1]), head, entropy=True)
-    assert logps.exp().tolist() == pytest.approx([3 / 4])
-    assert entropy is not None
-    assert entropy.item() == pytest.approx(torch.tensor(4.0).log() - 0.75 * torch.tensor(3.0).log())
-    cold, _ = token_logps(states, torch.tensor([0]), head, 0.5)
-    assert cold.exp().tolist() == pytest.approx([1 / 10])
-
-
-@pytest.mark.parametrize("temperature", [1.0, 0.5])
-def test_the_gradient_of_token_logps_is_that_of_autograd(monkeypatch: pytest.MonkeyPatch, temperature: float) -> None:
-    monkeypatch.setattr("finetune.ppo.model.HEAD_ROWS", 3)  # seven rows in three parts
-    generator = torch.Generator().manual_seed(2)
-    head = nn.Linear(5, 11, bias=True).requires_grad_(False)
-    states = torch.randn(7, 5, generator=generator).requires_grad_()
-    ids, weights = torch.randint(0, 11, (7,), generator=generator), torch.randn(7, generator=generator)
-    plain = (head(states) / temperature).log_softmax(-1)[torch.arange(7), ids]
-    (expected,) = torch.autograd.grad((plain * weights).sum(), states)
-    found, entropy = token_logps(states, ids, head, temperature, entropy=True)
-    assert torch.allclose(found, plain, atol=1e-6)
-    assert entropy is not None
-    assert not entropy.requires_grad
-    (gradient,) = torch.autograd.grad((found * weights).sum(), states)
-    assert torch.allclose(gradient, expected, atol=1e-6)
 
 
 def test_a_model_of_another_shape_is_refused() -> None:
