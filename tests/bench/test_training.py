@@ -139,12 +139,17 @@ def test_ratios_and_the_fraction_of_the_limit() -> None:
     parts = {
         "reward": {"ours": {"pairs_per_s": 2.0, "peak_mb": 1000}, "stock": {"pairs_per_s": 0.5, "peak_mb": 4000}},
         "dpo": {"ours": {"pairs_per_s": 1.5, "peak_mb": 1000}},
-        "ppo": {"ours": {"samples_per_s": 0.5, "peak_mb": 3000}, "stock": {"samples_per_s": 0.1, "peak_mb": 9000}},
+        "ppo": {
+            "ours": {"samples_per_s": 0.5, "peak_mb": 3000},
+            "stock": {"samples_per_s": 0.05, "peak_mb": 9000},
+            "stock_bf16": {"samples_per_s": 0.1, "peak_mb": 6000},
+        },
         "limit": {"matmul": {"gflops": 150.0}, "flops": {"dpo_gflop_per_pair": 80.0, "reward_gflop_per_pair": 45.0}},
     }
     assert ratios(parts) == {
         "reward_pairs_per_s_vs_trl": 4.0, "reward_peak_memory_vs_trl": 0.25, "dpo_pairs_per_s_vs_trl": None,
-        "dpo_peak_memory_vs_trl": None, "ppo_samples_per_s_vs_trl112": 5.0, "ppo_peak_memory_vs_trl112": 0.3333,
+        "dpo_peak_memory_vs_trl": None, "ppo_samples_per_s_vs_trl112": 5.0, "ppo_peak_memory_vs_trl112": 0.5,
+        "reward_pairs_per_s_vs_trl_fp32": 4.0, "dpo_pairs_per_s_vs_trl_fp32": None, "ppo_samples_per_s_vs_trl112_fp32": 10.0,
         "reward_fraction_of_matmul_limit": 0.6, "fraction_of_matmul_limit": 0.8,
     }  # fmt: skip
 
@@ -197,7 +202,8 @@ def test_a_tiny_run_writes_all_keys(base: Path, tmp_path: Path) -> None:
     assert {"machine", "versions", "settings", "limit", "reward", "dpo", "ppo", "ablation", "ratios"} <= found.keys()
     assert all(found["ratios"][name] > 0 for name in found["ratios"])
     assert found["versions"]["trl_ppo_stock"] == "1.12.0"
-    assert set(found["dpo_rate_over_plain"]) == {"same", "prefix", "head", "reference", "top_plain", "top_kept"}
+    gains = {"same", "bf16", "fused", "prefix", "head", "reference", "top_plain", "top_kept"}
+    assert set(found["dpo_rate_over_plain"]) == gains
     assert set(found["dpo_cost"]["seconds_per_pair"]) == {"8", "16"}
     assert found["accuracy"]["seeds"] == 2
     for kind in ("reward", "dpo", "ppo"):
