@@ -17,8 +17,8 @@ LOOK_BACK = 200
 
 REPEATED = ("pairwise", "ranking", "rating", "rule_check")
 
-TRIES = 3
-"""Pieces of own work that are drawn before it is given up, because they were shown again already."""
+TRIES = 8
+"""Pieces of own work that are drawn before it is given up, because they were shown again already: all of somebody who did few."""
 
 _ASSIGNMENT, _TASK = table_of(Assignment), table_of(Task)
 _MINE = _ASSIGNMENT.c.annotator_id == bindparam("who")
