@@ -283,6 +283,17 @@ class StageRecord:
         return session.scalar(select(StageRun).where(StageRun.cycle_id == self.cycle_id, StageRun.name == self.name))
 
 
+def stage_killed(db: Database, cycle_id: int, name: str, error: str) -> None:
+    """Mark a stage failed whose process was ended and could not do it; what it told stays."""
+    with db.session() as session:
+        query = select(StageRun).where(
+            StageRun.cycle_id == cycle_id, StageRun.name == name, StageRun.state == "running"
+        )
+        row = session.scalar(query)
+        if row is not None:
+            row.state, row.error, row.finished_at = "failed", error, utcnow()
+
+
 def still_of(session: Session, cycle: Cycle) -> float | None:
     """Seconds that an unfinished cycle still takes: its running stage's estimate, and for stages to come what they took in the
     last round that finished them. None where one of these is not known.

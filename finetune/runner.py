@@ -26,7 +26,7 @@ from core.settings import Settings, get_settings
 from finetune import launch
 from finetune.beside import Beside
 from finetune.context import StageContext
-from finetune.cycle import Onlooker, RunStage, StageRecord, cancelled, stage_done
+from finetune.cycle import Onlooker, RunStage, StageRecord, cancelled, stage_done, stage_killed
 from finetune.lease import HeldLease
 from finetune.models import StageRun
 from policy.client import EngineClient
@@ -120,7 +120,7 @@ def _reason(db: Database, cycle_id: int, name: str, code: int, log_path: Path, *
             f"its process was ended by {signal.Signals(-code).name}" if code < 0 else "one of its processes was ended"
         )
         hint = "; the system may have run out of memory" if code in (1, -signal.SIGKILL) else ""
-        StageRecord(db, cycle_id, name).failed(f"killed: {ended}")
+        stage_killed(db, cycle_id, name, f"killed: {ended}")
         return f"{ended}{hint}. Log: {log_path}"
     _, error = _row(db, cycle_id, name)
     return f"{error or f'exit status {code}'}. Log: {log_path}"

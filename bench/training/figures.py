@@ -80,7 +80,7 @@ def ratios(parts: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, fl
     for kind, name in (("reward", "reward_fraction_of_matmul_limit"), ("dpo", "fraction_of_matmul_limit")):
         ours = parts.get(kind, {}).get("ours")
         found[name] = None
-        if limit and flops and ours:
+        if limit and flops and ours and f"{kind}_gflop_per_pair" in flops:
             found[name] = _round(flops[f"{kind}_gflop_per_pair"] * ours["pairs_per_s"] / limit["gflops"])
     return found
 

@@ -307,6 +307,7 @@ def test_a_stage_that_is_killed_again_fails_and_registers_nothing(begin: Callabl
     assert f"update: {reason}; the system may have run out of memory. Log: " in (ended.outcome or "")
     stage = broken.stage("update")
     assert (stage.state, stage.error) == ("failed", f"killed: {reason}")
+    assert stage.attempts <= 2  # being marked failed is none
     assert broken.rows(PolicyVersion) == 0
     assert not (broken.var / "artifacts" / "adapters" / "v1").exists()
     until = time.monotonic() + 60
