@@ -60,6 +60,7 @@ class ChatReply:
     Attributes:
         prompt_token_ids: as the engine encoded the prompt; None where it was not asked or does not say.
         token_ids: the tokens of the completion, as far as the engine tells them.
+        tokens: their texts, where log-probabilities were asked for.
         logprobs: nats of each of them.
     """
 
@@ -70,6 +71,7 @@ class ChatReply:
     latency_s: float
     prompt_token_ids: tuple[int, ...] | None = None
     token_ids: tuple[int, ...] | None = None
+    tokens: tuple[str, ...] | None = None
     logprobs: tuple[float, ...] | None = None
 
 
@@ -132,6 +134,7 @@ class EngineClient:
                 latency_s=time.monotonic() - start,
                 prompt_token_ids=_tuple(answer.get("prompt_token_ids")),
                 token_ids=_tuple(choice.get("token_ids")),
+                tokens=None if logprobs is None else tuple(str(token["token"]) for token in logprobs),
                 logprobs=None if logprobs is None else tuple(float(token["logprob"]) for token in logprobs),
             )
         except (KeyError, IndexError, TypeError, AttributeError) as error:

@@ -4,6 +4,8 @@ Who asks shows an API key as Bearer token, or is a signed-in browser with an `X-
 raised as they are; `app.py` gives them the OpenAI shape.
 """
 
+from typing import Any
+
 from flask import Blueprint, Response, jsonify
 
 from access.callers import caller_id
@@ -13,10 +15,11 @@ from core.language import gettext
 from core.openapi import operation
 from core.web import runtime
 from feedback.judgments import record_feedback
-from policy.client import ChatRequest, EngineClient
-from serving.replies import Reply, ReplyStream, earlier_replies, usage_body
+from policy.client import ChatReply, ChatRequest, EngineClient
+from policy.models import PolicyVersion
+from serving.replies import Reply, ReplyStream, choice_body, earlier_replies, several, usage_body
 from serving.routing import PUBLIC_NAME, active, engine_client, resolve, served_versions, with_version
-from serving.schemas import ChatAnswer, ChatBody, FeedbackAnswer, FeedbackBody, ModelList
+from serving.schemas import ChatAnswer, ChatBody, FeedbackAnswer, FeedbackBody, Model, ModelList
 
 blueprint = Blueprint("api", __name__, url_prefix="/v1")
 
@@ -39,18 +42,21 @@ def chat_completions() -> Response:
     client = engine_client(settings)
     asked = body.engine_request(version.name, settings, texts)
     _check_length(client, asked, settings.max_prompt_tokens)
-    reply = Reply(runtime().db, version, asked, person_id)
     headers = {VERSION_HEADER: version.name}
     if body.stream:
+        reply = Reply(runtime().db, version, asked, person_id)
         events = with_version(client, version, settings, lambda: client.stream(asked))
         stream = ReplyStream(reply, events, include_usage=body.include_usage)
         return Response(stream, mimetype="text/event-stream", headers={**headers, "X-Accel-Buffering": "no"})
-    whole = with_version(client, version, settings, lambda: client.complete(asked))
-    usage = (whole.prompt_tokens, whole.completion_tokens)
-    reply.store(whole.text, whole.finish_reason, usage)
-    message = {"role": "assistant", "content": whole.text, "refusal": None}
-    choice = {"index": 0, "message": message, "finish_reason": whole.finish_reason, "logprobs": None}
-    answer = jsonify(**reply.head("chat.completion"), choices=[choice], usage=usage_body(usage))
+    replies = several(body.choices, Reply(runtime().db, version, asked, person_id))
+    made = with_version(client, version, settings, lambda: _complete(client, [reply.request for reply in replies]))
+    for reply, whole in zip(replies, made, strict=True):
+        reply.store(whole.text, whole.finish_reason, (whole.prompt_tokens, whole.completion_tokens))
+    choices = [choice_body(i, reply, whole) for i, (reply, whole) in enumerate(zip(replies, made, strict=True))]
+    usage = usage_body(
+        (made[0].prompt_tokens, sum(whole.completion_tokens for whole in made))
+    )  # the prompt is read once
+    answer = jsonify(**replies[0].head("chat.completion"), choices=choices, usage=usage)
     answer.headers.update(headers)
     return answer
 
@@ -62,11 +68,16 @@ def models() -> Response:
     caller_id("chat")
     with runtime().db.read() as session:
         named = [(PUBLIC_NAME, active(session)), *((version.name, version) for version in served_versions(session))]
-    rows = [
-        {"id": name, "object": "model", "created": int(version.created_at.timestamp()), "owned_by": "dunnock"}
-        for name, version in named
-    ]
-    return jsonify(object="list", data=rows)
+    return jsonify(object="list", data=[_model(name, version) for name, version in named])
+
+
+@blueprint.get("/models/<path:model>")
+@operation("Chat", Model, scope="chat", errors=(404, 503))
+def one_model(model: str) -> Response:
+    """One of the names that `model` may be."""
+    caller_id("chat")
+    with runtime().db.read() as session:
+        return jsonify(_model(model, resolve(session, model)))
 
 
 @blueprint.post("/feedback")
@@ -88,6 +99,15 @@ def feedback() -> tuple[Response, int]:
         )
         ids = [judgment.id for judgment in judgments]
     return jsonify(object="feedback", judgment_ids=ids), 201
+
+
+def _model(name: str, version: PolicyVersion) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": int(version.created_at.timestamp()), "owned_by": "dunnock"}
+
+
+def _complete(client: EngineClient, requests: list[ChatRequest]) -> list[ChatReply]:
+    """All at once; a single one without a thread of its own."""
+    return client.complete_many(requests, len(requests)) if len(requests) > 1 else [client.complete(requests[0])]
 
 
 def _check_length(client: EngineClient, asked: ChatRequest, limit: int) -> None:

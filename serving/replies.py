@@ -4,7 +4,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sqlalchemy import select
@@ -17,7 +17,7 @@ from core.language import gettext
 from core.messages import plain_text
 from feedback.models import Completion, completion_id
 from feedback.prompts import add_completion, add_prompt
-from policy.client import ChatRequest, CompletionStream, StreamEvent
+from policy.client import ChatReply, ChatRequest, CompletionStream, StreamEvent
 from policy.models import PolicyVersion
 
 log = logging.getLogger("dunnock.serving")
@@ -148,6 +148,32 @@ class ReplyStream(Iterator[bytes]):
         return _line({**self._reply.head("chat.completion.chunk"), "choices": [choice]})
 
 
+def several(n: int, first: Reply) -> list[Reply]:
+    """So many replies to one request, each with an id of its own and, where the first has a seed, the next one."""
+    seed = first.request.seed
+    requests = [
+        first.request if i == 0 or seed is None else first.request.model_copy(update={"seed": _following(seed, i)})
+        for i in range(n)
+    ]
+    return [first, *(replace(first, id=f"{first.id}-{i}", request=requests[i]) for i in range(1, n))]
+
+
+def choice_body(index: int, reply: Reply, whole: ChatReply) -> dict[str, Any]:
+    """A whole reply as one of an answer's `choices`."""
+    tokens = zip(whole.tokens or (), whole.logprobs or (), strict=True)
+    told = [
+        {"token": token, "logprob": logprob, "bytes": list(token.encode()), "top_logprobs": []}
+        for token, logprob in tokens
+    ]
+    return {
+        "index": index,
+        "completion_id": reply.id,
+        "message": {"role": "assistant", "content": whole.text, "refusal": None},
+        "finish_reason": whole.finish_reason,
+        "logprobs": {"content": told} if reply.request.logprobs else None,
+    }
+
+
 def earlier_replies(session: Session, ids: Sequence[str], person_id: int | None) -> dict[str, str]:
     """The texts of replies that the same caller was given, by id.
 
@@ -169,6 +195,11 @@ def usage_body(usage: tuple[int | None, int | None]) -> dict[str, int]:
     """The `usage` object of an answer."""
     prompt, completion = usage[0] or 0, usage[1] or 0
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+
+
+def _following(seed: int, i: int) -> int:
+    """The seed so many places on, within 64 bits."""
+    return (seed + i + 2**63) % 2**64 - 2**63
 
 
 def _line(value: dict[str, Any]) -> bytes:

@@ -9,6 +9,7 @@ from core.messages import Message, Role, plain_text
 from core.settings import Settings
 from policy.client import ChatRequest
 
+MOST_CHOICES = 8
 ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 
@@ -58,6 +59,10 @@ class StreamOptions(Wire):
     include_usage: bool = False
 
 
+class ResponseFormat(Wire):
+    type: str = Field("text", max_length=40)
+
+
 class ChatBody(Wire):
     """The body of a chat completion call."""
 
@@ -71,16 +76,35 @@ class ChatBody(Wire):
     stop: list[Stop] | Stop | None = Field(None)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    n: int | None = 1
+    n: int | None = Field(None, ge=1, le=MOST_CHOICES, description="Replies to make, each from a seed of its own.")
+    logprobs: bool | None = Field(
+        None, description="Tell the tokens of a whole reply with the log of their probabilities."
+    )
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    response_format: ResponseFormat | None = None
+    tools: list[dict[str, Any]] | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
 
-    @field_validator("n")
-    @classmethod
-    def _one(cls, n: int | None) -> int | None:
-        if n not in (None, 1):
-            raise ValueError(f"{n} completions were asked for; one per call is made, so send n calls")
-        return n
+    @model_validator(mode="after")
+    def _can_be_done(self) -> "ChatBody":
+        """What would be left out in silence is refused."""
+        if self.stream and self.choices > 1:
+            raise ValueError(f"{self.choices} replies were asked for as a stream; ask for them whole, or for one")
+        if self.stream and self.logprobs:
+            raise ValueError("logprobs come with whole replies only; leave out stream")
+        if self.top_logprobs:
+            raise ValueError("top_logprobs are not told, only those of the tokens that were written")
+        if self.response_format is not None and self.response_format.type != "text":
+            raise ValueError(f"response_format {self.response_format.type!r} is not made here; only text is")
+        if self.tools:
+            raise ValueError("tools are not called here; leave them out")
+        return self
+
+    @property
+    def choices(self) -> int:
+        """How many replies are to be made."""
+        return self.n or 1
 
     @property
     def include_usage(self) -> bool:
@@ -113,6 +137,7 @@ class ChatBody(Wire):
             ),
             max_tokens=min(wanted, settings.max_completion_tokens),
             stop=stop,
+            logprobs=bool(self.logprobs),
             **given,
         )
 
@@ -151,13 +176,29 @@ class ReplyMessage(Given):
     refusal: str | None
 
 
+class TokenLogprob(Given):
+    """A token of a reply and the log of its probability, in nats."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+    top_logprobs: list[str]
+
+
+class ChoiceLogprobs(Given):
+    """The tokens of a reply, as they were written."""
+
+    content: list[TokenLogprob]
+
+
 class Choice(Given):
-    """The one reply."""
+    """One of the replies; feedback names it by its completion_id, which for the first is the answer's id."""
 
     index: int
+    completion_id: str
     message: ReplyMessage
     finish_reason: str | None
-    logprobs: None
+    logprobs: ChoiceLogprobs | None
 
 
 class Usage(Given):

@@ -118,6 +118,7 @@ class Download:
 
 OTHERS: dict[str, Download] = {
     "api.models": Download("/v1/models", "application/json"),
+    "api.one_model": Download("/v1/models/dunnock", "application/json"),
     "api_docs.openapi": Download("/api/v1/openapi.json", "application/json"),
     "api_invitations.list_invitations": Download("/api/v1/invitations", "application/json"),
     "api_judgments.export": Download("/api/v1/export/preference", "application/jsonl"),

@@ -12,8 +12,10 @@ from werkzeug.serving import make_server
 from werkzeug.test import TestResponse
 
 from core.db import Database
+from core.errors import EngineError
 from core.messages import user
 from feedback.models import Completion, Judgment
+from policy.client import ChatRequest, EngineClient
 from serving.replies import Reply
 from tests.conftest import SignedIn
 from tests.factories import make_person
@@ -82,7 +84,8 @@ def test_an_earlier_reply_stands_for_its_text_and_for_nobody_else(
     begun = user("Hi")
     named = [*begun, {"role": "assistant", "content": "", "completion_id": first["id"]}, *user("And?")]
     spelt = [*begun, {"role": "assistant", "content": first["choices"][0]["message"]["content"]}, *user("And?")]
-    assert ask(client, served, messages=named).json["choices"] == ask(client, served, messages=spelt).json["choices"]
+    answers = [ask(client, served, messages=messages).json["choices"][0]["message"] for messages in (named, spelt)]
+    assert answers[0] == answers[1]
     assert [row.prompt.messages for row in stored(database)][1:] == [spelt, spelt]
     with database.session() as session:
         other = make_person(session)
@@ -154,7 +157,11 @@ def test_a_version_is_pinned_by_its_name(client: FlaskClient, served: Served, mo
     [
         ({"model": "v2"}, 404, "model_not_found"),  # a candidate
         ({"model": "nobody"}, 404, "model_not_found"),
-        ({"n": 2}, 400, "invalid_request"),
+        ({"n": 0}, 400, "invalid_request"),
+        ({"n": 9}, 400, "invalid_request"),
+        ({"logprobs": True, "top_logprobs": 2}, 400, "invalid_request"),
+        ({"response_format": {"type": "json_object"}}, 400, "invalid_request"),
+        ({"tools": [{"type": "function"}]}, 400, "invalid_request"),
         ({"messages": []}, 400, "invalid_request"),
         ({"messages": [{"role": "tool", "content": "x"}]}, 400, "invalid_request"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "invalid_request"),
@@ -178,6 +185,73 @@ def test_text_parts_and_unknown_fields_are_taken(client: FlaskClient, served: Se
     parts = [{"type": "text", "text": "H"}, {"type": "text", "text": "i"}]
     answer = ask(client, served, messages=[{"role": "user", "content": parts, "name": "x"}], logit_bias={}, user="u")
     assert answer.json["choices"][0]["message"]["content"] == served.text("v1", "Hi", 12)
+
+
+def test_several_replies_have_ids_and_seeds_of_their_own(
+    chat: openai.OpenAI, client: FlaskClient, served: Served, database: Database
+) -> None:
+    reply = chat.chat.completions.create(**{**GREEDY, "temperature": 1}, seed=7, n=3)
+    assert [choice.index for choice in reply.choices] == [0, 1, 2]
+    alone = [chat.chat.completions.create(**{**GREEDY, "temperature": 1}, seed=7 + i) for i in range(3)]
+    texts = [choice.message.content for choice in reply.choices]
+    assert texts == [one.choices[0].message.content for one in alone]
+    assert len(set(texts)) == 3
+    assert reply.usage.prompt_tokens == alone[0].usage.prompt_tokens
+    assert reply.usage.completion_tokens == sum(one.usage.completion_tokens for one in alone)
+    ids = [choice.to_dict()["completion_id"] for choice in reply.choices]
+    assert ids[0] == reply.id
+    rows = {row.id: row for row in stored(database)}
+    assert [rows[name].text for name in ids] == texts
+    assert [rows[name].sampling["seed"] for name in ids] == [7, 8, 9]
+    said = client.post("/v1/feedback", json={"completion_id": ids[2], "thumbs": "up"}, headers=served.feedback)
+    assert said.status_code == 201
+
+
+def test_the_last_seed_is_followed_by_the_first(client: FlaskClient, served: Served, database: Database) -> None:
+    answer = ask(client, served, temperature=1, seed=2**63 - 1, n=2)
+    assert answer.status_code == 200
+    assert sorted(row.sampling["seed"] for row in stored(database)) == [-(2**63), 2**63 - 1]
+
+
+def test_one_of_several_replies_that_fails_leaves_none(
+    client: FlaskClient, served: Served, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = EngineClient.complete
+
+    def failing(self: EngineClient, request: ChatRequest) -> object:
+        if request.seed == 2:
+            raise EngineError("the engine is full")
+        return plain(self, request)
+
+    monkeypatch.setattr(EngineClient, "complete", failing)
+    assert error_of(ask(client, served, temperature=1, seed=1, n=3))[0] == 503
+    assert stored(database) == []
+
+
+def test_tokens_come_with_the_logs_of_their_probabilities(
+    chat: openai.OpenAI, client: FlaskClient, served: Served
+) -> None:
+    choice = chat.chat.completions.create(**GREEDY, logprobs=True, top_logprobs=0).choices[0]
+    told = choice.logprobs.content
+    assert "".join(token.token for token in told) == choice.message.content
+    assert len(told) == 12
+    assert all(token.logprob < 0 for token in told)
+    assert bytes(told[0].bytes).decode() == told[0].token
+    assert ask(client, served).json["choices"][0]["logprobs"] is None
+
+
+@pytest.mark.parametrize("more", [{"n": 2}, {"logprobs": True}], ids=str)
+def test_what_comes_whole_only_is_refused_as_a_stream(
+    client: FlaskClient, served: Served, more: dict[str, object]
+) -> None:
+    assert error_of(ask(client, served, **more, stream=True)) == (400, "invalid_request")
+
+
+def test_a_model_is_looked_up_by_its_name(chat: openai.OpenAI, client: FlaskClient, served: Served) -> None:
+    assert chat.models.retrieve("dunnock").id == "dunnock"
+    assert chat.models.retrieve("base").object == "model"
+    for name in ("v2", "nobody", "a/b"):  # a candidate, and names that are none
+        assert error_of(client.get(f"/v1/models/{name}", headers=served.chat)) == (404, "model_not_found")
 
 
 def test_the_same_seed_gives_the_same_text(client: FlaskClient, served: Served) -> None:
