@@ -60,7 +60,7 @@ class TrainingSettings(StageSettings):
 
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
-        description="What the frozen base is held and multiplied in while adapters in fp32 are trained: `auto` is bf16 on GPUs and CPUs that multiply it faster (AVX512-BF16, AMX), else fp32. Half the memory, about half the time.",
+        description="What the frozen base is held and multiplied in while adapters in fp32 are trained: `auto` is bf16 on GPUs and CPUs that multiply it faster (AVX512-BF16, AMX), else fp32. In bf16 its weights take half the memory.",
     )
     quantization: Literal["none", "nf4"] = Field(
         "none",
