@@ -21,7 +21,6 @@ from finetune.ppo.trainer import Score, finite_scores, prompts_of_step
 from finetune.ppo.update import encode_prompts
 from finetune.start import Start
 from training.device import Device, find_device
-from training.fused import fuse
 from training.lora import lora_config
 from training.memory import Held, keep_whole, load_base
 from training.run import Progress, Row, common_arguments, last_checkpoint, progress_callback, silent, write_run
@@ -64,6 +63,8 @@ def update_policy(  # noqa: PLR0913 (inputs, outputs and settings of a stage)
     from datasets import Dataset
     from transformers import AutoTokenizer
     from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+
+    from training.fused import fuse
 
     tokenizer = AutoTokenizer.from_pretrained(base)
     prompts, dropped = encode_prompts(tokenizer, pairs, settings)

@@ -21,7 +21,6 @@ from typing import Any
 from core.settings import UpdateSettings
 from finetune.start import REFERENCE, Start
 from training import ranks
-from training.fused import fuse
 from training.head import score_labels_only
 from training.lora import first_block
 from training.memory import keep_whole
@@ -82,6 +81,8 @@ def trainer_class(
         def _skip_known_work(self) -> None:
             if self.is_fsdp_enabled or self.is_deepspeed_enabled:
                 return  # their pieces of the model want its own forward
+            from training.fused import fuse
+
             fuse(self.model)
             share_trunk(self.model, first_block(self.model, settings.lora_top_layers))
             score_labels_only(self.model, sum_sq=settings.wpo)

@@ -15,7 +15,6 @@ from typing import Any
 from core.errors import ArtifactError, StageError
 from core.settings import RewardSettings
 from training.device import Device, find_device
-from training.fused import fuse
 from training.lora import first_block, lora_config
 from training.memory import AS_USUAL, Held, load_base, recomputable, recomputed
 from training.prefix import Groups, neighbours
@@ -48,6 +47,8 @@ class Members:
         keep_mb: float,
         checkpointing: bool = False,
     ) -> None:
+        from training.fused import fuse
+
         self.model = model.eval()  # there is no dropout; only gradients make the difference
         self.tokenizer = tokenizer
         self.names = list(names)

@@ -16,9 +16,8 @@ STRENGTHS: tuple[float, ...] = tuple(10.0 ** (k / 2) for k in range(-10, -2))
 FOLDS = 5
 WITHOUT_FOLDS = 1e-3
 """The strength where there are fewer clusters than folds."""
-MOST_STEPS = (
-    300  # in double precision: in single, the line search cannot see how little a strong ridge lets the loss fall
-)
+MOST_STEPS = 300
+"""In double precision: in single, the line search cannot see how little a strong ridge lets the loss fall."""
 SURELY_NOT = 1e-3
 """Targets are held this far from 0 and 1: no judgment is surer, and a fold of the same answers can be fitted."""
 
@@ -46,7 +45,7 @@ def fit_pairs(
     """
     import numpy as np
 
-    chosen, rejected = chosen.astype(np.float64), rejected.astype(np.float64)
+    chosen, rejected = chosen.astype(float), rejected.astype(float)
     both = np.concatenate([chosen, rejected])
     scale = _scale(both)
     difference = (chosen - rejected) / scale
@@ -60,7 +59,7 @@ def fit_labels(
     features: Any, target: Any, weight: Any, clusters: Sequence[str], *, strength: float | None = None
 ) -> Probe:
     """A probe whose value is the logit of `target`, (N,) probabilities; else as `fit_pairs`."""
-    features = features.astype("float64")
+    features = features.astype(float)
     mean, scale = features.mean(0), _scale(features)
     scaled = (features - mean) / scale
     strength = strength or _best(scaled, target, weight, clusters, intercept=True)

@@ -17,7 +17,7 @@ from core.web import runtime
 from feedback.judgments import record_feedback
 from policy.client import ChatReply, ChatRequest, EngineClient
 from policy.models import PolicyVersion
-from serving.replies import Reply, ReplyStream, choice_body, earlier_replies, several, usage_body
+from serving.replies import Reply, ReplyStream, choice_body, earlier_replies, several, store, usage_body
 from serving.routing import PUBLIC_NAME, active, engine_client, resolve, served_versions, with_version
 from serving.schemas import ChatAnswer, ChatBody, FeedbackAnswer, FeedbackBody, Model, ModelList
 
@@ -50,12 +50,11 @@ def chat_completions() -> Response:
         return Response(stream, mimetype="text/event-stream", headers={**headers, "X-Accel-Buffering": "no"})
     replies = several(body.choices, Reply(runtime().db, version, asked, person_id))
     made = with_version(client, version, settings, lambda: _complete(client, [reply.request for reply in replies]))
-    for reply, whole in zip(replies, made, strict=True):
-        reply.store(whole.text, whole.finish_reason, (whole.prompt_tokens, whole.completion_tokens))
-    choices = [choice_body(i, reply, whole) for i, (reply, whole) in enumerate(zip(replies, made, strict=True))]
-    usage = usage_body(
-        (made[0].prompt_tokens, sum(whole.completion_tokens for whole in made))
-    )  # the prompt is read once
+    both = list(zip(replies, made, strict=True))
+    store([(reply, w.text, w.finish_reason, (w.prompt_tokens, w.completion_tokens)) for reply, w in both])
+    choices = [choice_body(i, reply, whole) for i, (reply, whole) in enumerate(both)]
+    written = sum(whole.completion_tokens for whole in made)
+    usage = usage_body((made[0].prompt_tokens, written))  # the prompt of all is told once
     answer = jsonify(**replies[0].head("chat.completion"), choices=choices, usage=usage)
     answer.headers.update(headers)
     return answer

@@ -55,9 +55,12 @@ class Reply:
         Args:
             usage: prompt and completion tokens, None where the engine did not get to say.
         """
-        if self.stored:
-            return
-        details = {
+        if not self.stored:
+            store([(self, text, finish_reason, usage)])
+
+    def details(self, finish_reason: str, usage: tuple[int | None, int | None]) -> dict[str, Any]:
+        """What is stored of a completion beside its text."""
+        return {
             "id": self.id,
             "finish_reason": finish_reason,
             "sampling": self.request.model_dump(mode="json", include=SAMPLING_FIELDS),
@@ -66,19 +69,28 @@ class Reply:
             "latency_s": time.monotonic() - self.started_s,
             "person_id": self.person_id,
         }
-        messages = [m.model_dump() for m in self.request.messages]
-        for attempt in range(1, STORE_ATTEMPTS + 1):
-            try:
-                with self.db.session() as session:
-                    prompt = add_prompt(session, messages, "served")
-                    text = plain_text(text)
-                    add_completion(session, prompt, text, "served", policy_version_id=self.version.id, details=details)
-            except IntegrityError:  # another request stored the same prompt first; now it is there
-                if attempt == STORE_ATTEMPTS:
-                    raise
-            else:
-                self.stored = True
-                return
+
+
+def store(ended: Sequence[tuple[Reply, str, str, tuple[int | None, int | None]]]) -> None:
+    """Write the replies to one request, all or none: text, finish reason and usage of each, as `Reply.store` takes them."""
+    first = ended[0][0]
+    messages = [m.model_dump() for m in first.request.messages]
+    for attempt in range(1, STORE_ATTEMPTS + 1):
+        try:
+            with first.db.session() as session:
+                prompt = add_prompt(session, messages, "served")
+                for reply, text, finish_reason, usage in ended:
+                    add_completion(
+                        session, prompt, plain_text(text), "served", policy_version_id=reply.version.id,
+                        details=reply.details(finish_reason, usage),
+                    )  # fmt: skip
+        except IntegrityError:  # another request stored the same prompt first; now it is there
+            if attempt == STORE_ATTEMPTS:
+                raise
+        else:
+            for reply, *_ in ended:
+                reply.stored = True
+            return
 
 
 class ReplyStream(Iterator[bytes]):

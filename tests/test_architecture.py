@@ -53,6 +53,13 @@ def test_the_web_process_imports_no_torch() -> None:
     assert done.stdout.strip() == "[] create_app", done.stderr
 
 
+def test_the_worker_and_the_stages_import_torch_only_when_they_train() -> None:
+    """So a worker that waits is small, and what is wrong with a round is said before seconds of importing."""
+    names = "finetune.worker, finetune.stages, finetune.weighted_dpo, reward.members, reward.service"
+    done = run(sys.executable, "-c", f"import sys, {names}; print([m for m in {HEAVY!r} if m in sys.modules])")
+    assert done.stdout.strip() == "[]", done.stderr
+
+
 def test_nothing_imports_app_or_tests() -> None:
     files = list(sources())
     assert ROOT / "app.py" in files

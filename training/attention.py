@@ -6,10 +6,8 @@ group's prompt, a completion) attends to the pieces that it follows and to itsel
 quarter of the products for rows of four groups. On a GPU so many small calls cost more than they save, so the mask stays.
 """
 
+from dataclasses import dataclass
 from typing import Any
-
-import torch
-from torch import Tensor, cat, nn
 
 NAME = "dunnock_packed"
 
@@ -17,52 +15,57 @@ ROW_TOKENS = 16_384
 """About how long packed rows may get: attention no longer grows with them, and what all sequences share is there once."""
 
 
-def attend_in_pieces(model: Any) -> bool:
-    """Have a model follow the `packing` that a forward pass is given; without one all is as it was.
+@dataclass(frozen=True)
+class PackedAttention:
+    """How a model attends over packed rows; `find` makes it.
 
-    Returns:
-        False where the model stays as it is, since it is not on a CPU or its attention is not PyTorch's.
+    Attributes:
+        in_pieces: piece by piece, else under a mask over whole rows.
+        row_tokens: about how long rows are best; None for what `training.prefix` takes.
     """
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
 
-    if model.device.type != "cpu" or model.config._attn_implementation not in ("sdpa", NAME):
-        return False
-    AttentionInterface.register(NAME, _attention)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
-    model.config._attn_implementation = NAME
-    return True
+    in_pieces: bool
+    row_tokens: int | None
 
+    @classmethod
+    def find(cls, model: Any) -> "PackedAttention":
+        """In pieces on a CPU, if the model's attention is PyTorch's; without a packing it then attends as it did."""
+        from transformers import AttentionInterface, AttentionMaskInterface
+        from transformers.masking_utils import sdpa_mask
 
-def of_packing(packing: Any, in_pieces: bool) -> dict[str, Any]:
-    """What a forward pass over packed rows is told of what each token sees."""
-    given = {"position_ids": packing.positions}
-    if not in_pieces:
-        return {**given, "attention_mask": packing.mask}
-    return {
-        **given,
-        "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool),
-        "packing": packing,
-    }  # so that none is made
+        if model.device.type != "cpu" or model.config._attn_implementation not in ("sdpa", NAME):
+            return cls(in_pieces=False, row_tokens=None)
+        AttentionInterface.register(NAME, _attention)
+        AttentionMaskInterface.register(NAME, sdpa_mask)
+        model.config._attn_implementation = NAME
+        return cls(in_pieces=True, row_tokens=ROW_TOKENS)
+
+    def inputs(self, packing: Any) -> dict[str, Any]:
+        """What a forward pass is told of where tokens stand and what they see."""
+        import torch
+
+        given = {"position_ids": packing.positions}
+        if not self.in_pieces:
+            return {**given, "attention_mask": packing.mask}
+        no_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool)  # where none is given, transformers makes one
+        return {**given, "attention_mask": no_mask, "packing": packing}
 
 
 def _attention(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Any,
-    *,
-    packing: Any = None,
-    scaling: Any = None,
-    **more: Any,
-) -> tuple[Tensor, None]:
+    module: Any, query: Any, key: Any, value: Any, mask: Any, *, packing: Any = None, **more: Any
+) -> tuple[Any, None]:
     """As transformers' attention functions: (B, heads, T, D) → (B, T, heads, D)."""
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    if packing is None:
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    if packing is None or more.get("dropout"):
-        found, _ = sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **more)
+        found, _ = sdpa_attention_forward(module, query, key, value, mask, **more)
         return found, None
+    return _in_pieces(query, key, value, packing, more.get("scaling"), more.get("dropout", 0.0)), None
+
+
+def _in_pieces(query: Any, key: Any, value: Any, packing: Any, scaling: float | None, dropout: float) -> Any:
+    import torch
+
     given = query.dtype
     batch, heads, width, size = query.shape
     alike = heads // key.shape[1]
@@ -79,10 +82,10 @@ def _attention(
                 found.append(query.new_zeros(1, heads, piece.length, size))
                 continue
             seen = [*piece.follows, i]
-            out = nn.functional.scaled_dot_product_attention(
-                queries[i].reshape(1, -1, alike * piece.length, size), cat([keys[j] for j in seen], 2),
-                cat([values[j] for j in seen], 2), piece.bias(alike), scale=scaling,
+            out = torch.nn.functional.scaled_dot_product_attention(
+                queries[i].reshape(1, -1, alike * piece.length, size), torch.cat([keys[j] for j in seen], 2),
+                torch.cat([values[j] for j in seen], 2), piece.bias(alike), dropout_p=dropout, scale=scaling,
             )  # fmt: skip
             found.append(out.view(1, heads, piece.length, size))
-        rows.append(cat(found, 2))
-    return cat(rows).transpose(1, 2).to(given), None
+        rows.append(torch.cat(found, 2))
+    return torch.cat(rows).transpose(1, 2).to(given)

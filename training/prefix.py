@@ -3,8 +3,9 @@
 Sequences come in groups that share a prompt: the two sides of a pair, or a prompt with all the completions to be
 scored. A packed row is what all sequences share (the template and the system turn), then for each group what its members
 share (the prompt), and the rest of each member. Positions start again after a shared part, and groups and rests do not see
-each other: by a mask, or because attention goes piece by piece (`training.attention`). Exact up to the order of float additions, and nothing is padded but the end of a packed row. For
-pairs with 24 tokens shared by all, 22 more by a pair and rests of 8 it is a third of the plain batch's work.
+each other: by a mask, or because attention goes piece by piece (`training.attention`). Exact up to the order of float
+additions, and nothing is padded but the end of a packed row. For pairs with 24 tokens shared by all, 22 more by a pair and
+rests of 8 it is a third of the plain batch's work.
 """
 
 import itertools

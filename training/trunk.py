@@ -13,7 +13,7 @@ from collections.abc import Collection
 from typing import Any
 
 from core.errors import StageError
-from training.attention import ROW_TOKENS, attend_in_pieces, of_packing
+from training.attention import PackedAttention
 from training.prefix import Groups, Key, find_packing
 
 
@@ -70,7 +70,7 @@ class Trunk:
         self.lower = nn.ModuleList(decoder.layers[:first])
         self.upper = nn.ModuleList(decoder.layers[first:])
         self.plain_forward = decoder.forward
-        self.in_pieces = attend_in_pieces(decoder)
+        self.attention = PackedAttention.find(decoder)
         self.states: dict[tuple[int, ...], Any] = {}
         self.room = keep_mb * 1e6
         self.keeping = True
@@ -137,11 +137,10 @@ class Trunk:
         self, blocks: Any, keys: list[Key], states: Any, mask: Any, groups: Groups | None, **kwargs: Any
     ) -> Any:
         """Run `blocks` over (N, T, H) states, what rows begin with alike only once."""
-        row_tokens = ROW_TOKENS if self.in_pieces else None
-        packing = find_packing(keys, states.shape[1], states.device, groups, row_tokens)
+        packing = find_packing(keys, states.shape[1], states.device, groups, self.attention.row_tokens)
         if packing is None or kwargs.get("use_cache"):
             return self._run(blocks, inputs_embeds=states, attention_mask=mask, **kwargs)
-        kwargs |= of_packing(packing, self.in_pieces)
+        kwargs |= self.attention.inputs(packing)
         result = self._run(blocks, inputs_embeds=packing.pack(states), **kwargs)
         result.last_hidden_state = packing.unpack(result.last_hidden_state)
         return result

@@ -94,11 +94,8 @@ class Bench:
         Raises:
             NotDone: the process failed; the message holds the end of what it said.
         """
-        print(
-            f"· {work.kind} by {work.by}, {work.variant}, {work.precision}, {len(pairs[0])} pairs",
-            file=sys.stderr,
-            flush=True,
-        )
+        what = f"{work.kind} by {work.by}, {work.variant}, {work.precision}"
+        print(f"· {what}, {len(pairs[0])} pairs", file=sys.stderr, flush=True)
         env = {**os.environ, "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
         if work.environment == "stage":
             env = COMPUTE | env
@@ -161,9 +158,7 @@ class Bench:
             self.figures.put(**{f"{kind}_rate_over_{whole}": gains})
         run = self.run(self.work("dpo", variant="environment", environment="plain"), pairs)
         self.figures.add("ablation", "dpo_environment", run)
-        run = self.run(
-            self.work("dpo", by="stock", variant="reference", environment="stage"), pairs
-        )  # precision as ours
+        run = self.run(self.work("dpo", by="stock", variant="reference", environment="stage"), pairs)
         self.figures.add("ablation", "dpo_stock_best", run)
 
     def memory(self) -> None:
@@ -197,7 +192,7 @@ class Bench:
             pairs = self.pairs(self.options.accuracy_pairs, self.options.accuracy_heldout, seed)
             roots.append([data.root_of(pair) for pair in pairs[1]])
             for by in ("ours", "stock") if seed % 2 else ("stock", "ours"):
-                run = self.run(self.work("reward", by=by, seed=seed, precision="auto"), pairs)
+                run = self.run(self.work("reward", by=by, seed=seed), pairs)
                 right[by].append(run["right"])
                 self.figures.add("accuracy_runs", by, run)
             self.figures.put(accuracy=paired_difference(right["ours"], right["stock"], roots))

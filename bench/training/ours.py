@@ -150,7 +150,7 @@ def _shared(work: Work) -> dict[str, Any]:
 
 def _held(work: Work) -> dict[str, Any]:
     """In what the base is held: as on this machine, but where a variant leaves that gain out or trades it."""
-    whole = work.variant in (*ALONE, "whole") and work.variant != "bf16"
+    whole = work.variant == "whole" or (work.variant in ALONE and work.variant != "bf16")
     return {"precision": "float32" if whole else work.precision} | MEMORY.get(work.variant, {})
 
 
@@ -184,7 +184,7 @@ def _patches(work: Work) -> list[tuple[str, Any]]:
         return [("finetune.ppo.update._sampler", _generating)]
     found: list[tuple[str, Any]] = []
     if name == "unfused" or (name in ALONE and name != "fused"):
-        place = {"reward": "reward.members", "dpo": "finetune.weighted_dpo", "ppo": "finetune.ppo.model"}[kind]
+        place = "finetune.ppo.model" if kind == "ppo" else "training.fused"
         found.append((f"{place}.fuse", lambda _: None))
     if name in ALONE and name != "prefix":
         found.append(("training.trunk.find_packing", lambda *_: None))

@@ -119,7 +119,7 @@ export class Drafts {
   // What the server understood and refused, it would refuse again.
   failed(why, again) {
     if (this.closed) return;
-    this.status.textContent = this.words.not_saved.replace("{why}", why);
+    this.status.textContent = this.words.not_saved.replace("{why}", () => why);
     if (!again) return;
     this.dirty = true;
     this.flushIn(this.waitMs);

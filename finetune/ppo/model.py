@@ -20,7 +20,7 @@ from core.errors import StageError
 from core.settings import PpoSettings
 from finetune.ppo.rollouts import Rollout
 from finetune.start import IN_TRAINING, REFERENCE, Start
-from training.attention import ROW_TOKENS, attend_in_pieces, of_packing
+from training.attention import PackedAttention
 from training.fused import fuse
 from training.head import Said, token_logps
 from training.lora import first_block, lora_config
@@ -67,7 +67,7 @@ class LoraActorCritic:
         self.peft = get_peft_model(model, policy, adapter_name=POLICY)
         self.peft.add_adapter(VALUE, value)
         fuse(self.peft)
-        self.in_pieces = attend_in_pieces(decoder)
+        self.attention = PackedAttention.find(decoder)
         start = start or Start()
         start.put_on(self.peft)
         self.reference = REFERENCE if start.held_to_parent else None
@@ -143,9 +143,8 @@ class LoraActorCritic:
     def _completion_states(self, rows: Sequence[Rollout], adapter: str | None) -> Tensor:
         """(M, H) last states at the positions that each completion's tokens follow on."""
         keys = [(*row.prompt.ids, *row.ids[:-1]) for row in rows]
-        packing = Packing(
-            Plan(keys, _groups(rows), ROW_TOKENS if self.in_pieces else None), max(map(len, keys)), self.base.device
-        )
+        plan = Plan(keys, _groups(rows), self.attention.row_tokens)
+        packing = Packing(plan, max(map(len, keys)), self.base.device)
         first = max(self._states, default=0) if adapter is None else self.first[adapter]
         below = self._base_states(keys, packing, first)
         states = self._run(adapter, first, len(self.layers), below, packing)
@@ -181,7 +180,7 @@ class LoraActorCritic:
         with recomputed(self.recomputed):
             found: Tensor = run_blocks(
                 self.decoder, blocks, self.decoder.forward, norm=norm, inputs_embeds=states,
-                use_cache=False, **of_packing(packing, self.in_pieces),
+                use_cache=False, **self.attention.inputs(packing),
             ).last_hidden_state  # fmt: skip
         return found
 

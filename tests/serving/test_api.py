@@ -228,6 +228,25 @@ def test_one_of_several_replies_that_fails_leaves_none(
     assert stored(database) == []
 
 
+def test_several_replies_are_stored_all_or_none(
+    client: FlaskClient, served: Served, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from serving import replies
+
+    plain, calls = replies.add_completion, []
+
+    def failing(*args: object, **kwargs: object) -> object:
+        calls.append(1)
+        if len(calls) == 3:
+            raise OSError("the disk is full")
+        return plain(*args, **kwargs)
+
+    monkeypatch.setattr(replies, "add_completion", failing)
+    client.application.config["PROPAGATE_EXCEPTIONS"] = False
+    assert error_of(ask(client, served, temperature=1, n=3)) == (500, "internal_error")
+    assert stored(database) == []
+
+
 def test_tokens_come_with_the_logs_of_their_probabilities(
     chat: openai.OpenAI, client: FlaskClient, served: Served
 ) -> None:

@@ -80,6 +80,16 @@ def test_talk_judge_reload_and_submit_by_keyboard(page: Page, database: Database
         assert last.id in judged
 
 
+def test_a_reply_is_found_whatever_the_token_of_the_task_spells(
+    page: Page, database: Database, probe: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its address ends with a placeholder that a drawn token may hold too."""
+    monkeypatch.setattr("feedback.assignment.leases.secrets.token_urlsafe", lambda _: "L8IDtVXID0oxWrUIRwezpOOID")
+    sign_in(page)
+    page.keyboard.press("Space")
+    say(page, "How?", 1)
+
+
 def test_what_is_typed_while_the_model_writes_stays(page: Page, database: Database, probe: int) -> None:
     sign_in(page)
     page.keyboard.press("Space")

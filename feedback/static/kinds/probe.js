@@ -26,7 +26,7 @@ export default function probe(task) {
     }));
     const said = await answer.json().catch(() => ({}));
     if (!answer.ok) throw new Error(said.error?.message ?? String(answer.status));
-    const turn = await fetch(log.dataset.turn.replace("ID", said.id));
+    const turn = await fetch(log.dataset.turn.replace(/ID$/, said.id));
     if (!turn.ok) throw new Error(String(turn.status));
     log.insertAdjacentHTML("beforeend", await turn.text()); // our own template, all texts escaped by the server
     log.lastElementChild.scrollIntoView({ block: "nearest" });

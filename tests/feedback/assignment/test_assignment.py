@@ -1,6 +1,7 @@
 """What an annotator is given beside the next task of a queue: known answers, own work again, disagreements, topics."""
 
 import datetime as dt
+import random
 from collections import Counter
 from typing import Any
 
@@ -361,6 +362,7 @@ def test_what_one_holds_goes_to_others_once_one_does_not_want_its_topic(session:
 
 
 def test_shares_are_kept_over_many_draws(session: Session) -> None:
+    random.seed(4)  # three bounds of three standard deviations are passed by chance in a run in a hundred
     ana = make_person(session).id
     for pool in ("informative", "uniform", "flagged"):
         for _ in range(150):
