@@ -1,6 +1,6 @@
 """The one place where parts meet: `create_app()` builds the web process (pages and `/v1`).
 
-    gunicorn 'app:create_app()'        the web process
+    uvicorn --factory app:create_gateway        the web process
     python -m flask --app app …        its commands (see docs/commands.md)
 
 Errors raised by the parts become HTTP here and nowhere else: the OpenAI error shape under `/v1`, RFC 9457
@@ -9,6 +9,7 @@ problem details for other programs, and a plain page for people.
 
 import logging
 from collections.abc import Mapping
+from functools import partial
 from types import MappingProxyType
 
 from flask import Flask, Response, jsonify, render_template, request
@@ -42,10 +43,12 @@ import serving.health
 import serving.views
 from core import language
 from core.db import MAX_ID, Database
-from core.errors import DunnockError
+from core.errors import DunnockError, openai_error
 from core.language import N_, gettext
 from core.settings import Settings, get_settings
 from core.web import Runtime, runtime
+from serving.chat import close_chat
+from serving.deferred import Gateway
 
 CONTENT_SECURITY_POLICY = (
     "default-src 'self'; script-src 'self'; style-src 'self'; img-src 'self' data:; object-src 'none'; "
@@ -134,6 +137,12 @@ def create_app(settings: Settings | None = None, db: Database | None = None) -> 
     return app
 
 
+def create_gateway(settings: Settings | None = None, db: Database | None = None) -> Gateway:
+    """Build the web process as an ASGI app, in which open chat streams cost no threads."""
+    app = create_app(settings, db)
+    return Gateway(app, app.extensions["dunnock"].settings.web_threads, [partial(close_chat, app)])
+
+
 class _Id(IntegerConverter):
     """A number in a URL, no larger than a database takes; beyond that nothing is found."""
 
@@ -178,8 +187,9 @@ def _answer(
     status: int, code: str, message: str, param: str | None, members: Mapping[str, int | str] = MappingProxyType({})
 ) -> tuple[Response | str, int]:
     if request.path.startswith("/v1/"):
-        kind = "invalid_request_error" if status < 500 else "server_error"
-        return jsonify(error={"message": message, "type": kind, "param": param, "code": code}), status
+        error = DunnockError(message, code=code, param=param)
+        error.status = status
+        return jsonify(openai_error(error)[1]), status
     if _for_program():
         told = {"type": f"urn:dunnock:{code}", "title": code.replace("_", " "), "status": status, "detail": message}
         body = jsonify({**members, **told})

@@ -32,7 +32,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from core.messages import user
 from core.settings import get_settings
 from policy.base import base_model_path
-from policy.client import ChatRequest, EngineClient
+from policy.client import EngineClient
+from policy.protocol import ChatRequest
 from training.lora import lora_config
 
 RESULT = Path(__file__).parent / "results" / "engine.json"

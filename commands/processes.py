@@ -70,11 +70,11 @@ def engine(settings: Settings) -> Child:
 
 
 def web(settings: Settings) -> Child:
-    """The web process under gunicorn."""
+    """The web process under uvicorn."""
     command = [
-        sys.executable, "-m", "gunicorn", "app:create_app()", "--bind", f"{settings.host}:{settings.web_port}",
-        "--worker-class", "gthread", "--workers", str(settings.web_workers), "--threads", str(settings.web_threads),
-        "--timeout", "120", "--graceful-timeout", "5", "--log-level", "warning",
+        sys.executable, "-m", "uvicorn", "--factory", "app:create_gateway", "--host", settings.host, "--port", str(settings.web_port),
+        "--workers", str(settings.web_workers), "--loop", "uvloop", "--http", "httptools", "--timeout-graceful-shutdown", "5",
+        "--no-proxy-headers", "--no-server-header", "--no-access-log", "--log-level", "warning",
     ]  # fmt: skip
     return Child("web", command, settings.var_dir / "logs" / "web.log")
 

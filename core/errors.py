@@ -115,3 +115,9 @@ class Cancelled(DunnockError):
 
 class LeaseLost(StageError):
     code = "lease_lost"
+
+
+def openai_error(error: DunnockError) -> tuple[int, dict[str, dict[str, str | None]]]:
+    """Status and body of an error as OpenAI's clients read it."""
+    kind = "invalid_request_error" if error.status < 500 else "server_error"
+    return error.status, {"error": {"message": error.message, "type": kind, "param": error.param, "code": error.code}}

@@ -28,7 +28,7 @@ from feedback.rules.store import active_rules
 from feedback.tasks import create_task
 from finetune.context import StageContext
 from finetune.informative import rank_waiting
-from policy.client import ChatReply, ChatRequest
+from policy.protocol import ChatReply, ChatRequest
 from policy.versions import active_version
 
 SCRIPTED_LOGIN = "scripted-annotator"

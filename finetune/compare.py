@@ -16,8 +16,8 @@ from feedback.prompts import add_completion, add_prompt
 from feedback.tasks import create_task
 from finetune.collect import STORED_TOGETHER, details_of, request_of
 from finetune.context import StageContext
-from policy.client import ChatReply, ChatRequest
 from policy.models import PolicyVersion
+from policy.protocol import ChatReply, ChatRequest
 from policy.versions import find_version
 
 WHY = "two versions of the model answered"

@@ -24,8 +24,8 @@ from feedback.preferences import Preference
 from finetune.context import StageContext
 from finetune.gate import Evidence
 from policy.base import base_model_path
-from policy.client import ChatReply, ChatRequest
 from policy.models import PolicyVersion
+from policy.protocol import ChatReply, ChatRequest
 from policy.versions import BASE_NAME
 from training.device import find_device, measuring_dtype
 from training.run import Progress, part_of, silent

@@ -10,79 +10,24 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
-from pydantic import BaseModel, ConfigDict, Field
 
 from core.artifacts import verify_folder
-from core.errors import ArtifactError, DunnockError, EngineError, InvalidInput, NotFound, PromptTooLong
+from core.errors import ArtifactError, InvalidInput, NotFound
 from core.messages import Message
 from policy.models import PolicyVersion
+from policy.protocol import ChatReply, ChatRequest, StreamEvent, read_event, read_reply, refusal, unreachable
 
 CONNECT_TIMEOUT_S = 5.0
 HEALTH_TIMEOUT_S = 5.0
 MAX_CONNECTIONS = 256
 # A kept connection can end just as a request takes it: the engine closes an idle one, or another thread finds it stale.
 LOST_CONNECTION = (httpx.ReadError, httpx.WriteError, httpx.CloseError, httpx.RemoteProtocolError)
-
-
-class ChatRequest(BaseModel):
-    """One request for a completion, in the words of the OpenAI chat API."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    model: str
-    messages: tuple[Message, ...] = Field(min_length=1)
-    max_tokens: int = Field(256, ge=1)
-    temperature: float = Field(1.0, ge=0, le=2)
-    top_p: float = Field(1.0, gt=0, le=1)
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
-    presence_penalty: float = Field(0.0, ge=-2, le=2)
-    frequency_penalty: float = Field(0.0, ge=-2, le=2)
-    logprobs: bool = False
-    return_token_ids: bool = False  # vLLM's name for it
-
-    def wire(self) -> dict[str, Any]:
-        """The body of the call; what is not asked for is not named, since not every engine knows it."""
-        left_out = {name for name in ("logprobs", "return_token_ids") if not getattr(self, name)}
-        return self.model_dump(mode="json", exclude=left_out)
-
-
-@dataclass(frozen=True)
-class ChatReply:
-    """A whole completion; `latency_s` is wall-clock time from request to last byte.
-
-    Attributes:
-        prompt_token_ids: as the engine encoded the prompt; None where it was not asked or does not say.
-        token_ids: the tokens of the completion, as far as the engine tells them.
-        tokens: their texts, where log-probabilities were asked for.
-        logprobs: nats of each of them.
-    """
-
-    text: str
-    finish_reason: str
-    prompt_tokens: int
-    completion_tokens: int
-    latency_s: float
-    prompt_token_ids: tuple[int, ...] | None = None
-    token_ids: tuple[int, ...] | None = None
-    tokens: tuple[str, ...] | None = None
-    logprobs: tuple[float, ...] | None = None
-
-
-@dataclass(frozen=True)
-class StreamEvent:
-    """A piece of a streamed completion; the fields beside `text` come near the end."""
-
-    text: str = ""
-    finish_reason: str | None = None
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
 
 
 class EngineClient:
@@ -123,22 +68,7 @@ class EngineClient:
         """
         start = time.monotonic()
         answer = self._call("POST", f"{self.base_url}/chat/completions", request.wire())
-        try:
-            choice, usage = answer["choices"][0], answer["usage"]
-            logprobs = (choice.get("logprobs") or {}).get("content")
-            return ChatReply(
-                text=choice["message"]["content"] or "",
-                finish_reason=choice["finish_reason"],
-                prompt_tokens=usage["prompt_tokens"],
-                completion_tokens=usage["completion_tokens"],
-                latency_s=time.monotonic() - start,
-                prompt_token_ids=_tuple(answer.get("prompt_token_ids")),
-                token_ids=_tuple(choice.get("token_ids")),
-                tokens=None if logprobs is None else tuple(str(token["token"]) for token in logprobs),
-                logprobs=None if logprobs is None else tuple(float(token["logprob"]) for token in logprobs),
-            )
-        except (KeyError, IndexError, TypeError, AttributeError) as error:
-            raise EngineError(f"the engine's answer is not a chat completion: {error!r} is missing") from error
+        return read_reply(answer, time.monotonic() - start)
 
     def stream(self, request: ChatRequest) -> "CompletionStream":
         """Ask for a streamed completion. Errors as of `complete`, raised before the first event."""
@@ -148,9 +78,9 @@ class EngineClient:
             if response.status_code != 200:
                 response.read()
                 response.close()
-                raise _refusal(response)
+                raise refusal(response.status_code, response.text)
         except httpx.HTTPError as error:
-            raise _unreachable(self.base_url, error) from error
+            raise unreachable(self.base_url, error) from error
         return CompletionStream(response, self.base_url)
 
     def complete_many(
@@ -215,20 +145,25 @@ class EngineClient:
             return False
 
     def _send(self, method: str, url: str, body: dict[str, Any] | None, stream: bool = False) -> httpx.Response:
-        """Send a request, and once more when its connection was lost before an answer; no request harms by coming twice."""
+        """Send a request, and once more when its connection was lost before an answer.
+
+        A completion only to an engine on loopback: another may have begun with it, and it would be paid for twice.
+        """
         request = self._http.build_request(method, url, json=body)
         try:
             return self._http.send(request, stream=stream)
         except LOST_CONNECTION:
+            if url.endswith("/chat/completions") and not is_loopback(url):
+                raise
             return self._http.send(request, stream=stream)
 
     def _call(self, method: str, url: str, body: dict[str, Any] | None = None) -> Any:
         try:
             response = self._send(method, url, body)
         except httpx.HTTPError as error:
-            raise _unreachable(self.base_url, error) from error
+            raise unreachable(self.base_url, error) from error
         if response.status_code != 200:
-            raise _refusal(response)
+            raise refusal(response.status_code, response.text)
         try:
             return response.json()
         except ValueError:
@@ -251,10 +186,10 @@ class CompletionStream(Iterator[StreamEvent]):
                 payload = line.removeprefix("data:").strip()
                 if payload == "[DONE]":
                     break
-                return _event(json.loads(payload))
+                return read_event(json.loads(payload))
         except (httpx.HTTPError, ValueError) as error:
             self.close()
-            raise _unreachable(self._base_url, error) from error
+            raise unreachable(self._base_url, error) from error
         self.close()
         raise StopIteration
 
@@ -269,6 +204,12 @@ class CompletionStream(Iterator[StreamEvent]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def is_loopback(url: str) -> bool:
+    """Whether a URL names this machine."""
+    host = urlsplit(url).hostname or ""
+    return host == "localhost" or host.startswith("127.") or host == "::1"
 
 
 def ensure_loaded(client: EngineClient, version: PolicyVersion, artifact_dir: Path) -> None:
@@ -302,45 +243,3 @@ def verify_adapter(version: PolicyVersion, artifact_dir: Path) -> Path | None:
         raise ArtifactError(f"policy version {version.name}: {version.adapter_path!r} is no recorded artifact")
     verify_folder(folder, version.adapter_sha256)
     return folder
-
-
-def _event(chunk: dict[str, Any]) -> StreamEvent:
-    if "error" in chunk:
-        raise EngineError(f"the engine failed in mid-stream: {chunk['error'].get('message', chunk['error'])}")
-    choice = (chunk.get("choices") or [{}])[0]
-    usage = chunk.get("usage") or {}
-    return StreamEvent(
-        text=(choice.get("delta") or {}).get("content") or "",
-        finish_reason=choice.get("finish_reason"),
-        prompt_tokens=usage.get("prompt_tokens"),
-        completion_tokens=usage.get("completion_tokens"),
-    )
-
-
-def _tuple(ids: list[int] | None) -> tuple[int, ...] | None:
-    return None if ids is None else tuple(ids)
-
-
-def _unreachable(url: str, error: Exception) -> EngineError:
-    return EngineError(f"the engine at {url} cannot be reached ({type(error).__name__}: {error}); is it running?")
-
-
-def _refusal(response: httpx.Response) -> DunnockError:
-    """The error that a refusing answer means, whoever wrote it."""
-    try:
-        body = response.json()
-    except ValueError:
-        body = {}
-    error = body.get("error", body) if isinstance(body, dict) else {}
-    error = error if isinstance(error, dict) else {"message": str(error)}
-    message = str(error.get("message") or response.text[:200])
-    code, status = error.get("code"), response.status_code
-    if code == "context_length_exceeded" or "maximum context length" in message:
-        return PromptTooLong(message, param="messages")
-    if code == ArtifactError.code:
-        return ArtifactError(message)
-    if status == 404:
-        return NotFound(message, code="model_not_found", param="model")
-    if status in (400, 409, 422):
-        return InvalidInput(message, param=error.get("param"))
-    return EngineError(f"the engine answered {status}: {message}")

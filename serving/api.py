@@ -6,27 +6,23 @@ raised as they are; `app.py` gives them the OpenAI shape.
 
 from typing import Any
 
-from flask import Blueprint, Response, jsonify
+from flask import Blueprint, Response, current_app, jsonify
 
 from access.callers import caller_id
 from core.body import parse_body
-from core.errors import PromptTooLong
-from core.language import gettext
 from core.openapi import operation
 from core.web import runtime
 from feedback.judgments import record_feedback
-from policy.client import ChatReply, ChatRequest, EngineClient
 from policy.models import PolicyVersion
-from serving.replies import Reply, ReplyStream, choice_body, earlier_replies, several, store, usage_body
-from serving.routing import PUBLIC_NAME, active, engine_client, resolve, served_versions, with_version
+from serving.chat import Asked, chat_of
+from serving.deferred import Deferred
+from serving.replies import earlier_replies
+from serving.routing import PUBLIC_NAME, active, resolve, served_versions
 from serving.schemas import ChatAnswer, ChatBody, FeedbackAnswer, FeedbackBody, Model, ModelList
 
 blueprint = Blueprint("api", __name__, url_prefix="/v1")
 
 CHAT_MEDIA = ("application/json", "text/event-stream")
-VERSION_HEADER = "X-Dunnock-Policy-Version"
-TEMPLATE_TOKENS = 64  # what a chat template adds at most, with room to spare, plus so many per message:
-TEMPLATE_TOKENS_PER_MESSAGE = 8
 
 
 @blueprint.post("/chat/completions")
@@ -39,25 +35,10 @@ def chat_completions() -> Response:
     with runtime().db.read() as session:
         version = resolve(session, body.model)
         texts = earlier_replies(session, body.named, person_id)
-    client = engine_client(settings)
-    asked = body.engine_request(version.name, settings, texts)
-    _check_length(client, asked, settings.max_prompt_tokens)
-    headers = {VERSION_HEADER: version.name}
-    if body.stream:
-        reply = Reply(runtime().db, version, asked, person_id)
-        events = with_version(client, version, settings, lambda: client.stream(asked))
-        stream = ReplyStream(reply, events, include_usage=body.include_usage)
-        return Response(stream, mimetype="text/event-stream", headers={**headers, "X-Accel-Buffering": "no"})
-    replies = several(body.choices, Reply(runtime().db, version, asked, person_id))
-    made = with_version(client, version, settings, lambda: _complete(client, [reply.request for reply in replies]))
-    both = list(zip(replies, made, strict=True))
-    store([(reply, w.text, w.finish_reason, (w.prompt_tokens, w.completion_tokens)) for reply, w in both])
-    choices = [choice_body(i, reply, whole) for i, (reply, whole) in enumerate(both)]
-    written = sum(whole.completion_tokens for whole in made)
-    usage = usage_body((made[0].prompt_tokens, written))  # the prompt of all is told once
-    answer = jsonify(**replies[0].head("chat.completion"), choices=choices, usage=usage)
-    answer.headers.update(headers)
-    return answer
+    request = body.engine_request(version.name, settings, texts)
+    asked = Asked(version, request, person_id, body.choices, bool(body.stream), body.include_usage)
+    chat = chat_of(current_app)
+    return Deferred(lambda: chat.answer(asked))
 
 
 @blueprint.get("/models")
@@ -102,21 +83,3 @@ def feedback() -> tuple[Response, int]:
 
 def _model(name: str, version: PolicyVersion) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": int(version.created_at.timestamp()), "owned_by": "dunnock"}
-
-
-def _complete(client: EngineClient, requests: list[ChatRequest]) -> list[ChatReply]:
-    """All at once; a single one without a thread of its own."""
-    return client.complete_many(requests, len(requests)) if len(requests) > 1 else [client.complete(requests[0])]
-
-
-def _check_length(client: EngineClient, asked: ChatRequest, limit: int) -> None:
-    """Raise PromptTooLong above `limit` prompt tokens; asks the engine only where the bytes leave a doubt."""
-    most = sum(len(m.content.encode()) + TEMPLATE_TOKENS_PER_MESSAGE for m in asked.messages) + TEMPLATE_TOKENS
-    if most <= limit:  # a token is at least a byte
-        return
-    count = client.count_tokens(asked.messages)
-    if count is not None and count > limit:
-        raise PromptTooLong(
-            gettext("the prompt has %(count)s tokens; at most %(limit)s are taken", count=count, limit=limit),
-            param="messages",
-        )

@@ -1,28 +1,19 @@
-"""Replies on their way out: each is stored once, whole or cut, before its last byte is sent."""
+"""Replies: what is known of them while they are made, and how they are told. `serving.recorder` stores them."""
 
-import json
-import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sqlalchemy import select
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from core.db import Database
-from core.errors import DunnockError, NotFound
+from core.errors import NotFound
 from core.language import gettext
-from core.messages import plain_text
 from feedback.models import Completion, completion_id
-from feedback.prompts import add_completion, add_prompt
-from policy.client import ChatReply, ChatRequest, CompletionStream, StreamEvent
 from policy.models import PolicyVersion
+from policy.protocol import ChatReply, ChatRequest
 
-log = logging.getLogger("dunnock.serving")
-
-STORE_ATTEMPTS = 3
 SAMPLING_FIELDS = {"max_tokens", "temperature", "top_p", "seed", "stop", "presence_penalty", "frequency_penalty"}
 
 
@@ -30,7 +21,6 @@ SAMPLING_FIELDS = {"max_tokens", "temperature", "top_p", "seed", "stop", "presen
 class Reply:
     """One completion that is being served."""
 
-    db: Database
     version: PolicyVersion
     request: ChatRequest
     person_id: int | None = None
@@ -49,15 +39,6 @@ class Reply:
             "dunnock": {"policy_version": self.version.name},
         }
 
-    def store(self, text: str, finish_reason: str, usage: tuple[int | None, int | None]) -> None:
-        """Write prompt and completion, once; a second call does nothing.
-
-        Args:
-            usage: prompt and completion tokens, None where the engine did not get to say.
-        """
-        if not self.stored:
-            store([(self, text, finish_reason, usage)])
-
     def details(self, finish_reason: str, usage: tuple[int | None, int | None]) -> dict[str, Any]:
         """What is stored of a completion beside its text."""
         return {
@@ -71,93 +52,18 @@ class Reply:
         }
 
 
-def store(ended: Sequence[tuple[Reply, str, str, tuple[int | None, int | None]]]) -> None:
-    """Write the replies to one request, all or none: text, finish reason and usage of each, as `Reply.store` takes them."""
-    first = ended[0][0]
-    messages = [m.model_dump() for m in first.request.messages]
-    for attempt in range(1, STORE_ATTEMPTS + 1):
-        try:
-            with first.db.session() as session:
-                prompt = add_prompt(session, messages, "served")
-                for reply, text, finish_reason, usage in ended:
-                    add_completion(
-                        session, prompt, plain_text(text), "served", policy_version_id=reply.version.id,
-                        details=reply.details(finish_reason, usage),
-                    )  # fmt: skip
-        except IntegrityError:  # another request stored the same prompt first; now it is there
-            if attempt == STORE_ATTEMPTS:
-                raise
-        else:
-            for reply, *_ in ended:
-                reply.stored = True
-            return
+@dataclass(frozen=True)
+class Ended:
+    """A reply that is whole or cut.
 
+    Attributes:
+        usage: prompt and completion tokens, None where the engine did not get to say.
+    """
 
-class ReplyStream(Iterator[bytes]):
-    """The server-sent events of a reply. The server calls `close()` in any case, also when the client has gone."""
-
-    def __init__(self, reply: Reply, events: CompletionStream, *, include_usage: bool) -> None:
-        self._reply = reply
-        self._events = events
-        self._include_usage = include_usage
-        self._text: list[str] = []
-        self._end = StreamEvent()
-        self._lines = self._produce()
-
-    def __next__(self) -> bytes:
-        return next(self._lines)
-
-    def close(self) -> None:
-        """End the request at the engine and store what came, as cancelled if it had not ended."""
-        self._events.close()
-        if not self._reply.stored:
-            try:
-                self._store(self._end.finish_reason or "cancelled")
-            except Exception:
-                log.exception("the cut reply %s could not be stored: %r", self._reply.id, "".join(self._text))
-
-    def _produce(self) -> Iterator[bytes]:
-        yield self._chunk({"role": "assistant", "content": ""}, None)
-        try:
-            for event in self._events:
-                self._note(event)
-                if event.text:
-                    yield self._chunk({"content": event.text}, None)
-            self._store(self._end.finish_reason or "stop")
-        except DunnockError as error:
-            log.error("the reply %s broke off: %s", self._reply.id, error.message)
-            self._store("error")
-            yield _line({"error": _server_error(error.message, error.code)})
-            return
-        except Exception:
-            log.exception("the reply %s could not be stored: %r", self._reply.id, "".join(self._text))
-            yield _line({"error": _server_error("the reply could not be stored", "internal_error")})
-            return
-        yield self._chunk({}, self._end.finish_reason or "stop")
-        if self._include_usage:
-            yield _line({**self._reply.head("chat.completion.chunk"), "choices": [], "usage": usage_body(self._usage)})
-        yield b"data: [DONE]\n\n"
-
-    @property
-    def _usage(self) -> tuple[int | None, int | None]:
-        return self._end.prompt_tokens, self._end.completion_tokens
-
-    def _note(self, event: StreamEvent) -> None:
-        self._text.append(event.text)
-        self._end = StreamEvent(
-            finish_reason=event.finish_reason or self._end.finish_reason,
-            prompt_tokens=event.prompt_tokens if event.prompt_tokens is not None else self._end.prompt_tokens,
-            completion_tokens=(
-                event.completion_tokens if event.completion_tokens is not None else self._end.completion_tokens
-            ),
-        )
-
-    def _store(self, finish_reason: str) -> None:
-        self._reply.store("".join(self._text), finish_reason, self._usage)
-
-    def _chunk(self, delta: dict[str, str], reason: str | None) -> bytes:
-        choice = {"index": 0, "delta": delta, "finish_reason": reason}
-        return _line({**self._reply.head("chat.completion.chunk"), "choices": [choice]})
+    reply: Reply
+    text: str
+    finish_reason: str
+    usage: tuple[int | None, int | None] = (None, None)
 
 
 def several(n: int, first: Reply) -> list[Reply]:
@@ -212,11 +118,3 @@ def usage_body(usage: tuple[int | None, int | None]) -> dict[str, int]:
 def _following(seed: int, i: int) -> int:
     """The seed so many places on, within 64 bits."""
     return (seed + i + 2**63) % 2**64 - 2**63
-
-
-def _line(value: dict[str, Any]) -> bytes:
-    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n".encode()
-
-
-def _server_error(message: str, code: str) -> dict[str, Any]:
-    return {"message": message, "type": "server_error", "param": None, "code": code}

@@ -5,8 +5,6 @@ never a silent step to another one.
 """
 
 import logging
-from collections.abc import Callable
-from typing import TypeVar
 
 from flask import Flask, current_app
 from sqlalchemy import select
@@ -23,8 +21,6 @@ log = logging.getLogger("dunnock.serving")
 PUBLIC_NAME = "dunnock"
 SERVED_STATES = ("active", "retired")
 EXTENSION = "dunnock_engine"
-
-Answer = TypeVar("Answer")
 
 
 def resolve(session: Session, model: str) -> PolicyVersion:
@@ -69,31 +65,6 @@ def engine_client(settings: Settings, app: Flask | None = None) -> EngineClient:
         )
     client: EngineClient = extensions[EXTENSION]
     return client
-
-
-def with_version(
-    client: EngineClient, version: PolicyVersion, settings: Settings, call: Callable[[], Answer]
-) -> Answer:
-    """Do `call`; if the engine does not know the version, as after its restart, load it and try once more.
-
-    Raises:
-        ArtifactError: the adapter is missing or damaged.
-        EngineError: the engine cannot be reached, or does not know the version even so.
-    """
-    try:
-        return call()
-    except NotFound:
-        log.info("the engine does not know %s; loading it", version.name)
-    make_ready(client, version, settings)
-    try:
-        return call()
-    except NotFound as error:
-        raise EngineError(
-            gettext(
-                "the engine does not know %(name)r after loading it; a vLLM server must be started with `--served-model-name base`",
-                name=version.name,
-            )
-        ) from error
 
 
 def make_ready(client: EngineClient, version: PolicyVersion, settings: Settings) -> None:

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_vali
 
 from core.messages import Message, Role, plain_text
 from core.settings import Settings
-from policy.client import ChatRequest
+from policy.protocol import ChatRequest
 
 MOST_CHOICES = 8
 ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}

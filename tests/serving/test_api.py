@@ -8,15 +8,16 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import select
-from werkzeug.serving import make_server
 from werkzeug.test import TestResponse
 
 from core.db import Database
 from core.errors import EngineError
 from core.messages import user
 from feedback.models import Completion, Judgment
-from policy.client import ChatRequest, EngineClient
-from serving.replies import Reply
+from policy.async_client import AsyncEngineClient
+from policy.protocol import ChatRequest
+from serving.recorder import Recorder
+from tests.browser import LiveServer
 from tests.conftest import SignedIn
 from tests.factories import make_person
 from tests.serving.conftest import Served
@@ -27,13 +28,9 @@ GREEDY = {"model": "dunnock", "messages": user("Hi"), "temperature": 0, "max_tok
 @pytest.fixture
 def live(app: Flask) -> Iterator[str]:
     """The app on a real port, for real clients."""
-    server = make_server("127.0.0.1", 0, app, threaded=True)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}/v1"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    server = LiveServer(app)
+    yield f"{server.url}/v1"
+    server.stop()
 
 
 @pytest.fixture
@@ -216,14 +213,14 @@ def test_the_last_seed_is_followed_by_the_first(client: FlaskClient, served: Ser
 def test_one_of_several_replies_that_fails_leaves_none(
     client: FlaskClient, served: Served, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = EngineClient.complete
+    plain = AsyncEngineClient.complete
 
-    def failing(self: EngineClient, request: ChatRequest) -> object:
+    async def failing(self: AsyncEngineClient, request: ChatRequest) -> object:
         if request.seed == 2:
             raise EngineError("the engine is full")
-        return plain(self, request)
+        return await plain(self, request)
 
-    monkeypatch.setattr(EngineClient, "complete", failing)
+    monkeypatch.setattr(AsyncEngineClient, "complete", failing)
     assert error_of(ask(client, served, temperature=1, seed=1, n=3))[0] == 503
     assert stored(database) == []
 
@@ -231,9 +228,9 @@ def test_one_of_several_replies_that_fails_leaves_none(
 def test_several_replies_are_stored_all_or_none(
     client: FlaskClient, served: Served, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from serving import replies
+    from serving import recorder
 
-    plain, calls = replies.add_completion, []
+    plain, calls = recorder.add_completion, []
 
     def failing(*args: object, **kwargs: object) -> object:
         calls.append(1)
@@ -241,7 +238,7 @@ def test_several_replies_are_stored_all_or_none(
             raise OSError("the disk is full")
         return plain(*args, **kwargs)
 
-    monkeypatch.setattr(replies, "add_completion", failing)
+    monkeypatch.setattr(recorder, "add_completion", failing)
     client.application.config["PROPAGATE_EXCEPTIONS"] = False
     assert error_of(ask(client, served, temperature=1, n=3)) == (500, "internal_error")
     assert stored(database) == []
@@ -357,10 +354,10 @@ def test_an_engine_that_dies_in_mid_stream_leaves_a_cut_reply(
 def test_a_reply_that_cannot_be_stored_does_not_end_as_if_it_were(
     client: FlaskClient, served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*_: object) -> None:
+    async def broken(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(Reply, "store", broken)
+    monkeypatch.setattr(Recorder, "store", broken)
     lines = ask(client, served, stream=True).text
     assert "[DONE]" not in lines
     assert "could not be stored" in lines

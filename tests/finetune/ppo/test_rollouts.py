@@ -12,8 +12,9 @@ from core.errors import NotFound, StageError
 from core.messages import user
 from finetune.ppo.model import LoraActorCritic
 from finetune.ppo.rollouts import Ask, EngineSampler, Prompt, TrainerSampler
-from policy.client import ChatReply, ChatRequest, EngineClient
+from policy.client import EngineClient
 from policy.engine.base import as_base
+from policy.protocol import ChatReply, ChatRequest
 from tests.policy.engine.live import LiveEngine
 from tests.tiny import make_tiny_adapter
 

@@ -1,0 +1,140 @@
+"""The words that engines are spoken to in: requests, replies and refusals of the OpenAI chat API, for whichever client sends them.
+
+No IO here: `policy.client` sends from threads, `policy.async_client` from an event loop, and the engines read the same requests.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from core.errors import ArtifactError, DunnockError, EngineError, InvalidInput, NotFound, PromptTooLong
+from core.messages import Message
+
+
+class ChatRequest(BaseModel):
+    """One request for a completion, in the words of the OpenAI chat API."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    model: str
+    messages: tuple[Message, ...] = Field(min_length=1)
+    max_tokens: int = Field(256, ge=1)
+    temperature: float = Field(1.0, ge=0, le=2)
+    top_p: float = Field(1.0, gt=0, le=1)
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    presence_penalty: float = Field(0.0, ge=-2, le=2)
+    frequency_penalty: float = Field(0.0, ge=-2, le=2)
+    logprobs: bool = False
+    return_token_ids: bool = False  # vLLM's name for it
+
+    def wire(self) -> dict[str, Any]:
+        """The body of the call; what is not asked for is not named, since not every engine knows it."""
+        left_out = {name for name in ("logprobs", "return_token_ids") if not getattr(self, name)}
+        return self.model_dump(mode="json", exclude=left_out)
+
+
+@dataclass(frozen=True)
+class ChatReply:
+    """A whole completion; `latency_s` is wall-clock time from request to last byte.
+
+    Attributes:
+        prompt_token_ids: as the engine encoded the prompt; None where it was not asked or does not say.
+        token_ids: the tokens of the completion, as far as the engine tells them.
+        tokens: their texts, where log-probabilities were asked for.
+        logprobs: nats of each of them.
+    """
+
+    text: str
+    finish_reason: str
+    prompt_tokens: int
+    completion_tokens: int
+    latency_s: float
+    prompt_token_ids: tuple[int, ...] | None = None
+    token_ids: tuple[int, ...] | None = None
+    tokens: tuple[str, ...] | None = None
+    logprobs: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class StreamEvent:
+    """A piece of a streamed completion; the fields beside `text` come near the end."""
+
+    text: str = ""
+    finish_reason: str | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+
+def read_reply(answer: Any, latency_s: float) -> ChatReply:
+    """A whole answer.
+
+    Raises:
+        EngineError: it is not a chat completion.
+    """
+    try:
+        choice, usage = answer["choices"][0], answer["usage"]
+        logprobs = (choice.get("logprobs") or {}).get("content")
+        return ChatReply(
+            text=choice["message"]["content"] or "",
+            finish_reason=choice["finish_reason"],
+            prompt_tokens=usage["prompt_tokens"],
+            completion_tokens=usage["completion_tokens"],
+            latency_s=latency_s,
+            prompt_token_ids=_tuple(answer.get("prompt_token_ids")),
+            token_ids=_tuple(choice.get("token_ids")),
+            tokens=None if logprobs is None else tuple(str(token["token"]) for token in logprobs),
+            logprobs=None if logprobs is None else tuple(float(token["logprob"]) for token in logprobs),
+        )
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise EngineError(f"the engine's answer is not a chat completion: {error!r} is missing") from error
+
+
+def read_event(chunk: dict[str, Any]) -> StreamEvent:
+    """An event of a stream.
+
+    Raises:
+        EngineError: the engine failed in mid-stream.
+    """
+    if "error" in chunk:
+        raise EngineError(f"the engine failed in mid-stream: {chunk['error'].get('message', chunk['error'])}")
+    choice = (chunk.get("choices") or [{}])[0]
+    usage = chunk.get("usage") or {}
+    return StreamEvent(
+        text=(choice.get("delta") or {}).get("content") or "",
+        finish_reason=choice.get("finish_reason"),
+        prompt_tokens=usage.get("prompt_tokens"),
+        completion_tokens=usage.get("completion_tokens"),
+    )
+
+
+def _tuple(ids: list[int] | None) -> tuple[int, ...] | None:
+    return None if ids is None else tuple(ids)
+
+
+def unreachable(url: str, error: Exception) -> EngineError:
+    """What a connection that failed means."""
+    return EngineError(f"the engine at {url} cannot be reached ({type(error).__name__}: {error}); is it running?")
+
+
+def refusal(status: int, text: str) -> DunnockError:
+    """The error that a refusing answer means, whoever wrote it."""
+    try:
+        body = json.loads(text)
+    except ValueError:
+        body = {}
+    error = body.get("error", body) if isinstance(body, dict) else {}
+    error = error if isinstance(error, dict) else {"message": str(error)}
+    message = str(error.get("message") or text[:200])
+    code = error.get("code")
+    if code == "context_length_exceeded" or "maximum context length" in message:
+        return PromptTooLong(message, param="messages")
+    if code == ArtifactError.code:
+        return ArtifactError(message)
+    if status == 404:
+        return NotFound(message, code="model_not_found", param="model")
+    if status in (400, 409, 422):
+        return InvalidInput(message, param=error.get("param"))
+    return EngineError(f"the engine answered {status}: {message}")

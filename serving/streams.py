@@ -1,0 +1,110 @@
+"""Replies as server-sent events: each is stored, whole or cut, before its last byte is sent."""
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator
+from typing import Any, Protocol
+
+from core.errors import DunnockError, openai_error
+from policy.protocol import StreamEvent
+from serving.recorder import Recorder
+from serving.replies import Ended, Reply, usage_body
+
+log = logging.getLogger("dunnock.serving")
+
+NOT_STORED = "the reply %s, %d characters, could not be stored"  # its text is nobody's business here
+
+
+class Events(Protocol):
+    """Events of a completion, as an engine sends them or as the guard lets them through."""
+
+    def __aiter__(self) -> AsyncIterator[StreamEvent]: ...
+
+    def close(self) -> None:
+        """End the completion; safe to call twice."""
+
+
+class ReplyStream(AsyncIterator[bytes]):
+    """The server-sent events of a reply. Whoever sends them calls `aclose()` in any case, also when the client has gone.
+
+    Args:
+        events: of the engine; `close` ends the request there.
+    """
+
+    def __init__(self, reply: Reply, events: Events, recorder: Recorder, *, include_usage: bool) -> None:
+        self._reply = reply
+        self._events = events
+        self._recorder = recorder
+        self._include_usage = include_usage
+        self._text: list[str] = []
+        self._end = StreamEvent()
+        self._storing: asyncio.Future[None] | None = None
+        self._head = json.dumps(reply.head("chat.completion.chunk"), ensure_ascii=False)[:-1]
+        self._lines = self._produce()
+
+    async def __anext__(self) -> bytes:
+        return await anext(self._lines)
+
+    async def aclose(self) -> None:
+        """End the request at the engine and store what came, as cancelled if it had not ended."""
+        self._events.close()
+        try:
+            await self._store(self._end.finish_reason or "cancelled")
+        except Exception:
+            log.exception(NOT_STORED, self._reply.id, self._length)
+
+    async def _produce(self) -> AsyncIterator[bytes]:
+        yield self._chunk({"role": "assistant", "content": ""}, None)
+        try:
+            async for event in self._events:
+                self._note(event)
+                if event.text:
+                    yield self._chunk({"content": event.text}, None)
+            await self._store(self._end.finish_reason or "stop")
+        except DunnockError as error:
+            log.error("the reply %s broke off: %s", self._reply.id, error.message)
+            await self._store("error")
+            yield _line(openai_error(error)[1])
+            return
+        except Exception:
+            log.exception(NOT_STORED, self._reply.id, self._length)
+            yield _line(openai_error(DunnockError("the reply could not be stored"))[1])
+            return
+        yield self._chunk({}, self._end.finish_reason or "stop")
+        if self._include_usage:
+            yield _line({**self._reply.head("chat.completion.chunk"), "choices": [], "usage": usage_body(self._usage)})
+        yield b"data: [DONE]\n\n"
+
+    @property
+    def _usage(self) -> tuple[int | None, int | None]:
+        return self._end.prompt_tokens, self._end.completion_tokens
+
+    def _note(self, event: StreamEvent) -> None:
+        self._text.append(event.text)
+        self._end = StreamEvent(
+            finish_reason=event.finish_reason or self._end.finish_reason,
+            prompt_tokens=event.prompt_tokens if event.prompt_tokens is not None else self._end.prompt_tokens,
+            completion_tokens=(
+                event.completion_tokens if event.completion_tokens is not None else self._end.completion_tokens
+            ),
+        )
+
+    async def _store(self, finish_reason: str) -> None:
+        """Store it the first time that this is called; wait until that is done, also where the one who began it has left."""
+        if self._storing is None:
+            ended = Ended(self._reply, "".join(self._text), finish_reason, self._usage)
+            self._storing = asyncio.ensure_future(self._recorder.store([ended]))
+        await asyncio.shield(self._storing)
+
+    @property
+    def _length(self) -> int:
+        return sum(map(len, self._text))
+
+    def _chunk(self, delta: dict[str, str], reason: str | None) -> bytes:
+        choice = json.dumps([{"index": 0, "delta": delta, "finish_reason": reason}], ensure_ascii=False)
+        return f'data: {self._head}, "choices": {choice}}}\n\n'.encode()
+
+
+def _line(value: dict[str, Any]) -> bytes:
+    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n".encode()
