@@ -1,0 +1,1 @@
+"""Serving beside what else answers OpenAI's chat calls: `python -m bench.serving`."""
