@@ -21,6 +21,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from core.artifacts import hash_folder, new_folder, verify_folder, write_json
+from core.detectors import PII, redact
 from core.errors import InvalidInput, NotFound
 from core.settings import SnapshotSettings
 from feedback.defences import hold_back, merge_doubles
@@ -29,7 +30,6 @@ from feedback.near import clusters, prompt_text
 from feedback.preferences import Gathered, Preference, Vote, as_voted, gather, weigh
 from feedback.quality.flips import flip_rate
 from feedback.quality.reliability import judgment_weights
-from feedback.redaction import redact
 from feedback.rule_examples import RuleExample
 
 __all__ = [
@@ -146,8 +146,8 @@ def _redacted(row: Row, counts: Counter[str], names: Sequence[str]) -> Row:
     """A row whose prompt and texts of these names are redacted."""
 
     def clean(text: str) -> str:
-        text, n = redact(text)
-        counts["redactions"] += n
+        text, spans = redact(text, PII)
+        counts["redactions"] += len(spans)
         return text
 
     prompt = [{"role": m["role"], "content": clean(m["content"])} for m in row.prompt]
