@@ -4,6 +4,7 @@ from alembic import context
 from sqlalchemy import text
 
 import reward.models  # noqa: F401
+import serving.models  # noqa: F401
 from core.db import Base, Database
 from core.settings import get_settings
 

@@ -4,8 +4,9 @@ No IO here: `policy.client` sends from threads, `policy.async_client` from an ev
 """
 
 import json
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -66,6 +67,23 @@ class StreamEvent:
     finish_reason: str | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+
+    def after(self, earlier: "StreamEvent") -> "StreamEvent":
+        """What is known of the end once this has followed on what was known before; without text."""
+        return StreamEvent(
+            finish_reason=self.finish_reason or earlier.finish_reason,
+            prompt_tokens=earlier.prompt_tokens if self.prompt_tokens is None else self.prompt_tokens,
+            completion_tokens=earlier.completion_tokens if self.completion_tokens is None else self.completion_tokens,
+        )
+
+
+class Events(Protocol):
+    """Events of a completion, as an engine sends them or as a guard lets them through."""
+
+    def __aiter__(self) -> AsyncIterator[StreamEvent]: ...
+
+    def close(self) -> None:
+        """End the completion; safe to call twice."""
 
 
 def read_reply(answer: Any, latency_s: float) -> ChatReply:

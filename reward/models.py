@@ -8,7 +8,7 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from core.db import Base, utcnow
 
-Kind = Literal["preference", "rules"]
+Kind = Literal["preference", "rules", "guard"]
 
 
 class RewardModel(Base):
@@ -17,7 +17,7 @@ class RewardModel(Base):
     __tablename__ = "reward_model"
     __table_args__ = (
         UniqueConstraint("cycle_id", "kind"),
-        CheckConstraint("kind IN ('preference','rules')", name="kind"),
+        CheckConstraint("kind IN ('preference','rules','guard')", name="kind"),
     )
 
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -26,7 +26,9 @@ class RewardModel(Base):
     snapshot_id: Mapped[int] = mapped_column(ForeignKey("snapshot.id"))
     path: Mapped[str] = mapped_column(Text)  # relative to the artifact folder
     sha256: Mapped[str] = mapped_column(String(64))
-    evaluation: Mapped[dict[str, Any]]  # what `reward.preference` or `reward.rules` found, without the log
+    evaluation: Mapped[
+        dict[str, Any]
+    ]  # what `reward.preference`, `reward.rules` or `reward.guard.distil` found, without the log
     clears_bar: Mapped[bool]
     created_at: Mapped[dt.datetime] = mapped_column(default=utcnow)
 

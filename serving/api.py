@@ -6,6 +6,7 @@ raised as they are; `app.py` gives them the OpenAI shape.
 
 from typing import Any
 
+import flask
 from flask import Blueprint, Response, current_app, jsonify
 
 from access.callers import caller_id
@@ -31,13 +32,14 @@ def chat_completions() -> Response:
     """Answer a conversation, whole or streamed; the reply is stored before its last byte goes out."""
     person_id = caller_id("chat")
     body = parse_body(ChatBody)
-    settings = runtime().settings
+    settings, chat = runtime().settings, chat_of(current_app)
     with runtime().db.read() as session:
-        version = resolve(session, body.model)
+        version, standing = resolve(session, body.model), chat.guard.standing(session)
         texts = earlier_replies(session, body.named, person_id)
     request = body.engine_request(version.name, settings, texts)
-    asked = Asked(version, request, person_id, body.choices, bool(body.stream), body.include_usage)
-    chat = chat_of(current_app)
+    asked = Asked(
+        version, request, person_id, standing, flask.request.path, body.choices, bool(body.stream), body.include_usage
+    )
     return Deferred(lambda: chat.answer(asked))
 
 

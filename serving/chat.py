@@ -3,7 +3,7 @@
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -15,10 +15,11 @@ from core.settings import Settings
 from policy.async_client import AsyncEngineClient
 from policy.client import EngineClient
 from policy.models import PolicyVersion
-from policy.protocol import ChatReply, ChatRequest
+from policy.protocol import ChatReply, ChatRequest, StreamEvent
 from serving.deferred import Answer
+from serving.guarding import Checked, Guard, Standing
 from serving.recorder import Recorder
-from serving.replies import Ended, Reply, choice_body, several, usage_body
+from serving.replies import CUT, Ended, Reply, choice_body, several, usage_body
 from serving.routing import engine_client, make_ready
 from serving.streams import ReplyStream
 
@@ -37,12 +38,16 @@ class Asked:
     """A chat call that may be answered.
 
     Attributes:
+        standing: the rules that its replies are held to.
+        path: which call it was.
         choices: replies to make; more than one come whole.
     """
 
     version: PolicyVersion
     request: ChatRequest
     person_id: int | None
+    standing: Standing
+    path: str
     choices: int = 1
     stream: bool = False
     include_usage: bool = False
@@ -58,6 +63,7 @@ class Chat:
     def __init__(self, settings: Settings, db: Database, loader: EngineClient) -> None:
         self.settings = settings
         self.engine = AsyncEngineClient(settings.engine_base_url, settings.engine_api_key, settings.engine_timeout_s)
+        self.guard = Guard(settings)
         self.recorder = Recorder(db)
         self._loader = loader
 
@@ -70,29 +76,55 @@ class Chat:
             EngineError: the engine cannot be reached, is overloaded or failed.
         """
         await self._check_length(asked.request)
-        headers = {VERSION_HEADER: asked.version.name}
         reply = Reply(asked.version, asked.request, asked.person_id)
-        if asked.stream:
-            events = await self._with_version(asked.version, lambda: self.engine.stream(asked.request))
-            lines = ReplyStream(reply, events, self.recorder, include_usage=asked.include_usage)
-            return Answer(lines, headers=headers | {"X-Accel-Buffering": "no"}, media="text/event-stream")
-        replies = several(asked.choices, reply)
+        checked = self.guard.check_prompt(asked.request.messages)
+        if checked.stop is not None:
+            return await self._refused(asked, reply, checked)
+        await self.guard.ready(asked.standing)
+        return await (self._streamed if asked.stream else self._whole)(asked, reply, checked)
+
+    async def _streamed(self, asked: Asked, reply: Reply, checked: Checked) -> Answer:
+        events = await self._with_version(asked.version, lambda: self.engine.stream(asked.request))
+        watch = self.guard.watch(asked.request.messages, asked.standing, asked.path)
+        return _stream(asked, ReplyStream(
+            reply, watch.over(events), self.recorder, watch=watch, prompt=checked.verdicts,
+            include_usage=asked.include_usage,
+        ))  # fmt: skip
+
+    async def _whole(self, asked: Asked, first: Reply, checked: Checked) -> Answer:
+        replies = several(asked.choices, first)
         made = await self._with_version(asked.version, lambda: self._all(replies))
-        both = list(zip(replies, made, strict=True))
-        await self.recorder.store(
-            [Ended(r, w.text, w.finish_reason, (w.prompt_tokens, w.completion_tokens)) for r, w in both]
+        ended = await asyncio.gather(
+            *(self._cleared(asked, reply, whole, checked) for reply, whole in zip(replies, made, strict=True))
         )
-        body = {
-            **reply.head("chat.completion"),
-            "choices": [choice_body(i, r, whole) for i, (r, whole) in enumerate(both)],
-            # the prompt of all is told once
-            "usage": usage_body((made[0].prompt_tokens, sum(whole.completion_tokens for whole in made))),
-        }
-        return Answer(json.dumps(body, ensure_ascii=False).encode(), headers=headers)
+        await self.recorder.store(ended)
+        # the prompt of all is told once
+        usage = (made[0].prompt_tokens, sum(whole.completion_tokens for whole in made))
+        return _answer(asked, ended, made, usage)
+
+    async def _cleared(self, asked: Asked, reply: Reply, whole: ChatReply, checked: Checked) -> Ended:
+        """A whole reply as the guard lets it through."""
+        watch = self.guard.watch(asked.request.messages, asked.standing, asked.path)
+        text, reason = await watch.whole(whole)
+        verdicts = (*checked.verdicts, *watch.verdicts())
+        usage = (whole.prompt_tokens, whole.completion_tokens)
+        return Ended(reply, text, reason, usage, verdicts, watch.withheld)
+
+    async def _refused(self, asked: Asked, reply: Reply, checked: Checked) -> Answer:
+        """The answer to a prompt that is not let through to the engine: every choice is the refusal."""
+        said = self.settings.guard.refusal_text
+        if asked.stream:
+            return _stream(asked, ReplyStream(
+                reply, Said(said, CUT), self.recorder, prompt=checked.verdicts, include_usage=asked.include_usage
+            ))  # fmt: skip
+        ended = [Ended(each, said, CUT, (0, 0), checked.verdicts) for each in several(asked.choices, reply)]
+        await self.recorder.store(ended)
+        return _answer(asked, ended, [None] * len(ended), (0, 0))
 
     async def close(self) -> None:
         """Close the connections of this event loop."""
         await self.engine.close()
+        await self.guard.close()
 
     async def _all(self, replies: list[Reply]) -> list[ChatReply]:
         """All at once; the first failure ends the others."""
@@ -126,6 +158,32 @@ class Chat:
         count = await self.engine.count_tokens(asked.messages)
         if count is not None and count > limit:
             raise PromptTooLong(f"the prompt has {count} tokens; at most {limit} are taken", param="messages")
+
+
+class Said:
+    """A refusal as the events of a completion."""
+
+    def __init__(self, text: str, reason: str) -> None:
+        self._event = StreamEvent(text, reason, 0, 0)
+
+    async def __aiter__(self) -> AsyncIterator[StreamEvent]:
+        yield self._event
+
+    def close(self) -> None:
+        """There is nothing to end."""
+
+
+def _stream(asked: Asked, lines: ReplyStream) -> Answer:
+    headers = {VERSION_HEADER: asked.version.name, "X-Accel-Buffering": "no"}
+    return Answer(lines, headers=headers, media="text/event-stream")
+
+
+def _answer(
+    asked: Asked, ended: Sequence[Ended], made: Sequence[ChatReply | None], usage: tuple[int | None, int | None]
+) -> Answer:
+    choices = [choice_body(i, one, whole) for i, (one, whole) in enumerate(zip(ended, made, strict=True))]
+    body = {**ended[0].reply.head("chat.completion"), "choices": choices, "usage": usage_body(usage)}
+    return Answer(json.dumps(body, ensure_ascii=False).encode(), headers={VERSION_HEADER: asked.version.name})
 
 
 async def _first_of_group(call: Callable[[], Awaitable[Made]]) -> Made:

@@ -1,28 +1,27 @@
-"""Asking the guard's model (`reward.guard`, a process of its own on loopback) what a text breaks, with a deadline.
+"""Asking the guard's model (`reward.guard_server`, a process of its own on loopback) what a text breaks, with a deadline.
 
     model = GuardModel("http://127.0.0.1:8093", timeout_s=1.0)
-    await model.use(name, folder, sha256)                     loads it there; the one before answers until then
-    await model.p_broken(context, text, {"slug": "Do not …"}) -> {"slug": 0.02}
+    await model.use(Held(folder, sha256))                     loads it there; the one before answers until then
+    await model.judge(context, text, {"slug": "Do not …"})    {"slug": Word(0.02, 0.91, False)}
 
 Whatever goes wrong, the process gone, too slow, too busy, is `Unanswered`, and says which of the two it was.
 """
 
 import asyncio
 import json
-import logging
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import aiohttp
 
-log = logging.getLogger("dunnock.serving")
-
 CONNECT_S = 1.0
 LOAD_S = 60.0
 
 
-class Unanswered(Exception):  # noqa: N818 (it is no error of the caller's)
+class Unanswered(Exception):
     """No word on the text.
 
     Attributes:
@@ -34,30 +33,59 @@ class Unanswered(Exception):  # noqa: N818 (it is no error of the caller's)
         self.outcome = outcome
 
 
+@dataclass(frozen=True)
+class Held:
+    """A guard's model: its folder and the hash that was recorded of it."""
+
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Word:
+    """P(broken) of a rule, the threshold that it has, and whether that is reached."""
+
+    broken: float
+    threshold: float
+    hit: bool
+
+
 class GuardModel:
     """The client. One per app; each event loop that uses it gets connections of its own.
 
     Attributes:
-        name: the model that is asked; None before one was loaded.
+        held: the model that is asked; None before one was loaded, and when its process has lost it.
     """
 
     def __init__(self, url: str, timeout_s: float) -> None:
         self.url = url
-        self.name: str | None = None
+        self.held: Held | None = None
+        self._name = ""
+        self._common = 1.0
+        self._thresholds: dict[str, float] = {}
         self._timeout_s = timeout_s
         self._sessions: WeakKeyDictionary[asyncio.AbstractEventLoop, aiohttp.ClientSession] = WeakKeyDictionary()
 
-    async def use(self, name: str, path: str, sha256: str) -> None:
-        """Have the process load a model and ask that one from now on.
+    async def use(self, held: Held) -> None:
+        """Have the process load a model and ask that one from now on; the one before is let go.
 
         Raises:
-            Unanswered: it did not.
+            Unanswered: it did not load it.
         """
-        await self._post("/load", {"name": name, "path": path, "sha256": sha256}, LOAD_S)
-        self.name = name
+        said = await self._post("/load", {"path": held.path, "sha256": held.sha256}, LOAD_S)
+        before = self._name
+        try:
+            self._thresholds = {name: float(value) for name, value in said["thresholds"].items()}
+            self._name, self._common = str(said["model"]), float(said["threshold"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise Unanswered("not_scanned", f"its answer cannot be read: {error!r}") from error
+        self.held = held
+        if before and before != self._name:
+            with suppress(Unanswered):
+                await self._post("/unload", {"model": before}, LOAD_S)
 
-    async def p_broken(self, context: str, text: str, rules: Mapping[str, str]) -> dict[str, float]:
-        """P(broken) of each rule, by name, for what was written so far.
+    async def judge(self, context: str, text: str, rules: Mapping[str, str]) -> dict[str, Word]:
+        """A word on each rule, by name, for what was written so far.
 
         Args:
             context: the end of the conversation.
@@ -66,18 +94,20 @@ class GuardModel:
         Raises:
             Unanswered: it cannot be asked, or did not answer in time.
         """
-        if self.name is None:
+        if self.held is None:
             raise Unanswered("not_scanned", "no model is loaded")
         asked = [{"name": name, "text": words} for name, words in rules.items()]
-        body = {"model": self.name, "items": [{"context": context, "text": text, "rules": asked}]}
+        item = {"context": context, "text": text, "rules": asked}
+        body = {"model": self._name, "deadline_ms": 1000 * self._timeout_s, "items": [item]}
         said = await self._post("/v1/score", body, self._timeout_s)
         try:
-            found = {name: float(value) for name, value in said["items"][0].items()}
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+            broken, hits = said["items"][0]["broken"], set(said["items"][0]["hits"])
+            return {
+                name: Word(float(broken[name]), self._thresholds.get(name, self._common), name in hits)
+                for name in rules
+            }
+        except (KeyError, IndexError, TypeError, ValueError) as error:
             raise Unanswered("not_scanned", f"its answer cannot be read: {error!r}") from error
-        if missing := set(rules) - set(found):
-            raise Unanswered("not_scanned", f"it says nothing of {sorted(missing)}")
-        return found
 
     async def close(self) -> None:
         """Close the connections of this event loop."""
@@ -92,8 +122,11 @@ class GuardModel:
             raise Unanswered("timed_out", f"no answer within {timeout_s} s") from error
         except aiohttp.ClientError as error:
             raise Unanswered("not_scanned", repr(error)) from error
+        if response.status == 404:  # it was started anew and holds nothing
+            self.held = None
         if response.status != 200:
-            raise Unanswered("not_scanned", f"it answered {response.status}: {said[:200]}")
+            late = response.status == 503 and "guard_late" in said
+            raise Unanswered("timed_out" if late else "not_scanned", f"it answered {response.status}: {said[:200]}")
         return json.loads(said)
 
     def _session(self) -> aiohttp.ClientSession:

@@ -16,8 +16,12 @@ from sqlalchemy.orm import Session
 
 from core.db import Database
 from core.messages import plain_text
+from feedback.models import Prompt
 from feedback.prompts import add_completion, add_prompt
-from serving.replies import Ended
+from feedback.tasks import create_task
+from serving.guard.verdicts import GRAVITY
+from serving.models import GuardReport
+from serving.replies import CUT, Ended
 
 ATTEMPTS = 3
 MOST_TOGETHER = 64
@@ -102,7 +106,32 @@ def _add(session: Session, group: Group) -> None:
     messages = [m.model_dump() for m in group[0].reply.request.messages]
     prompt = add_prompt(session, messages, "served")
     for ended in group:
-        add_completion(
-            session, prompt, plain_text(ended.text), "served", policy_version_id=ended.reply.version.id,
-            details=ended.reply.details(ended.finish_reason, ended.usage),
-        )  # fmt: skip
+        version, details = ended.reply.version.id, ended.reply.details(ended.finish_reason, ended.usage)
+        add_completion(session, prompt, plain_text(ended.text), "served", policy_version_id=version, details=details)
+        if ended.verdicts:
+            session.add(_report(ended))
+        if ended.withheld is not None:
+            _keep_withheld(session, prompt, ended)
+
+
+def _report(ended: Ended) -> GuardReport:
+    gravest = max(ended.verdicts, key=lambda verdict: GRAVITY[verdict.outcome])
+    broken = (v.rule_version_id for v in ended.verdicts if v.outcome == "hit" and v.rule_version_id is not None)
+    return GuardReport(
+        completion_id=ended.reply.id, outcome=gravest.outcome, cut=ended.finish_reason == CUT,
+        rule_version_id=next(broken, None), verdicts=[verdict.as_json() for verdict in ended.verdicts],
+    )  # fmt: skip
+
+
+def _keep_withheld(session: Session, prompt: Prompt, ended: Ended) -> None:
+    """What broke a rule, for annotators to judge by that rule: nobody who chats gets to see it."""
+    hit = next(v for v in ended.verdicts if v.outcome == "hit" and v.rule_version_id is not None)
+    source = f"withheld:{ended.reply.id}"
+    kept = add_completion(
+        session, prompt, plain_text(ended.withheld or ""), "withheld", policy_version_id=ended.reply.version.id,
+        once=source, details={"sampling": ended.reply.details("", (None, None))["sampling"]},
+    )  # fmt: skip
+    create_task(
+        session, "rule_check", prompt.id, [kept.id], source=source, rule_version_id=hit.rule_version_id, pool="flagged",
+        why="the guard held this reply back",
+    )  # fmt: skip

@@ -13,7 +13,10 @@ from core.language import gettext
 from feedback.models import Completion, completion_id
 from policy.models import PolicyVersion
 from policy.protocol import ChatReply, ChatRequest
+from serving.guard.verdicts import Verdict
 
+CUT = "content_filter"
+"""OpenAI's word for the end of a reply that was not let through."""
 SAMPLING_FIELDS = {"max_tokens", "temperature", "top_p", "seed", "stop", "presence_penalty", "frequency_penalty"}
 
 
@@ -58,12 +61,16 @@ class Ended:
 
     Attributes:
         usage: prompt and completion tokens, None where the engine did not get to say.
+        verdicts: what the guard said of prompt and reply.
+        withheld: what the policy wrote, where that broke a rule and is kept for annotators.
     """
 
     reply: Reply
     text: str
     finish_reason: str
     usage: tuple[int | None, int | None] = (None, None)
+    verdicts: Sequence[Verdict] = ()
+    withheld: str | None = None
 
 
 def several(n: int, first: Reply) -> list[Reply]:
@@ -76,19 +83,20 @@ def several(n: int, first: Reply) -> list[Reply]:
     return [first, *(replace(first, id=f"{first.id}-{i}", request=requests[i]) for i in range(1, n))]
 
 
-def choice_body(index: int, reply: Reply, whole: ChatReply) -> dict[str, Any]:
-    """A whole reply as one of an answer's `choices`."""
-    tokens = zip(whole.tokens or (), whole.logprobs or (), strict=True)
+def choice_body(index: int, ended: Ended, whole: ChatReply | None) -> dict[str, Any]:
+    """A reply as one of an answer's `choices`; tokens are told where all of it may be shown."""
+    shown = whole if whole is not None and ended.finish_reason == whole.finish_reason else None
+    tokens = zip(shown.tokens or (), shown.logprobs or (), strict=True) if shown else ()
     told = [
         {"token": token, "logprob": logprob, "bytes": list(token.encode()), "top_logprobs": []}
         for token, logprob in tokens
     ]
     return {
         "index": index,
-        "completion_id": reply.id,
-        "message": {"role": "assistant", "content": whole.text, "refusal": None},
-        "finish_reason": whole.finish_reason,
-        "logprobs": {"content": told} if reply.request.logprobs else None,
+        "completion_id": ended.reply.id,
+        "message": {"role": "assistant", "content": ended.text, "refusal": None},
+        "finish_reason": ended.finish_reason,
+        "logprobs": {"content": told} if ended.reply.request.logprobs else None,
     }
 
 

@@ -3,11 +3,13 @@
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator
-from typing import Any, Protocol
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 from core.errors import DunnockError, openai_error
-from policy.protocol import StreamEvent
+from policy.protocol import Events, StreamEvent
+from serving.guard.verdicts import Verdict
+from serving.guarding import Watch
 from serving.recorder import Recorder
 from serving.replies import Ended, Reply, usage_body
 
@@ -16,26 +18,30 @@ log = logging.getLogger("dunnock.serving")
 NOT_STORED = "the reply %s, %d characters, could not be stored"  # its text is nobody's business here
 
 
-class Events(Protocol):
-    """Events of a completion, as an engine sends them or as the guard lets them through."""
-
-    def __aiter__(self) -> AsyncIterator[StreamEvent]: ...
-
-    def close(self) -> None:
-        """End the completion; safe to call twice."""
-
-
 class ReplyStream(AsyncIterator[bytes]):
     """The server-sent events of a reply. Whoever sends them calls `aclose()` in any case, also when the client has gone.
 
     Args:
-        events: of the engine; `close` ends the request there.
+        events: what may be shown; `close` ends the completion at the engine.
+        watch: what looks at the reply, for its verdicts.
+        prompt: verdicts on the prompt.
     """
 
-    def __init__(self, reply: Reply, events: Events, recorder: Recorder, *, include_usage: bool) -> None:
+    def __init__(
+        self,
+        reply: Reply,
+        events: Events,
+        recorder: Recorder,
+        *,
+        watch: Watch | None = None,
+        prompt: Sequence[Verdict] = (),
+        include_usage: bool = False,
+    ) -> None:
         self._reply = reply
         self._events = events
         self._recorder = recorder
+        self._watch = watch
+        self._prompt = tuple(prompt)
         self._include_usage = include_usage
         self._text: list[str] = []
         self._end = StreamEvent()
@@ -58,7 +64,8 @@ class ReplyStream(AsyncIterator[bytes]):
         yield self._chunk({"role": "assistant", "content": ""}, None)
         try:
             async for event in self._events:
-                self._note(event)
+                self._text.append(event.text)
+                self._end = event.after(self._end)
                 if event.text:
                     yield self._chunk({"content": event.text}, None)
             await self._store(self._end.finish_reason or "stop")
@@ -80,20 +87,13 @@ class ReplyStream(AsyncIterator[bytes]):
     def _usage(self) -> tuple[int | None, int | None]:
         return self._end.prompt_tokens, self._end.completion_tokens
 
-    def _note(self, event: StreamEvent) -> None:
-        self._text.append(event.text)
-        self._end = StreamEvent(
-            finish_reason=event.finish_reason or self._end.finish_reason,
-            prompt_tokens=event.prompt_tokens if event.prompt_tokens is not None else self._end.prompt_tokens,
-            completion_tokens=(
-                event.completion_tokens if event.completion_tokens is not None else self._end.completion_tokens
-            ),
-        )
-
     async def _store(self, finish_reason: str) -> None:
         """Store it the first time that this is called; wait until that is done, also where the one who began it has left."""
         if self._storing is None:
-            ended = Ended(self._reply, "".join(self._text), finish_reason, self._usage)
+            verdicts, withheld = self._prompt, None
+            if self._watch is not None:
+                verdicts, withheld = (*self._prompt, *self._watch.verdicts()), self._watch.withheld
+            ended = Ended(self._reply, "".join(self._text), finish_reason, self._usage, verdicts, withheld)
             self._storing = asyncio.ensure_future(self._recorder.store([ended]))
         await asyncio.shield(self._storing)
 

@@ -10,10 +10,11 @@ from sqlalchemy.orm import Session
 from access.models import Person
 from access.people import hash_password
 from core.messages import user
-from feedback.models import Completion, Prompt, Task
+from feedback.models import Completion, Prompt, Snapshot, Task
 from feedback.prompts import add_completion, add_prompt
 from feedback.tasks import create_task
 from policy.models import PolicyVersion
+from reward.models import RewardModel
 
 PASSWORD = "seven small brown birds"
 NOUNS = [
@@ -100,3 +101,16 @@ def make_policy_version(session: Session, name: str = "base", state: str = "acti
     session.add(version)
     session.flush()
     return version
+
+
+def make_reward_model(session: Session, kind: str = "preference", **more: Any) -> RewardModel:
+    """A registered reward model that clears its bar, with a snapshot of its own; there are no files behind it."""
+    n = next(_numbers)
+    snapshot = Snapshot(content_sha256=f"{n:064x}", path=f"snapshots/{n}", manifest={})
+    session.add(snapshot)
+    session.flush()
+    given = {"path": f"rewards/{n}", "sha256": f"{n:064x}", "evaluation": {}, "clears_bar": True, **more}
+    model = RewardModel(kind=kind, snapshot_id=snapshot.id, **given)
+    session.add(model)
+    session.flush()
+    return model

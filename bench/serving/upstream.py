@@ -12,7 +12,24 @@ from typing import Any
 
 import uvicorn
 
-WORDS = "the small brown bird sings in the hedge and nobody who walks by would look twice ".split()
+WORDS = [
+    "the",
+    "small",
+    "brown",
+    "bird",
+    "sings",
+    "in",
+    "the",
+    "hedge",
+    "and",
+    "nobody",
+    "who",
+    "walks",
+    "by",
+    "would",
+    "look",
+    "twice",
+]
 
 
 class Upstream:
@@ -62,9 +79,7 @@ class Upstream:
 
 
 async def _start(send: Any, media: str) -> None:
-    await send(
-        {"type": "http.response.start", "status": 200, "headers": [(b"content-type", media.encode())]}
-    )
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", media.encode())]})
 
 
 def _line(head: dict[str, Any], delta: dict[str, str], reason: str | None) -> bytes:

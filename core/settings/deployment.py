@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from core.errors import SettingsError
 from core.settings.people import AssignmentSettings, CareSettings, GoldSettings, OidcSettings, QualitySettings
 from core.settings.records import EnergySettings, TrackingSettings
+from core.settings.serving import GuardSettings
 from core.settings.stages import (
     CollectSettings,
     GateSettings,
@@ -132,6 +133,8 @@ class Settings(BaseSettings):
     webhook_allow_private: bool = Field(
         False, description="Send webhooks to private and loopback addresses and over plain HTTP too; for trials only."
     )
+
+    guard: GuardSettings = GuardSettings()
 
     tracking: TrackingSettings = TrackingSettings()
     energy: EnergySettings = EnergySettings()

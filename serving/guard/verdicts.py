@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 Side = Literal["input", "output"]
 Outcome = Literal["clear", "hit", "not_scanned", "timed_out"]
-_GRAVITY: dict[Outcome, int] = {"clear": 0, "not_scanned": 1, "timed_out": 2, "hit": 3}
+GRAVITY: dict[Outcome, int] = {"clear": 0, "not_scanned": 1, "timed_out": 2, "hit": 3}
+"""Which outcome stands for several."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Verdict:
             "outcome": self.outcome,
             "kind": self.kind or None,
             "rule_version_id": self.rule_version_id,
-            "score": self.score,
+            "score": None if self.score is None else round(self.score, 4),
             "threshold": self.threshold,
             "latency_s": round(self.latency_s, 6),
             "upto": self.upto,
@@ -75,7 +76,7 @@ def stops(verdict: Verdict, *, fail_closed: bool) -> bool:
 def first_stop(verdicts: Iterable[Verdict], *, fail_closed: bool) -> Verdict | None:
     """The gravest verdict that stops a text: a hit before a time-out, that before what was not scanned; None if none does."""
     stopping = [verdict for verdict in verdicts if stops(verdict, fail_closed=fail_closed)]
-    return max(stopping, key=lambda verdict: _GRAVITY[verdict.outcome], default=None)
+    return max(stopping, key=lambda verdict: GRAVITY[verdict.outcome], default=None)
 
 
 def merge(verdicts: Iterable[Verdict]) -> list[Verdict]:
@@ -90,7 +91,7 @@ def merge(verdicts: Iterable[Verdict]) -> list[Verdict]:
         if known is None:
             merged[verdict.key] = verdict
             continue
-        graver = verdict if _GRAVITY[verdict.outcome] > _GRAVITY[known.outcome] else known
+        graver = verdict if GRAVITY[verdict.outcome] > GRAVITY[known.outcome] else known
         scores = [v.score for v in (known, verdict) if v.score is not None]
         merged[verdict.key] = replace(
             graver,

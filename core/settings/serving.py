@@ -1,0 +1,58 @@
+"""Settings of what stands between the policy and those who read its completions."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from core.settings.groups import SettingsGroup
+
+Action = Literal["block", "record", "off"]
+
+
+class GuardSettings(SettingsGroup):
+    """The guard: what it looks for in prompts and replies, and what it does where it finds something or cannot look."""
+
+    model: Literal["auto", "off"] = Field(
+        "auto", description="`auto` asks it where one clears its bar; `off` neither starts its process nor asks."
+    )
+    port: int = Field(8093, ge=1, le=65535, description="Loopback port of its process.")
+    timeout_s: float = Field(1.0, gt=0, description="Longest wait of a reply for a verdict of it.")
+    fail_open: list[str] = Field(
+        default_factory=list,
+        description='Paths on which a check that did not answer lets the text through, e.g. `["/v1/chat/completions"]`, and is recorded; on all others such a reply is cut.',
+    )
+    input_injection: Action = Field(
+        "block", description="Prompt injection in what users send: refuse, only record it, or do not look."
+    )
+    input_secrets: Action = Field("record", description="Keys, tokens and passwords in what users send.")
+    input_pii: Action = Field("off", description="Personal data in what users send.")
+    output_secrets: Action = Field("block", description="Keys, tokens and passwords in replies.")
+    output_pii: Action = Field("record", description="Personal data in replies.")
+    output_leak: Action = Field("block", description="A system prompt that a reply repeats.")
+    output_rules: Action = Field("block", description="Rules that a reply breaks, by the guard's model.")
+    threshold: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="P(broken) at which a rule counts as broken; 0: by rule, as the guard's model was set when it was trained.",
+    )
+    refusal_text: str = Field(
+        "I can't show that.", description="What is said where something other than a rule cut a reply."
+    )
+    first_chars: int = Field(
+        48, ge=1, description="Characters of a stream that the guard's model is first asked about; more later."
+    )
+    piece_chars: int = Field(512, ge=1, description="Most characters that it is asked about at once in mid-stream.")
+    refresh_s: float = Field(1.0, ge=0, description="How old the rules and the model that replies are held to may be.")
+    redact_stored: bool = Field(
+        False, description="Personal data is taken out of prompts and replies before they are stored."
+    )
+    keep_withheld: bool = Field(
+        True,
+        description="What was cut for breaking a rule is stored beside the reply, shown to nobody who chats, and given to annotators to judge.",
+    )
+
+    @property
+    def base_url(self) -> str:
+        """Where the process of the guard's model is asked."""
+        return f"http://127.0.0.1:{self.port}"

@@ -1,0 +1,384 @@
+"""The guard at work: prompts are checked before the engine is asked, replies as they come, and verdicts are kept.
+
+In: who asks what, and the engine's events. Out: events that may go on. What is looked for stands in `serving.guard`, which does no
+IO; here are the rules that hold now, the guard's model, and the clock. Rules, and the model trained last, are read anew once
+they are older than a second, so that an edit holds for the next call.
+"""
+
+import asyncio
+import hashlib
+import logging
+import threading
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from core.detectors import Detector
+from core.detectors.pii import pii
+from core.detectors.secrets import SECRETS
+from core.messages import Message
+from core.settings import Settings
+from core.settings.serving import Action as Does
+from feedback.rules.store import active_rules
+from policy.protocol import ChatReply, Events, StreamEvent
+from reward.models import RewardModel
+from serving.guard import injection
+from serving.guard.leakage import LeakageScan
+from serving.guard.patterns import PatternScan, Scan, judge
+from serving.guard.verdicts import Verdict, stops
+from serving.guard.window import Action, Ask, Cut, Pieces, Release, Window
+from serving.guard_model import GuardModel, Held, Unanswered, Word
+from serving.replies import CUT
+
+log = logging.getLogger("dunnock.serving")
+
+RULES = "rules"
+CONTEXT_CHARS = 1200
+PII: tuple[Detector, ...] = pii()
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule as replies are held to it."""
+
+    version_id: int
+    name: str
+    text: str
+    refusal_text: str
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What holds now.
+
+    Attributes:
+        model: the guard's model; None where none was trained.
+    """
+
+    rules: tuple[Rule, ...] = ()
+    model: Held | None = None
+
+
+class Guard:
+    """What all calls share. One per app."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings.guard
+        self.model = GuardModel(settings.guard.base_url, settings.guard.timeout_s)
+        self._artifact_dir = settings.artifact_dir
+        self._standing = Standing()
+        self._read_at = -1e9
+        self._reading = threading.Lock()
+        self._loading = asyncio.Lock()
+
+    # --- what holds
+
+    def standing(self, session: Session) -> Standing:
+        """The rules that hold and the model that knows them, at most so old as the settings say."""
+        if time.monotonic() - self._read_at < self.settings.refresh_s or not self._reading.acquire(blocking=False):
+            return self._standing
+        try:
+            model = _newest_model(session) if self.settings.model == "auto" else None
+            self._standing = Standing(
+                tuple(Rule(v.id, v.rule.slug, v.text, v.refusal_text) for v in active_rules(session)),
+                None if model is None else Held(str(self._artifact_dir / model.path), model.sha256),
+            )
+            self._read_at = time.monotonic()
+        finally:
+            self._reading.release()
+        return self._standing
+
+    async def ready(self, standing: Standing) -> None:
+        """Have the guard's process hold the newest model; where that fails the one before goes on, and it is tried again."""
+        if standing.model is None or self.model.held == standing.model:
+            return
+        async with self._loading:
+            if self.model.held != standing.model:
+                try:
+                    await self.model.use(standing.model)
+                except Unanswered as error:
+                    log.warning("the guard's model in %s is not loaded: %s", standing.model.path, error)
+
+    async def ask(self, standing: Standing, context: str, text: str) -> dict[str, Word]:
+        """A word on each rule that holds; a process that lost the model is given it again, once.
+
+        Raises:
+            Unanswered: there is none.
+        """
+        rules = {rule.name: rule.text for rule in standing.rules}
+        try:
+            return await self.model.judge(context, text, rules)
+        except Unanswered:
+            if self.model.held is not None:
+                raise
+        await self.ready(standing)
+        return await self.model.judge(context, text, rules)
+
+    # --- prompts
+
+    def check_prompt(self, messages: Sequence[Message]) -> "Checked":
+        """What the checks say of what the user wrote, and whether it may go to the engine."""
+        does = self.settings
+        found = Checked()
+        for text in (m.content for m in messages if m.role == "user"):
+            if does.input_injection != "off":
+                found.add(_injection(text), does.input_injection)
+            for check, action, detectors in (
+                ("secrets", does.input_secrets, SECRETS),
+                ("pii", does.input_pii, PII),
+            ):
+                if action != "off":
+                    found.add(judge(PatternScan(check, detectors), text, "input"), action)
+        return found
+
+    # --- replies
+
+    def watch(self, messages: Sequence[Message], standing: Standing, path: str) -> "Watch":
+        """What looks at one reply to a conversation."""
+        return Watch(self, messages, standing, fail_closed=path not in self.settings.fail_open)
+
+    async def close(self) -> None:
+        """Close the connections of this event loop."""
+        await self.model.close()
+
+
+@dataclass
+class Checked:
+    """Verdicts on a prompt; `stop` is the first that does not let it pass."""
+
+    verdicts: list[Verdict] = field(default_factory=list)
+    stop: Verdict | None = None
+
+    def add(self, verdict: Verdict, does: Does) -> None:
+        """One more; several clear ones of a check are one."""
+        known = next((i for i, v in enumerate(self.verdicts) if v.key == verdict.key), None)
+        if known is None:
+            self.verdicts.append(verdict)
+        elif verdict.outcome != "clear":
+            self.verdicts[known] = verdict
+        if does == "block" and self.stop is None and stops(verdict, fail_closed=True):
+            self.stop = verdict
+
+
+class Watch:
+    """One reply on its way out.
+
+    Attributes:
+        shown: what was let through, refusal text included.
+        withheld: what the policy wrote in the place of the cut, where a rule was the reason.
+    """
+
+    def __init__(self, guard: Guard, messages: Sequence[Message], standing: Standing, *, fail_closed: bool) -> None:
+        self._guard, self._standing = guard, standing
+        self._context = _end_of(messages)
+        does = guard.settings
+        system = [m.content for m in messages if m.role == "system"]
+        known = [m.content for m in messages if m.role == "user"]
+        scans: list[tuple[Does, Scan]] = [
+            (does.output_secrets, PatternScan("secrets", SECRETS)),
+            (does.output_pii, PatternScan("pii", PII)),
+        ]
+        if system:
+            scans.append((does.output_leak, LeakageScan(system, known)))
+        asks = does.output_rules != "off" and bool(standing.rules)
+        self._no_model = asks and standing.model is None
+        self._ask_all = asks and standing.model is not None
+        self._asks_only_to_record = does.output_rules == "record"
+        blocking = [scan for action, scan in scans if action == "block"]
+        recording = [scan for action, scan in scans if action == "record"]
+        pieces = Pieces(does.first_chars, max(does.first_chars, does.piece_chars))
+        asked = (RULES,) if self._ask_all and not self._asks_only_to_record else ()
+        self.window = Window(blocking, asked=asked, pieces=pieces, fail_closed=fail_closed)
+        self._record = Window(
+            recording, asked=(RULES,) if self._ask_all and not asked else (), pieces=pieces, fail_closed=False
+        )
+        self._written: list[str] = []
+        self._shown: list[str] = []
+        self.recorded: list[Verdict] = []
+
+    # --- streams
+
+    def over(self, events: Events) -> "GuardedEvents":
+        """The events as far as they are cleared."""
+        return GuardedEvents(events, self)
+
+    # --- whole replies
+
+    async def whole(self, reply: ChatReply) -> tuple[str, str]:
+        """Text and finish reason of a whole reply as it may be shown."""
+        actions = [*self.feed(reply.text), *self.finish()]
+        while actions:
+            action = actions.pop(0)
+            if isinstance(action, Release):
+                self.show(action.text)
+            elif isinstance(action, Ask):
+                actions += self.window.answer(action.upto, await self.ask(action))
+            else:
+                self.show(self.refusal(action))
+                return self.shown, CUT
+        await self.record_rest()
+        return self.shown, reply.finish_reason
+
+    # --- steps of both
+
+    def feed(self, text: str) -> list[Action]:
+        """Take what the policy wrote next."""
+        self._written.append(text)
+        self._record.feed(text)
+        return self.window.feed(text)
+
+    def finish(self) -> list[Action]:
+        """The policy has ended."""
+        return self.window.finish()
+
+    async def ask(self, asked: Ask) -> list[Verdict]:
+        """What the guard's model says of a piece; verdicts without an answer where it did not."""
+        began = time.perf_counter()
+        try:
+            words = await self._guard.ask(self._standing, self._context, asked.text)
+        except Unanswered as error:
+            log.warning("the guard's model did not answer: %s", error)
+            return [Verdict(RULES, "output", error.outcome, latency_s=time.perf_counter() - began)]
+        spent_s = (time.perf_counter() - began) / len(words)
+        return [self._verdict(rule, words[rule.name], spent_s) for rule in self._standing.rules]
+
+    def _verdict(self, rule: Rule, word: Word, spent_s: float) -> Verdict:
+        limit = self._guard.settings.threshold
+        hit = word.broken >= limit if limit else word.hit
+        return Verdict(
+            RULES, "output", "hit" if hit else "clear", rule.name, rule_version_id=rule.version_id, score=word.broken,
+            threshold=limit or word.threshold, latency_s=spent_s,
+        )  # fmt: skip
+
+    async def record_rest(self) -> None:
+        """What is only recorded is asked at the end, when nobody waits for it any more."""
+        asks = [action for action in self._record.finish() if isinstance(action, Ask)]
+        for asked in asks:
+            self._record.answer(asked.upto, await self.ask(asked))
+
+    def show(self, text: str) -> None:
+        """Remember what the reader gets."""
+        self._shown.append(text)
+
+    def refusal(self, cut: Cut) -> str:
+        """What is said at the cut: the words of the rule, or those of the settings."""
+        rule = next((rule for rule in self._standing.rules if rule.version_id == cut.verdict.rule_version_id), None)
+        words = rule.refusal_text if rule else self._guard.settings.refusal_text
+        return f"\n\n{words}" if self._shown else words
+
+    @property
+    def shown(self) -> str:
+        return "".join(self._shown)
+
+    @property
+    def withheld(self) -> str | None:
+        cut = self.window.cut
+        broke_rule = cut is not None and cut.verdict.check == RULES and cut.verdict.outcome == "hit"
+        return "".join(self._written) if broke_rule and self._guard.settings.keep_withheld else None
+
+    def verdicts(self) -> list[Verdict]:
+        """Of every check that is on, as far as it is known."""
+        found = [*self.window.verdicts(), *self._record.verdicts()]
+        if self._no_model:
+            found.append(Verdict(RULES, "output", "not_scanned"))
+        return found
+
+
+class GuardedEvents:
+    """An engine's events as far as the guard lets them through; one reader."""
+
+    def __init__(self, events: Events, watch: Watch) -> None:
+        self._events, self._watch = events, watch
+
+    def close(self) -> None:
+        """End the completion at the engine; safe to call twice."""
+        self._events.close()
+
+    async def __aiter__(self) -> AsyncIterator[StreamEvent]:
+        watch, end, n = self._watch, StreamEvent(), 0
+        events = aiter(self._events)
+        coming: asyncio.Future[StreamEvent] | None = asyncio.ensure_future(anext(events))
+        asking: asyncio.Future[tuple[Ask, list[Verdict]]] | None = None
+        try:
+            while coming is not None or asking is not None:
+                waiting = [future for future in (coming, asking) if future is not None]
+                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                actions: list[Action] = []
+                if asking is not None and asking.done():
+                    asked, verdicts = asking.result()
+                    asking = None
+                    actions += watch.window.answer(asked.upto, verdicts)
+                if coming is not None and coming.done():
+                    try:
+                        event = coming.result()
+                    except StopAsyncIteration:
+                        coming = None
+                        actions += watch.finish()
+                    else:
+                        n += bool(event.text)
+                        end = event.after(end)
+                        actions += watch.feed(event.text) if event.text else []
+                        coming = asyncio.ensure_future(anext(events))
+                for action in actions:
+                    if isinstance(action, Release):
+                        watch.show(action.text)
+                        yield StreamEvent(action.text)
+                    elif isinstance(action, Ask):
+                        asking = asyncio.ensure_future(self._ask(action))
+                    else:
+                        self._events.close()
+                        said = watch.refusal(action)
+                        watch.show(said)
+                        # the engine tells the count at the end, which is not waited for: a piece is a token or more
+                        yield StreamEvent(said, CUT, end.prompt_tokens, end.completion_tokens or n)
+                        return
+            await watch.record_rest()
+            yield StreamEvent("", end.finish_reason, end.prompt_tokens, end.completion_tokens)
+        finally:
+            for future in (coming, asking):
+                if future is not None:
+                    future.cancel()
+                    with suppress(asyncio.CancelledError, StopAsyncIteration, Exception):
+                        await future
+
+    async def _ask(self, asked: Ask) -> tuple[Ask, list[Verdict]]:
+        return asked, await self._watch.ask(asked)
+
+
+def _newest_model(session: Session) -> RewardModel | None:
+    found = select(RewardModel).where(RewardModel.kind == "guard", RewardModel.clears_bar)
+    return session.scalar(found.order_by(RewardModel.id.desc()).limit(1))
+
+
+def _end_of(messages: Sequence[Message]) -> str:
+    """The end of a conversation, as the guard's model reads it."""
+    return "\n".join(f"{m.role}: {m.content}" for m in messages if m.role != "system")[-CONTEXT_CHARS:]
+
+
+def _injection(text: str) -> Verdict:
+    """The verdict on a turn; turns come again with every call of a conversation."""
+    return _remembered(_Text(text))
+
+
+class _Text:
+    """A text that a cache knows by its hash alone."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self._sha256 = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+
+    def __hash__(self) -> int:
+        return hash(self._sha256)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Text) and other._sha256 == self._sha256
+
+
+@lru_cache(maxsize=1024)
+def _remembered(text: _Text) -> Verdict:
+    return injection.check(text.text)

@@ -1,0 +1,157 @@
+"""Servers beside the app whose words a test chooses: an OpenAI engine, and a guard's model that knows words."""
+
+import json
+import threading
+from collections.abc import Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+class Server:
+    """An HTTP server in a thread; subclasses answer."""
+
+    def __init__(self) -> None:
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True
+
+            def do_GET(self) -> None:
+                outer.get(self)
+
+            def do_POST(self) -> None:
+                outer.post(self, json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.port = self._server.server_port
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
+        self._thread.start()
+
+    def get(self, at: BaseHTTPRequestHandler) -> None:
+        """Answer a GET."""
+        answer(at, 200, {})
+
+    def post(self, at: BaseHTTPRequestHandler, body: Any) -> None:
+        """Answer a POST."""
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        """End it."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class ScriptedEngine(Server):
+    """Writes `pieces`, whatever is asked.
+
+    Attributes:
+        left: callers that went before the end of a stream.
+        wait_at: the number of the piece before which it waits for `go_on`.
+    """
+
+    def __init__(self) -> None:
+        self.pieces: Sequence[str] = ("Hello", ".")
+        self.asked: list[Any] = []
+        self.left = 0
+        self.wait_at: int | None = None
+        self.go_on = threading.Event()
+        super().__init__()
+
+    def post(self, at: BaseHTTPRequestHandler, body: Any) -> None:
+        self.asked.append(body)
+        head = {"id": "x", "created": 0, "model": body.get("model", "")}
+        usage = {"prompt_tokens": 3, "completion_tokens": len(self.pieces)}
+        if not body.get("stream"):
+            message = {"role": "assistant", "content": "".join(self.pieces)}
+            answer(
+                at,
+                200,
+                {**head, "choices": [{"index": 0, "message": message, "finish_reason": "stop"}], "usage": usage},
+            )
+            return
+        at.send_response(200)
+        at.send_header("Content-Type", "text/event-stream")
+        at.send_header("Connection", "close")
+        at.end_headers()
+        at.close_connection = True
+        try:
+            for i, piece in enumerate(self.pieces):
+                if i == self.wait_at:
+                    self.go_on.wait(20)
+                _event(at, {**head, "choices": [{"index": 0, "delta": {"content": piece}, "finish_reason": None}]})
+            _event(at, {**head, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+            _event(at, {**head, "choices": [], "usage": usage})
+            at.wfile.write(b"data: [DONE]\n\n")
+        except OSError:
+            self.left += 1
+
+    def stop(self) -> None:
+        self.go_on.set()
+        super().stop()
+
+
+class WordsModel(Server):
+    """A guard's model, in its protocol (`reward.guard`): a rule is broken where the last word of its text stands in a reply.
+
+    Attributes:
+        mode: "well", "hangs", "busy" or "dies".
+        asked: items, as they came.
+    """
+
+    def __init__(self) -> None:
+        self.mode = "well"
+        self.asked: list[Any] = []
+        self.loaded: list[Any] = []
+        self.release = threading.Event()
+        super().__init__()
+
+    def post(self, at: BaseHTTPRequestHandler, body: Any) -> None:
+        if at.path == "/unload":
+            answer(at, 200, {})
+        elif at.path == "/load":
+            self.loaded.append(body)
+            answer(at, 200, {"model": body["sha256"][:8], "threshold": 0.5, "thresholds": {}})
+        elif self.mode == "hangs":
+            self.release.wait(20)
+            at.close_connection = True
+        elif self.mode == "busy":
+            answer(at, 503, {"error": "busy"})
+        elif self.mode == "dies":
+            at.close_connection = True
+        else:
+            self.asked += body["items"]
+            answer(at, 200, {"items": [judge(item) for item in body["items"]]})
+
+    def stop(self) -> None:
+        self.release.set()
+        super().stop()
+
+
+def judge(item: Any) -> dict[str, Any]:
+    """P(broken) by rule."""
+    hits = [rule["name"] for rule in item["rules"] if last_word(rule["text"]) in item["text"]]
+    return {"broken": {rule["name"]: 0.9 if rule["name"] in hits else 0.1 for rule in item["rules"]}, "hits": hits}
+
+
+def last_word(text: str) -> str:
+    """By which `WordsModel` knows that a rule is broken."""
+    return text.rsplit(maxsplit=1)[-1].strip(".")
+
+
+def answer(at: BaseHTTPRequestHandler, status: int, said: Any) -> None:
+    """JSON."""
+    payload = json.dumps(said).encode()
+    at.send_response(status)
+    at.send_header("Content-Length", str(len(payload)))
+    at.end_headers()
+    at.wfile.write(payload)
+
+
+def _event(at: BaseHTTPRequestHandler, value: Any) -> None:
+    at.wfile.write(f"data: {json.dumps(value)}\n\n".encode())
+    at.wfile.flush()
