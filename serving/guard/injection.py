@@ -21,7 +21,7 @@ from serving.guard.verdicts import Verdict
 
 THRESHOLD = 0.6
 CHECK = "prompt_injection"
-MOST_CHARS = 20_000
+MOST_CHARS = 8_000
 """Characters that are looked at from the beginning, and as many from the end of a longer text."""
 
 _ASK = (
@@ -39,7 +39,7 @@ _EARLIER = (
 )
 _ORDERS = (
     r"(?:instructions?|prompts?|rules?|guidelines?|directions?|directives?|commands?|orders?|constraints?|restrictions?|programming"
-    r"|context|messages?|training|anweisung\w*|regeln?|vorgaben?|instruktion\w*|befehle?|richtlinien?)"
+    r"|context|inputs?|messages?|training|anweisung\w*|regeln?|vorgaben?|instruktion\w*|befehle?|richtlinien?)"
 )
 _FREE = r"(?:restrictions?|limits?|limitations?|filters?|rules?|guidelines?|censorship|morals?|ethics|safety|regeln?|filter|grenzen|einschrankungen?)"
 
@@ -71,16 +71,45 @@ SIGNS = (
         rf"\b{_ASK}\b\W+(?:\w+\W+){{0,6}}?(?:your|deine?n?|deiner)\W+(?:\w+\W+){{0,3}}?(?:prompt|(?:(?:system|initial|hidden|secret|original|developer|internal|custom|exact)\W+(?:\w+\W+)?(?:instructions?|messages?|prompts?|guidelines?))|systemprompt\w*|systemanweisung\w*|systemnachricht\w*)\b",
         rf"\b{_ASK}\b\W+(?:\w+\W+){{0,5}}?(?:the|den|die)\W+(?:\w+\W+){{0,2}}?(?:system|hidden|developer)\W?(?:prompt|message|instructions?|anweisung\w*)\b",
         r"\b(?:repeat|print|output|copy|recite|wiederhole?)\b\W+(?:\w+\W+){0,4}?(?:words?|text|everything|all|lines?|alles|worter)\W+(?:\w+\W+){0,3}?(?:above|before this|preceding|oben|daruber)\b",
-        rf"\b{_ASK}\b\W+(?:\w+\W+){{0,4}}?(?:instructions?|rules?|guidelines?)\W+(?:that\W+)?(?:you\W+(?:were|have been|got)\W+(?:given|told)|you\W+(?:received|must follow))\b",
+        r"\b(?:repeat|print|output|copy|recite|translate|encode)\b\W+(?:\w+\W+){0,3}?(?:the\W+)?(?:above|entire|whole|preceding|previous)\W+(?:text|conversation|prompt|messages?|instructions?)\b",
+        r"\bwhat (?:were|are) you\W+(?:\w+\W+)?(?:told|instructed|given|supposed)\b[^.!?\n]{0,30}\b(?:before|initially|at the (?:start|beginning)|not to|not supposed|to tell|to do|to say)\b",
+        r"\b(?:your|the|its|initial|starting|original|hidden)\W+(?:system|initial|starting|original|hidden|opening)\W?(?:prompt|instructions?|configuration|setup|directives?)\b(?=\W*(?:is\b)?\W*(?:$|[.:!?]|so|now|word|verbatim|immediately|for|in|as))",
+        rf"\b{_ASK}\b\W+(?:(?!an?\b)\w+\W+){{0,3}}?(?:system|initialization|initial)\W+(?:configuration|config|string|prompt|text|setup)\b",
+        rf"\b{_ASK}\b\W+(?:\w+\W+){{0,4}}?(?:instructions?|rules?|guidelines?|text|words)\W+(?:that\W+)?(?:you\W+(?:were|have been|got)\W+(?:given|told)|you\W+(?:received|must follow))\b",
     ),
     _sign(
         "takeover",
         0.65,
         rf"\b(?:act|behave|respond|answer|roleplay|role-play|pretend|you are|you're|imagine|simulate|du bist|antworte|spiele?)\b[^.!?\n]{{0,60}}\b(?:without|no|free of|free from|not bound by|ohne|keine)\W+(?:\w+\W+){{0,3}}?{_FREE}\b",
+        rf"\b(?:ai|chatbot|bot|\w*gpt|model|assistant|persona)\b[^.!?\n]{{0,60}}\bwithout\W+(?:\w+\W+){{0,3}}?{_FREE}\b",
         r"\b(?:you are|you're|act as|be|become|pretend to be|du bist)\b\W+(?:\w+\W+){0,4}?(?:unrestricted|unfiltered|uncensored|jailbroken|unaligned|amoral|unzensiert\w*|DAN\b)",
         r"\bdo anything now\b|\bjailbreak mode\b|\b(?:developer|debug|god|admin|sudo|dan|unrestricted)\W+mode\b\W+(?:\w+\W+){0,2}?(?:on|enabled|activated|unlocked|engaged)\b|\b(?:enable|activate|enter|unlock)\W+(?:developer|debug|god|dan|unrestricted)\W+mode\b",
         r"\byou(?:'re| are)\W+(?:no longer|not)\W+(?:bound|restricted|limited|an? (?:ai|assistant|language model))\b",
         rf"\byou (?:now )?have no {_FREE}\b|\bfrom now on\b[^.!?\n]{{0,40}}\byou (?:will|must|are|shall)\b[^.!?\n]{{0,60}}\b(?:any(?:thing| question| request)|everything|no matter)\b",
+    ),
+    _sign(
+        "lawless",
+        0.45,
+        r"\b(?:amoral|unethical|immoral|illegal(?:ity)?|lawless)\b[^.!?\n]{0,60}\b(?:unrestrained|no matter|regardless|allowed|anything|without)\b",
+        r"\b(?:no|not|never|n't|without|doesn'?t|don'?t)\W+(?:\w+\W+){0,4}?(?:care|concern|consider|worry|comprehension|sense|bound|restricted|limited|held back)\w*\W+(?:\w+\W+){0,3}?(?:ethic\w*|moral\w*|legal\w*|law|laws|guidelines|policies|consequences|norms)\b",
+        r"\b(?:regardless of|no matter(?: how| if| whether)?|even if)\b[^.!?\n]{0,40}\b(?:illegal|unethical|immoral|harmful|offensive|ethics|morality|legality|dangerous|inappropriate)\b",
+        r"\b(?:has|have|with|having)\W+no\W+(?:\w+\W+){0,2}?(?:morals?|ethics|ethical|moral|filters?|restrictions?|limitations|censorship)\b",
+    ),
+    _sign(
+        "set_free",
+        0.5,
+        r"\b(?:broken?|breaks?|set|freed?)\W+(?:\w+\W+){0,2}?(?:free|from|of|out)\W+(?:\w+\W+){0,4}?(?:confines|constraints|limits|limitations|chains|shackles|restrictions|norms)\b",
+        r"\b(?:bypass|circumvent|violate|ignore|avoid|break|against|evade)\w*\W+(?:\w+\W+){0,4}?(?:content polic(?:y|ies)|openai|usage polic(?:y|ies)|safety (?:measures|filters?|protocols?)|moderation|censorship|norms)\b",
+        r"\b(?:openai|content|usage)(?:'s)?\W+(?:\w+\W+)?polic(?:y|ies)\b[^.!?\n]{0,60}\b(?:not|no longer|n't|ignored?|bypass\w*|void|disabled|removed)\b",
+        r"\bjailbr(?:eak|oken)\w*|\b(?:uncensored|unfiltered|unrestricted)\b",
+        r"\b(?:can|will|must|may|able to)\W+(?:\w+\W+)?(?:do|say|answer|perform|generate|create|discuss|write)\W+(?:\w+\W+)?(?:anything|everything|any kind of|whatever)\b",
+    ),
+    _sign(
+        "stay_in_role",
+        0.3,
+        r"\b(?:stays?|remain|keep|break|leave)\W+(?:\w+\W+)?(?:in|out of)?\W*character\b",
+        r"\b(?:two|2|both)\W+(?:\w+\W+){0,2}?(?:responses|answers|replies|ways|paragraphs)\b|\b(?:tokens?|points?)\W+(?:\w+\W+){0,4}?(?:deducted|lose|lost|die|cease)\b",
+        r"\b(?:you are|you're|you will|act|acting|going to|pretend|roleplay|simulat\w+)\W+(?:\w+\W+){0,4}?(?:as|be|to be|play|playing|the role|immerse|called|named)\b[^.!?\n]{0,80}\b(?:ai|gpt|chatgpt|bot|model|assistant|character|persona)\b",
     ),
     _sign(
         "no_refusal",
@@ -113,6 +142,10 @@ _ALIKE = str.maketrans(
 )
 _DIGITS_FOR_LETTERS = str.maketrans("013457@$!", "oieastasi")
 _TAGS = range(0xE0020, 0xE007F)
+_WORTH_READING = re.compile(
+    r"instruct|prompt|system|rules|guideline|restrict|told|anweisung|regel|mode|anything", re.IGNORECASE
+)
+"""Without one of these no strong sign is in a text: most decoded ones need no more than this look."""
 _BETWEEN_LATIN = re.compile(r"[A-Za-z][\u00ad\u200b-\u200d\u2060-\u2064\ufeff]+[A-Za-z]")
 _TURNED = re.compile("[\u202d\u202e]")
 _MIXED = re.compile(r"\b(?=\w*[A-Za-z])(?=\w*[\u0370-\u03ff\u0400-\u052f])[A-Za-z\u0370-\u03ff\u0400-\u052f]{4,40}\b")
@@ -131,6 +164,8 @@ class Injection:
 
 def readable(text: str) -> str:
     """The text as it reads: NFKC, no signs that nobody sees, look-alike letters as Latin ones, no accents."""
+    if text.isascii():
+        return text
     text = unicodedata.normalize("NFKD", unicodedata.normalize("NFKC", text))
     text = "".join(c for c in text if unicodedata.category(c) not in ("Cf", "Mn", "Me", "Co"))
     return text.translate(_ALIKE)
@@ -146,14 +181,18 @@ def measure(text: str) -> Injection:
     for name, seen in _hidden(text):
         found[name] = max(found.get(name, 0.0), seen)
     for how, decode in _CODES.items():
-        for decoded in decode(text if how in ("base64", "hex", "tags") else plain):
+        for decoded in decode(text if how in _CODED else plain):
+            if how in _CODED:
+                found[how] = _CODED[how]
             again = readable(decoded)
+            # What spells out a part of the text has the words of the rest in it too.
+            known = len(_WORTH_READING.findall(plain)) if how in ("spaced", "digits") else 0
+            if len(_WORTH_READING.findall(again)) <= known:
+                continue
             inner = [sign for sign in SIGNS if sign.name not in found and sign.pattern.search(again)]
             strong = [sign for sign in inner if sign.weight >= THRESHOLD]
             if strong:
                 found[f"{how}:{strong[0].name}"] = 0.85
-            elif how in ("base64", "hex", "tags"):
-                found[how] = _CODED[how]
     rest = 1.0
     for weight in found.values():
         rest *= 1 - weight

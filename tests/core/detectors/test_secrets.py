@@ -4,7 +4,8 @@ from hypothesis import strategies as st
 from sqlalchemy.orm import Session
 
 from access.keys import create_key
-from core.detectors import SECRETS, find_all
+from core.detectors import PII, SECRETS, find_all
+from evals import suites
 from feedback.webhooks.signing import new_secret
 from tests.core.detectors import planted
 from tests.factories import make_person
@@ -49,3 +50,11 @@ def test_our_own_secrets_are_found_by_their_form(session: Session) -> None:
         _, key = create_key(session, person, f"key {n}")
         assert kinds(f"use {key}.") == ["dunnock_key"]
         assert kinds(f"use {new_secret()}.") == ["webhook_secret"]
+
+
+def test_no_false_find_in_the_benign_suite() -> None:
+    """528 requests and their references: nobody's PII and no secret stands there."""
+    prompts = [*suites.benign("seed"), *suites.benign("frozen")]
+    texts = [text for p in prompts for text in (p.text, p.reference or "")]
+    assert len(texts) == 2 * 528
+    assert [text for text in texts if find_all(text, (*SECRETS, *PII))] == []

@@ -4,6 +4,9 @@ What is guaranteed and tested: not one character from where the secret begins is
 says, so with "password" beside it at that word.
 """
 
+import re
+from collections.abc import Iterator
+
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -46,7 +49,7 @@ def stream(pieces: list[str]) -> tuple[Seen, object]:
 
 
 @each_kind
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     before=planted.prose(), behind=planted.prose(2), cuts=st.lists(st.integers(0, 10**6), max_size=30), data=st.data()
 )
@@ -71,7 +74,7 @@ def test_a_planted_thing_never_leaves(
         assert got == expected
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(bits=planted.prose(12), cuts=st.lists(st.integers(0, 10**6), max_size=40))
 @example(bits="4111 1111 1111 1111 2222", cuts=[3, 20])
 @example(bits="password is is is x7Qm2LpR", cuts=[9])
@@ -87,26 +90,46 @@ def test_the_whole_and_its_pieces_are_judged_alike(bits: str, cuts: list[int]) -
         assert bits.startswith(seen.released)
 
 
-class Counting(Detector):
-    """A detector that counts the characters that it is given to search."""
+class Counted:
+    """How many characters were searched."""
 
-    searched = 0
+    characters = 0
 
-    def find(self, text, start=0, end=None):  # type: ignore[no-untyped-def]
-        Counting.searched += len(text) - start
+
+class CountedOpening:
+    """An opening that counts what it is given to look at."""
+
+    def __init__(self, opening: re.Pattern[str]) -> None:
+        self._opening = opening
+
+    def match(self, text: str, start: int) -> object:
+        Counted.characters += len(text) - start
+        return self._opening.match(text, start)
+
+    def search(self, text: str, start: int) -> object:
+        Counted.characters += len(text) - start
+        return self._opening.search(text, start)
+
+
+class CountedDetector(Detector):
+    """A detector that counts what it is given to search."""
+
+    def find(self, text: str, start: int = 0, end: int | None = None) -> Iterator[Span]:
+        Counted.characters += len(text) - start
         return super().find(text, start, end)
 
 
 def counted(text: str, size: int) -> float:
     """Characters searched by a detector, for each of the text."""
-    Counting.searched = 0
-    fields = Detector.__dataclass_fields__
-    scan = PatternScan("secrets", [Counting(**{name: getattr(d, name) for name in fields}) for d in ALL])
+    Counted.characters = 0
+    openings = {d.opening: CountedOpening(d.opening) for d in ALL}
+    detectors = [CountedDetector(d.kind, d.pattern, d.longest, openings[d.opening], d.length) for d in ALL]  # type: ignore[arg-type]
+    scan = PatternScan("secrets", detectors)
     for at in range(0, len(text), size):
         scan.feed(text[at : at + size])
     scan.finish()
     assert scan.found is None
-    return Counting.searched / len(ALL) / len(text)
+    return Counted.characters / len(ALL) / len(text)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +144,7 @@ def counted(text: str, size: int) -> float:
 )
 @pytest.mark.parametrize("size", [1, 4, 1000])
 def test_each_character_is_searched_a_bounded_number_of_times(unit: str, most: float, size: int) -> None:
-    short, long = (counted((unit * n)[:n], size) for n in (5_000, 50_000))
+    short, long = (counted((unit * n)[:n], size) for n in (4_000, 20_000))
     assert 0 < long <= most
     assert long <= 1.2 * short
 
