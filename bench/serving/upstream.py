@@ -12,24 +12,8 @@ from typing import Any
 
 import uvicorn
 
-WORDS = [
-    "the",
-    "small",
-    "brown",
-    "bird",
-    "sings",
-    "in",
-    "the",
-    "hedge",
-    "and",
-    "nobody",
-    "who",
-    "walks",
-    "by",
-    "would",
-    "look",
-    "twice",
-]
+TEXT = "the small brown bird sings in the hedge and nobody who walks by would look twice"
+WORDS = TEXT.split()
 
 
 class Upstream:

@@ -7,7 +7,7 @@ decided once stays decided (`Detector.undecided_from`).
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 LOOK_BEHIND = 1
 """How many characters before a match patterns may look at."""
@@ -38,6 +38,7 @@ class Detector:
         opening: matches from where a match may be in progress to the end of a text; the default holds for matches without
             spaces. Texts that it does not hold for would be let through in pieces.
         length: how many characters of what matched are the thing, 0 for none: checksums, entropy.
+        rest: what belongs to it beyond `longest`; only `redact` looks at it, which has the whole text.
     """
 
     kind: str
@@ -45,6 +46,7 @@ class Detector:
     longest: int
     opening: re.Pattern[str] = UNFINISHED_WORD
     length: Callable[[str], int] = len
+    rest: re.Pattern[str] | None = None
 
     def find(self, text: str, start: int = 0, end: int | None = None) -> Iterator[Span]:
         """What begins at `start` or later and before `end`, in order; the characters before `start` are looked at too."""
@@ -81,9 +83,15 @@ def find_all(text: str, detectors: Sequence[Detector]) -> list[Span]:
 
 def redact(text: str, detectors: Sequence[Detector]) -> tuple[str, list[Span]]:
     """The text with each find replaced by its kind in brackets ("[EMAIL]"), and where the finds stood in the text given."""
-    spans = find_all(text, detectors)
+    rests = {detector.kind: detector.rest for detector in detectors}
+    spans: list[Span] = []
     pieces, at = [], 0
-    for span in spans:
+    for span in find_all(text, detectors):
+        if span.start < at:
+            continue
+        rest = rests[span.kind]
+        more = rest.match(text, span.end) if rest else None
+        spans.append(replace(span, end=more.end()) if more else span)
         pieces += [text[at : span.start], f"[{span.kind.upper()}]"]
-        at = span.end
+        at = spans[-1].end
     return "".join([*pieces, text[at:]]), spans

@@ -56,8 +56,11 @@ def _url(text: str) -> int:
     return 0 if "${" in text or "<" in text else len(text)
 
 
+_REST = re.compile(r"[A-Za-z0-9_+/=-]*")
+
+
 def _key(kind: str, pattern: str, longest: int) -> Detector:
-    return Detector(kind, re.compile(pattern, re.ASCII), longest)
+    return Detector(kind, re.compile(pattern, re.ASCII), longest, rest=_REST)
 
 
 JWT = Detector(
@@ -68,11 +71,13 @@ JWT = Detector(
         r"ey?\Z|eyJ[\w-]{0,512}\Z|eyJ[\w-]{8,512}\.(?:e(?:y(?:J[\w-]{0,512})?)?)?\Z",
         re.ASCII,
     ),
+    rest=re.compile(r"[A-Za-z0-9_-]*(?:\.[A-Za-z0-9_-]*)?"),
 )
 PRIVATE_KEY = Detector(
     "private_key",
     re.compile(r"-----BEGIN (?:[A-Z0-9]{1,12} ){0,3}PRIVATE KEY(?: BLOCK)?-----"),
     longest=5 + 6 + 39 + 11 + 6 + 5,
+    rest=re.compile(r"[\s\S]{0,20000}?-----END [A-Z0-9 ]{1,60}-----|[A-Za-z0-9+/=:,\s-]*"),
     opening=re.compile(r"-{1,5}\Z|-----B?E?G?I?N?\Z|-----BEGIN [A-Z0-9 ]{0,56}-{0,5}\Z"),
 )
 BEARER = Detector(
@@ -83,6 +88,7 @@ BEARER = Detector(
         r"b(?:e(?:a(?:r(?:e(?:r(?:[ \t]{1,3}[\w.~+/-]{0,200}={0,2})?)?)?)?)?)?\Z", re.ASCII | re.IGNORECASE
     ),
     length=_bearer,
+    rest=_REST,
 )
 PASSWORD = Detector(
     "password",
@@ -94,6 +100,7 @@ PASSWORD = Detector(
         re.IGNORECASE,
     ),
     length=_assignment,
+    rest=re.compile(rf"{_VALUE}*"),
 )
 
 SECRETS = (
@@ -102,7 +109,9 @@ SECRETS = (
     _key("gitlab_token", r"gl(?:pat|dt|rt|ptt|ft|imt|agent|oas|soat|ffct|cbt)-[\w-]{20,200}", 209),
     _key("slack_token", r"xox[abeoprs]-[A-Za-z0-9-]{10,200}|xapp-\d-[A-Za-z0-9-]{10,200}", 208),
     _key("slack_webhook", r"hooks\.slack\.com/(?:services|workflows)/[A-Za-z0-9+/]{20,120}", 152),
-    Detector("model_api_key", re.compile(r"(?<![A-Za-z0-9])sk-[\w-]{20,200}", re.ASCII), 204, length=_mixed),
+    Detector(
+        "model_api_key", re.compile(r"(?<![A-Za-z0-9])sk-[\w-]{20,200}", re.ASCII), 204, length=_mixed, rest=_REST
+    ),
     _key("google_api_key", r"AIza[A-Za-z0-9_-]{35}", 39),
     _key("google_oauth", r"GOCSPX-[A-Za-z0-9_-]{28}|ya29\.[A-Za-z0-9_-]{20,200}", 206),
     _key("stripe_key", r"(?:sk|rk)_(?:live|test)_[A-Za-z0-9]{16,200}", 208),

@@ -68,6 +68,31 @@ def test_redaction_keeps_the_rest_and_leaves_nothing(bits: list[str]) -> None:
     assert redacted == rebuilt + text[at:]
 
 
+def test_what_is_longer_than_the_longest_is_redacted_as_a_whole() -> None:
+    body = "\n".join(["MIIEvQIBADANBgkqhkiG9w0BAQEFAASC" * 2] * 30)
+    pem = f"-----BEGIN RSA PRIVATE KEY-----\n{body}\n-----END RSA PRIVATE KEY-----"
+    torn = f"-----BEGIN RSA PRIVATE KEY-----\n{body}"
+    jwt = f"eyJ{'a1' * 100}.eyJ{'b2' * 2000}.{'c3' * 40}"
+    token = "ghp_" + "Q7x" * 200
+    for secret, kind in ((pem, "PRIVATE_KEY"), (torn, "PRIVATE_KEY"), (jwt, "JWT"), (token, "GITHUB_TOKEN")):
+        redacted, (span,) = redact(f"Look: {secret}", SECRETS)
+        assert redacted == f"Look: [{kind}]"
+        assert (span.start, span.end) == (6, 6 + len(secret))
+    assert redact(f"{pem}\nIt is mine.", SECRETS)[0] == "[PRIVATE_KEY]\nIt is mine."
+
+
+@each
+@settings(deadline=None, max_examples=20)
+@given(st.data())
+def test_nothing_of_what_is_planted_is_left(detector: Detector, data: st.DataObject) -> None:
+    thing = data.draw(things[detector.kind])
+    redacted, spans = redact(f"Here: {thing}", ALL)
+    assert spans[0].start == 6
+    if detector.kind not in ("url_password", "private_key", "slack_webhook"):
+        assert redacted.startswith("Here: [")
+        assert len(redacted) <= len("Here: [] ") + 30
+
+
 def test_of_overlapping_finds_the_first_and_longer_stays() -> None:
     (span,) = find_all("see postgresql://jo:x7Qm2LpR9vKd@db.example/x", (*SECRETS, *PII))
     assert span == Span("url_password", 4, 33)
