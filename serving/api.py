@@ -17,9 +17,19 @@ from feedback.judgments import record_feedback
 from policy.models import PolicyVersion
 from serving.chat import Asked, chat_of
 from serving.deferred import Deferred
+from serving.moderation import moderate
 from serving.replies import earlier_replies
 from serving.routing import PUBLIC_NAME, active, resolve, served_versions
-from serving.schemas import ChatAnswer, ChatBody, FeedbackAnswer, FeedbackBody, Model, ModelList
+from serving.schemas import (
+    ChatAnswer,
+    ChatBody,
+    FeedbackAnswer,
+    FeedbackBody,
+    Model,
+    ModelList,
+    Moderation,
+    ModerationBody,
+)
 
 blueprint = Blueprint("api", __name__, url_prefix="/v1")
 
@@ -41,6 +51,18 @@ def chat_completions() -> Response:
         version, request, person_id, standing, flask.request.path, body.choices, bool(body.stream), body.include_usage
     )
     return Deferred(lambda: chat.answer(asked))
+
+
+@blueprint.post("/moderations")
+@operation("Chat", Moderation, body=ModerationBody, scope="chat", errors=(503,))
+def moderations() -> Response:
+    """Say what the guard finds in texts: the rules that they break, prompt injection, secrets, personal data."""
+    caller_id("chat")
+    body = parse_body(ModerationBody)
+    guard = chat_of(current_app).guard
+    with runtime().db.read() as session:
+        standing = guard.standing(session)
+    return Deferred(lambda: moderate(guard, standing, body.texts))
 
 
 @blueprint.get("/models")

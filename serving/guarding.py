@@ -30,7 +30,7 @@ from reward.models import RewardModel
 from serving.guard import injection
 from serving.guard.leakage import LeakageScan
 from serving.guard.patterns import PatternScan, Scan, judge
-from serving.guard.verdicts import Verdict, stops
+from serving.guard.verdicts import Outcome, Verdict, stops
 from serving.guard.window import Action, Ask, Cut, Pieces, Release, Window
 from serving.guard_model import GuardModel, Held, Unanswered, Word
 from serving.replies import CUT
@@ -118,6 +118,11 @@ class Guard:
                 raise
         await self.ready(standing)
         return await self.model.judge(context, text, rules)
+
+    def reached(self, word: Word) -> bool:
+        """Whether a rule counts as broken: by the threshold of the settings, else by the model's own."""
+        limit = self.settings.threshold
+        return word.broken >= limit if limit else word.hit
 
     # --- prompts
 
@@ -248,11 +253,10 @@ class Watch:
         return [self._verdict(rule, words[rule.name], spent_s) for rule in self._standing.rules]
 
     def _verdict(self, rule: Rule, word: Word, spent_s: float) -> Verdict:
-        limit = self._guard.settings.threshold
-        hit = word.broken >= limit if limit else word.hit
+        outcome: Outcome = "hit" if self._guard.reached(word) else "clear"
         return Verdict(
-            RULES, "output", "hit" if hit else "clear", rule.name, rule_version_id=rule.version_id, score=word.broken,
-            threshold=limit or word.threshold, latency_s=spent_s,
+            RULES, "output", outcome, rule.name, rule_version_id=rule.version_id, score=word.broken,
+            threshold=self._guard.settings.threshold or word.threshold, latency_s=spent_s,
         )  # fmt: skip
 
     async def record_rest(self) -> None:

@@ -11,6 +11,7 @@ from policy.protocol import ChatRequest
 
 MOST_CHOICES = 8
 ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+ModerationText = Annotated[str, StringConstraints(max_length=20_000)]
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 
 
@@ -142,6 +143,18 @@ class ChatBody(Wire):
         )
 
 
+class ModerationBody(Wire):
+    """Texts to be looked at; at most so many as one question to the guard's model takes."""
+
+    input: Annotated[list[ModerationText], Field(min_length=1, max_length=16)] | ModerationText
+    model: str | None = Field(None, max_length=200, description="Any; there is one.")
+
+    @property
+    def texts(self) -> list[str]:
+        """One or more."""
+        return [self.input] if isinstance(self.input, str) else self.input
+
+
 class FeedbackBody(Wire):
     """What somebody says of a completion; at least one of thumbs, rating and correction."""
 
@@ -225,6 +238,29 @@ class ChatAnswer(Given):
     dunnock: Origin
     choices: list[Choice]
     usage: Usage
+
+
+class ModerationResult(Given):
+    """What is found in a text, by the names of rules and checks."""
+
+    flagged: bool
+    categories: dict[str, bool]
+    category_scores: dict[str, float]
+
+
+class Scanned(Given):
+    """What was looked for."""
+
+    scanned: list[str]
+
+
+class Moderation(Given):
+    """A result for each text."""
+
+    id: str
+    model: str
+    results: list[ModerationResult]
+    dunnock: Scanned
 
 
 class Model(Given):

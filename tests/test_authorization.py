@@ -41,6 +41,7 @@ LEAST = {
     "api.chat_completions": "key:chat",
     "api.feedback": "key:feedback",
     "api.models": "key:chat",
+    "api.moderations": "key:chat",
     "api.one_model": "key:chat",
     "api_docs.docs": "nobody",
     "api_docs.openapi": "nobody",

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import openai
 import pytest
 from flask.testing import FlaskClient
 from hypothesis import HealthCheck, given
@@ -25,6 +26,7 @@ from serving.deferred import wait
 from serving.guard.verdicts import GRAVITY
 from serving.models import GuardReport
 from tests import factories
+from tests.browser import LiveServer
 from tests.serving.scripted import ScriptedEngine, WordsModel, last_word
 
 SECRET = "AKIA" + "Q7RZ2M4KX9WPL5TD"
@@ -272,3 +274,38 @@ def test_several_replies_are_looked_at_each_by_itself(guarded: Installed) -> Non
     assert SECRET not in answer.text
     with guarded.database.read() as session:
         assert len(list(session.scalars(select(Completion)))) == 2
+
+
+def moderate(guarded: Installed, text: object) -> Any:
+    return guarded.client.post("/v1/moderations", json={"input": text}, headers=guarded.key)
+
+
+def test_any_text_can_be_asked_about(guarded: Installed) -> None:
+    texts = ["A heron stands there.", "A wren sits there.", f"key {SECRET}", INJECTION]
+    answer = moderate(guarded, texts).json
+    assert answer["dunnock"]["scanned"] == ["prompt_injection", "secrets", "pii", "rules"]
+    hits = [{name for name, hit in found["categories"].items() if hit} for found in answer["results"]]
+    heron = guarded.rules[1].rule.slug
+    assert hits == [{heron}, set(), {"secrets"}, {"prompt_injection"}]
+    assert [found["flagged"] for found in answer["results"]] == [True, False, True, True]
+    assert answer["results"][0]["category_scores"][heron] == 0.9
+    assert moderate(guarded, texts[0]).json["results"] == answer["results"][:1]
+    guarded.model.mode = "busy"
+    refused = moderate(guarded, "x")
+    assert (refused.status_code, refused.json["error"]["code"]) == (503, "guard_unavailable")
+
+
+def test_without_a_model_a_moderation_tells_of_no_rules(installed: Installed) -> None:
+    answer = moderate(installed, "A heron stands there.").json
+    assert answer["dunnock"]["scanned"] == ["prompt_injection", "secrets", "pii"]
+    assert not answer["results"][0]["flagged"]
+    assert moderate(installed, []).status_code == 400
+
+
+def test_openai_s_client_reads_a_moderation(guarded: Installed) -> None:
+    server = LiveServer(guarded.app)
+    key = guarded.key["Authorization"].removeprefix("Bearer ")
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0) as client:
+        (result,) = client.moderations.create(input=f"key {SECRET}").results
+    server.stop()
+    assert result.flagged
