@@ -48,8 +48,9 @@ def chat_completions() -> Response:
         texts = earlier_replies(session, body.named, person_id)
     request = body.engine_request(version.name, settings, texts)
     asked = Asked(
-        version, request, person_id, standing, flask.request.path, body.choices, bool(body.stream), body.include_usage
-    )
+        version, request, person_id, standing, flask.request.path, body.choices, bool(body.stream), body.include_usage,
+        keep_texts=body.store is not False,
+    )  # fmt: skip
     return Deferred(lambda: chat.answer(asked))
 
 

@@ -51,6 +51,7 @@ class Asked:
     choices: int = 1
     stream: bool = False
     include_usage: bool = False
+    keep_texts: bool = True
 
 
 class Chat:
@@ -64,7 +65,7 @@ class Chat:
         self.settings = settings
         self.engine = AsyncEngineClient(settings.engine_base_url, settings.engine_api_key, settings.engine_timeout_s)
         self.guard = Guard(settings)
-        self.recorder = Recorder(db)
+        self.recorder = Recorder(db, settings.sampling)
         self._loader = loader
 
     async def answer(self, asked: Asked) -> Answer:
@@ -76,7 +77,7 @@ class Chat:
             EngineError: the engine cannot be reached, is overloaded or failed.
         """
         await self._check_length(asked.request)
-        reply = Reply(asked.version, asked.request, asked.person_id)
+        reply = Reply(asked.version, asked.request, asked.person_id, asked.keep_texts)
         checked = self.guard.check_prompt(asked.request.messages)
         if checked.stop is not None:
             return await self._refused(asked, reply, checked)

@@ -18,8 +18,7 @@ from functools import lru_cache
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from core.detectors import Detector
-from core.detectors.pii import pii
+from core.detectors.pii import PII
 from core.detectors.secrets import SECRETS
 from core.messages import Message
 from core.settings import Settings
@@ -39,7 +38,6 @@ log = logging.getLogger("dunnock.serving")
 
 RULES = "rules"
 CONTEXT_CHARS = 1200
-PII: tuple[Detector, ...] = pii()
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Sequence
 from typing import Any
 
+from core.detectors.pii import PII
 from core.detectors.secrets import SECRETS
 from core.errors import EngineError
 from serving.deferred import Answer
@@ -17,7 +18,7 @@ from serving.guard import injection
 from serving.guard.patterns import PatternScan, judge
 from serving.guard.verdicts import Verdict
 from serving.guard_model import Unanswered
-from serving.guarding import PII, RULES, Guard, Standing
+from serving.guarding import RULES, Guard, Standing
 
 MODEL = "dunnock-guard"
 

@@ -6,6 +6,7 @@ call, so that one that cannot be stored takes no other with it.
 """
 
 import asyncio
+import hashlib
 import queue
 import threading
 from collections.abc import Sequence
@@ -15,15 +16,19 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from core.db import Database
+from core.detectors import redact
+from core.detectors.pii import PII
 from core.messages import plain_text
+from core.settings import SamplingSettings
 from feedback.models import Prompt
 from feedback.prompts import add_completion, add_prompt
 from feedback.tasks import create_task
 from serving.guard.verdicts import GRAVITY
 from serving.models import GuardReport
-from serving.replies import CUT, Ended
+from serving.replies import CUT, Ended, Reply
 
 ATTEMPTS = 3
+WHOLE = ("stop", "length")
 MOST_TOGETHER = 64
 
 
@@ -34,8 +39,8 @@ Group = Sequence[Ended]
 class Recorder:
     """Writes replies. One per app; its thread starts with the first reply, so a process may fork before."""
 
-    def __init__(self, db: Database) -> None:
-        self._db = db
+    def __init__(self, db: Database, sampling: SamplingSettings) -> None:
+        self._db, self._sampling = db, sampling
         self._waiting: queue.SimpleQueue[tuple[Group, Future[None]]] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
@@ -69,7 +74,7 @@ class Recorder:
         try:
             with self._db.session() as session:
                 for group, _ in together:
-                    _add(session, group)
+                    _add(session, group, self._sampling)
         except Exception as error:  # noqa: BLE001 (whoever waits gets it)
             if len(together) > 1 or isinstance(error, IntegrityError):
                 for group, done in together:
@@ -84,7 +89,7 @@ class Recorder:
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 with self._db.session() as session:
-                    _add(session, group)
+                    _add(session, group, self._sampling)
             except IntegrityError as error:  # another process stored the same prompt first; now it is there
                 if attempt == ATTEMPTS:
                     done.set_exception(error)
@@ -102,16 +107,35 @@ def _ended(group: Group, done: "Future[None]") -> None:
     done.set_result(None)
 
 
-def _add(session: Session, group: Group) -> None:
-    messages = [m.model_dump() for m in group[0].reply.request.messages]
+def _add(session: Session, group: Group, sampling: SamplingSettings) -> None:
+    asked = group[0].reply
+    messages = [{"role": m.role, "content": _kept(m.content, asked, sampling)} for m in asked.request.messages]
     prompt = add_prompt(session, messages, "served")
     for ended in group:
         version, details = ended.reply.version.id, ended.reply.details(ended.finish_reason, ended.usage)
-        add_completion(session, prompt, plain_text(ended.text), "served", policy_version_id=version, details=details)
+        text = _kept(ended.text, asked, sampling)
+        kept = add_completion(session, prompt, text, "served", policy_version_id=version, details=details)
         if ended.verdicts:
             session.add(_report(ended))
+        if not asked.keep_texts:
+            continue
         if ended.withheld is not None:
-            _keep_withheld(session, prompt, ended)
+            _keep_withheld(session, prompt, ended, sampling)
+        elif ended.finish_reason in WHOLE and drawn(kept.id, sampling.rate):
+            create_task(session, "rating", prompt.id, [kept.id], source=f"chat:{kept.id}", why="drawn from the chat")
+
+
+def drawn(completion_id: str, rate: float) -> bool:
+    """Whether a reply is one of the share that is sampled; the same whoever asks."""
+    digest = hashlib.sha256(f"sampled {completion_id}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") < rate * 2**64
+
+
+def _kept(text: str, asked: Reply, sampling: SamplingSettings) -> str:
+    """A text as it is stored: not at all where its caller said so, else without personal data where the settings do."""
+    if not asked.keep_texts:
+        return ""
+    return redact(plain_text(text), PII)[0] if sampling.redact else plain_text(text)
 
 
 def _report(ended: Ended) -> GuardReport:
@@ -123,12 +147,12 @@ def _report(ended: Ended) -> GuardReport:
     )  # fmt: skip
 
 
-def _keep_withheld(session: Session, prompt: Prompt, ended: Ended) -> None:
+def _keep_withheld(session: Session, prompt: Prompt, ended: Ended, sampling: SamplingSettings) -> None:
     """What broke a rule, for annotators to judge by that rule: nobody who chats gets to see it."""
     hit = next(v for v in ended.verdicts if v.outcome == "hit" and v.rule_version_id is not None)
     source = f"withheld:{ended.reply.id}"
     kept = add_completion(
-        session, prompt, plain_text(ended.withheld or ""), "withheld", policy_version_id=ended.reply.version.id,
+        session, prompt, _kept(ended.withheld or "", ended.reply, sampling), "withheld", policy_version_id=ended.reply.version.id,
         once=source, details={"sampling": ended.reply.details("", (None, None))["sampling"]},
     )  # fmt: skip
     create_task(

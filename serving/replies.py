@@ -22,11 +22,16 @@ SAMPLING_FIELDS = {"max_tokens", "temperature", "top_p", "seed", "stop", "presen
 
 @dataclass
 class Reply:
-    """One completion that is being served."""
+    """One completion that is being served.
+
+    Attributes:
+        keep_texts: whether its caller lets prompt and completion be stored; else only what is counted of them is.
+    """
 
     version: PolicyVersion
     request: ChatRequest
     person_id: int | None = None
+    keep_texts: bool = True
     id: str = field(default_factory=completion_id)
     created: int = field(default_factory=lambda: int(time.time()))
     started_s: float = field(default_factory=time.monotonic)
@@ -104,12 +109,15 @@ def earlier_replies(session: Session, ids: Sequence[str], person_id: int | None)
     """The texts of replies that the same caller was given, by id.
 
     Raises:
-        NotFound: one is unknown, or was given to somebody else; the answer does not tell which.
+        NotFound: one is unknown, was given to somebody else, or has no text that was kept; the answer does not tell which.
     """
     if not ids:
         return {}
     served = select(Completion.id, Completion.text).where(
-        Completion.id.in_(ids), Completion.source == "served", Completion.person_id.is_not_distinct_from(person_id)
+        Completion.id.in_(ids),
+        Completion.source == "served",
+        Completion.person_id.is_not_distinct_from(person_id),
+        Completion.text != "",
     )
     found = {row.id: row.text for row in session.execute(served)}
     if missing := next((each for each in ids if each not in found), None):

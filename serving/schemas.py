@@ -84,6 +84,9 @@ class ChatBody(Wire):
     top_logprobs: int | None = Field(None, ge=0, le=20)
     response_format: ResponseFormat | None = None
     tools: list[dict[str, Any]] | None = None
+    store: bool | None = Field(
+        None, description="false: keep no text of this call, only what is counted, and ask no annotator about it."
+    )
     stream: bool | None = False
     stream_options: StreamOptions | None = None
 

@@ -9,6 +9,7 @@ from core.settings.deployment import LOOPBACK, PLACEHOLDER_SECRETS, Settings, ge
 from core.settings.groups import SettingsGroup, StageSettings
 from core.settings.people import AssignmentSettings, CareSettings, GoldSettings, OidcSettings, QualitySettings
 from core.settings.records import EnergySettings, TrackingSettings
+from core.settings.serving import GuardSettings, SamplingSettings
 from core.settings.stages import (
     CollectSettings,
     GateSettings,
@@ -28,10 +29,12 @@ __all__ = [
     "EnergySettings",
     "GateSettings",
     "GoldSettings",
+    "GuardSettings",
     "OidcSettings",
     "PpoSettings",
     "QualitySettings",
     "RewardSettings",
+    "SamplingSettings",
     "Settings",
     "SettingsGroup",
     "SnapshotSettings",

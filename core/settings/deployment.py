@@ -12,7 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from core.errors import SettingsError
 from core.settings.people import AssignmentSettings, CareSettings, GoldSettings, OidcSettings, QualitySettings
 from core.settings.records import EnergySettings, TrackingSettings
-from core.settings.serving import GuardSettings
+from core.settings.serving import GuardSettings, SamplingSettings
 from core.settings.stages import (
     CollectSettings,
     GateSettings,
@@ -135,6 +135,7 @@ class Settings(BaseSettings):
     )
 
     guard: GuardSettings = GuardSettings()
+    sampling: SamplingSettings = SamplingSettings()
 
     tracking: TrackingSettings = TrackingSettings()
     energy: EnergySettings = EnergySettings()

@@ -44,9 +44,6 @@ class GuardSettings(SettingsGroup):
     )
     piece_chars: int = Field(512, ge=1, description="Most characters that it is asked about at once in mid-stream.")
     refresh_s: float = Field(1.0, ge=0, description="How old the rules and the model that replies are held to may be.")
-    redact_stored: bool = Field(
-        False, description="Personal data is taken out of prompts and replies before they are stored."
-    )
     keep_withheld: bool = Field(
         True,
         description="What was cut for breaking a rule is stored beside the reply, shown to nobody who chats, and given to annotators to judge.",
@@ -56,3 +53,15 @@ class GuardSettings(SettingsGroup):
     def base_url(self) -> str:
         """Where the process of the guard's model is asked."""
         return f"http://127.0.0.1:{self.port}"
+
+
+class SamplingSettings(SettingsGroup):
+    """Which conversations of the chat API are given to annotators. What a user flagged, and what the guard held back, always is."""
+
+    rate: float = Field(
+        0.0, ge=0, le=1, description="Share of replies that annotators are asked to rate, chosen by their ids."
+    )
+    redact: bool = Field(
+        False,
+        description="Personal data is taken out of prompts and replies before they are stored, by the detectors of the guard.",
+    )
