@@ -27,6 +27,8 @@ import access.views
 import commands.cli
 import console.quality_views
 import console.reward_views
+import console.tenant_api
+import console.tenants
 import console.views
 import feedback.api.annotation
 import feedback.api.docs
@@ -43,7 +45,7 @@ import serving.health
 import serving.views
 from core import language
 from core.db import MAX_ID, Database
-from core.errors import DunnockError, openai_error
+from core.errors import DunnockError, RateLimited, openai_error
 from core.language import N_, gettext
 from core.settings import Settings, get_settings
 from core.web import Runtime, runtime
@@ -112,6 +114,7 @@ def create_app(settings: Settings | None = None, db: Database | None = None) -> 
     app.register_blueprint(console.views.blueprint)
     app.register_blueprint(console.quality_views.blueprint)
     app.register_blueprint(console.reward_views.blueprint)
+    app.register_blueprint(console.tenants.blueprint)
     app.register_blueprint(serving.views.blueprint)
     app.register_blueprint(serving.health.blueprint)
     app.register_blueprint(serving.api.blueprint)
@@ -119,7 +122,7 @@ def create_app(settings: Settings | None = None, db: Database | None = None) -> 
     app.register_blueprint(feedback.webhooks.views.blueprint)
     apis = (
         feedback.api.annotation, feedback.api.tasks, feedback.api.judgments, feedback.api.rules, feedback.api.people,
-        feedback.api.invitations,
+        feedback.api.invitations, console.tenant_api,
     )  # fmt: skip
     for api in apis:
         app.register_blueprint(api.blueprint)
@@ -160,10 +163,11 @@ def _beyond_the_database(_: DataError) -> tuple[Response | str, int]:
     return _answer(400, "invalid_request", message, None)
 
 
-def _domain_error(error: DunnockError) -> tuple[Response | str, int]:
+def _domain_error(error: DunnockError) -> tuple[Response | str, int, dict[str, str]]:
     if error.status >= 500:
         log.error("%s: %s", type(error).__name__, error.message)
-    return _answer(error.status, error.code, error.message, error.param, error.members)
+    headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, RateLimited) else {}
+    return *_answer(error.status, error.code, error.message, error.param, error.members), headers
 
 
 def _http_error(error: HTTPException) -> tuple[Response | str, int] | Response:

@@ -1,5 +1,7 @@
 """Who calls an API: a program that shows a key, or a signed-in browser that sends its CSRF token as `X-CSRFToken`."""
 
+from dataclasses import dataclass
+
 from flask import current_app, request
 from flask_login import current_user
 from flask_wtf.csrf import validate_csrf
@@ -7,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from access.audit import came_by_key
 from access.keys import Caller, authenticate
+from access.limits import Limit, Terms
 from access.models import Person
 from access.people import LockedPerson, lock_person
 from core.body import Body, parse_body
@@ -17,20 +20,55 @@ from core.web import runtime
 MANAGERS = ("lead", "admin")
 
 
-def caller_id(scope: str) -> int | None:
-    """The id of the person who asks; None for nobody, where the settings allow that.
+@dataclass(frozen=True)
+class Asking:
+    """Who asks the chat API, and under which terms.
+
+    Attributes:
+        person_id: the person, or the account of the tenant; None for nobody, where the settings allow that.
+        terms: of the tenant whose key it is; None for the house: its people's keys and browsers.
+        limits: of requests, those of the key and of its tenant.
+    """
+
+    person_id: int | None
+    terms: Terms | None = None
+    limits: tuple[Limit, ...] = ()
+
+    @property
+    def tenant_id(self) -> int | None:
+        """Whose conversations these are; None for the house."""
+        return self.terms.tenant_id if self.terms else None
+
+
+def asking(scope: str) -> Asking:
+    """Who asks, by one look-up in the database.
 
     Args:
         scope: what the key must be good for.
 
     Raises:
         Unauthenticated: no good key and nobody signed in.
-        Forbidden: a key without this scope, or a browser session without its CSRF token.
+        Forbidden: a key without this scope or of a paused tenant, or a browser session without its CSRF token.
     """
+    per_person = runtime().settings.limits.requests_per_minute
     if bearer := _bearer():
         with runtime().db.read() as session:
-            return _known(authenticate(session, bearer, scope)).person_id
-    return _browser_id()
+            caller = _known(authenticate(session, bearer, scope))
+        found = [Limit(f"key:{caller.key_id}", caller.requests_per_minute)]
+        found += [caller.terms.pace if caller.terms else Limit(f"person:{caller.person_id}", per_person)]
+        return Asking(caller.person_id, caller.terms, tuple(limit for limit in found if limit.requests_per_minute))
+    person_id = _browser_id()
+    own = Limit(f"person:{person_id}", per_person)
+    return Asking(person_id, None, (own,) if own.requests_per_minute and person_id is not None else ())
+
+
+def caller_id(scope: str) -> int | None:
+    """The id of the person who asks; None for nobody, where the settings allow that.
+
+    Raises:
+        Unauthenticated, Forbidden: as `asking`.
+    """
+    return asking(scope).person_id
 
 
 def lock_caller(scope: str, session: Session) -> LockedPerson:

@@ -9,12 +9,15 @@ from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
 from access.audit import record
-from access.models import ApiKey, Person
+from access.limits import Terms
+from access.models import ApiKey, Person, Tenant
 from core.db import table_of, utcnow
 from core.errors import Forbidden, InvalidInput, NotFound, Unauthenticated
 from core.language import gettext
 
 SCOPES = ("chat", "feedback", "annotate", "manage", "people")
+TENANT_SCOPES = ("chat", "feedback")
+"""All that a tenant's key can be good for."""
 PAGE = 50
 
 
@@ -24,20 +27,25 @@ def create_key(
     name: str,
     scopes: str = "chat feedback",
     expires_at: dt.datetime | None = None,
+    *,
+    requests_per_minute: int | None = None,
 ) -> tuple[ApiKey, str]:
-    """Make a key for a person.
+    """Make a key for a person. A key of a tenant's account is the tenant's.
+
+    Args:
+        requests_per_minute: a limit of this key's own; None for none.
 
     Returns:
         The row and the secret, which is not stored and cannot be shown again.
 
     Raises:
-        InvalidInput: no name, or a scope that does not exist.
+        InvalidInput: no name, or a scope that does not exist or is none for tenants.
     """
-    wanted = scopes.split()
-    unknown = sorted(set(wanted) - set(SCOPES))
+    wanted, choices = scopes.split(), SCOPES if person.tenant_id is None else TENANT_SCOPES
+    unknown = sorted(set(wanted) - set(choices))
     if unknown or not wanted:
         raise InvalidInput(
-            gettext("scopes %(scopes)r: use one or more of %(choices)s", scopes=scopes, choices=", ".join(SCOPES)),
+            gettext("scopes %(scopes)r: use one or more of %(choices)s", scopes=scopes, choices=", ".join(choices)),
             param="scopes",
         )
     if not 1 <= len(name) <= 120:
@@ -46,6 +54,8 @@ def create_key(
     key = ApiKey(
         name=name,
         person_id=person.id,
+        tenant_id=person.tenant_id,
+        requests_per_minute=requests_per_minute,
         prefix=secret[:8],
         key_sha256=_sha256(secret),
         scopes=" ".join(wanted),
@@ -58,21 +68,31 @@ def create_key(
 
 @dataclass(frozen=True)
 class Caller:
-    """Who shows a good key."""
+    """Who shows a good key.
+
+    Attributes:
+        requests_per_minute: the key's own limit; None for none.
+        terms: of the tenant whose key it is; None for the house's own.
+    """
 
     key_id: int
     person_id: int
     login: str
     role: str
     scripted: bool
+    requests_per_minute: int | None = None
+    terms: Terms | None = None
 
 
 _KNOWN = (
     select(
         ApiKey.id, ApiKey.person_id, ApiKey.prefix, ApiKey.scopes, ApiKey.expires_at, ApiKey.revoked_at,
-        Person.login, Person.role, Person.scripted, Person.active,
+        ApiKey.requests_per_minute, ApiKey.tenant_id, Person.login, Person.role, Person.scripted, Person.active,
+        Tenant.active.label("tenant_active"), Tenant.key.label("tenant_key"), Tenant.tokens_per_day,
+        Tenant.requests_per_minute.label("tenant_requests_per_minute"), Tenant.policy_version,
     )
     .join(Person, Person.id == ApiKey.person_id)
+    .outerjoin(Tenant, Tenant.id == ApiKey.tenant_id)
     .where(ApiKey.key_sha256 == bindparam("digest"))
 )  # fmt: skip
 _KNOWN_LOCKED = _KNOWN.with_for_update(key_share=True, of=table_of(Person))
@@ -86,7 +106,7 @@ def authenticate(session: Session, bearer: str, scope: str, *, lock: bool = Fals
 
     Raises:
         Unauthenticated: unknown, expired or revoked, or its person is no longer active.
-        Forbidden: the key is good, but not for this scope.
+        Forbidden: the key is good, but not for this scope, or its tenant is paused.
     """
     secret = bearer.strip().removeprefix("Bearer ").strip()
     statement = _KNOWN_LOCKED if lock else _KNOWN
@@ -112,7 +132,13 @@ def authenticate(session: Session, bearer: str, scope: str, *, lock: bool = Fals
                 scope=scope,
             )
         )
-    return Caller(key.id, key.person_id, key.login, key.role, key.scripted)
+    terms = None
+    if key.tenant_id is not None:
+        if not key.tenant_active:
+            raise Forbidden(gettext("this tenant is paused; ask who runs this service"), code="tenant_paused")
+        limits = key.tenant_requests_per_minute, key.tokens_per_day
+        terms = Terms(key.tenant_id, key.tenant_key, *limits, key.policy_version)
+    return Caller(key.id, key.person_id, key.login, key.role, key.scripted, key.requests_per_minute, terms)
 
 
 def scopes_of(role: str) -> tuple[str, ...]:

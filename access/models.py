@@ -1,9 +1,10 @@
-"""Tables of people and how they get in: sign-ins, sessions, identities, invitations, API keys; and the audit log."""
+"""Tables of people and how they get in: sign-ins, sessions, identities, invitations, API keys; of tenants and what they
+take; and the audit log."""
 
 import datetime as dt
 from typing import Any
 
-from sqlalchemy import CheckConstraint, ForeignKey, Index, String, Text, UniqueConstraint
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, String, Text, UniqueConstraint
 from sqlalchemy.engine.default import DefaultExecutionContext
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -15,6 +16,47 @@ ROLES = ("annotator", "reviewer", "lead", "admin")
 
 def _login_key(context: DefaultExecutionContext) -> str | None:
     return key_of(context.get_current_parameters()["login"])  # type: ignore[no-untyped-call]
+
+
+class Tenant(Base):
+    """A customer whose programs call the chat API, with limits of its own. What it says is apart from other tenants'."""
+
+    __tablename__ = "tenant"
+    __table_args__ = (
+        CheckConstraint("requests_per_minute IS NULL OR requests_per_minute > 0", name="requests_per_minute"),
+        CheckConstraint("tokens_per_day IS NULL OR tokens_per_day > 0", name="tokens_per_day"),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    key: Mapped[str] = mapped_column(String(60), unique=True)  # its lasting name; `name` may be changed
+    name: Mapped[str] = mapped_column(String(120))
+    active: Mapped[bool] = mapped_column(default=True)
+    requests_per_minute: Mapped[int | None]  # None: no limit
+    tokens_per_day: Mapped[int | None] = mapped_column(BigInteger)  # prompt and completion, by UTC days; None: no limit
+    policy_version: Mapped[str | None] = mapped_column(String(60))  # the name of the one it is pinned to
+    created_at: Mapped[dt.datetime] = mapped_column(default=utcnow)
+
+
+class TenantUsage(Base):
+    """What a tenant took on one day, in UTC."""
+
+    __tablename__ = "tenant_usage"
+
+    tenant_id: Mapped[int] = mapped_column(ForeignKey("tenant.id"), primary_key=True)
+    day: Mapped[dt.date] = mapped_column(primary_key=True)
+    requests: Mapped[int] = mapped_column(default=0)
+    prompt_tokens: Mapped[int] = mapped_column(BigInteger, default=0)
+    completion_tokens: Mapped[int] = mapped_column(BigInteger, default=0)
+
+
+class Pace(Base):
+    """How far ahead of time somebody's requests are, for `access.limits`. On PostgreSQL this table is not logged: a crash
+    empties it, and everybody begins with a whole minute's requests."""
+
+    __tablename__ = "pace"
+
+    subject: Mapped[str] = mapped_column(String(40), primary_key=True)  # "tenant:3", "key:7", "person:2"
+    paid_until_us: Mapped[int] = mapped_column(BigInteger)  # microseconds since 1970
 
 
 class Person(Base):
@@ -34,6 +76,8 @@ class Person(Base):
     role: Mapped[str] = mapped_column(String(20), default="annotator")
     scripted: Mapped[bool] = mapped_column(default=False)
     active: Mapped[bool] = mapped_column(default=True)
+    tenant_id: Mapped[int | None] = mapped_column(ForeignKey("tenant.id"), unique=True)
+    """Of the account that a tenant's keys act as, which nobody signs in with; None of people."""
     created_at: Mapped[dt.datetime] = mapped_column(default=utcnow)
 
 
@@ -45,6 +89,8 @@ class ApiKey(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(String(120))
     person_id: Mapped[int] = mapped_column(ForeignKey("person.id"), index=True)
+    tenant_id: Mapped[int | None] = mapped_column(ForeignKey("tenant.id"))  # its person's; None: the house's own
+    requests_per_minute: Mapped[int | None]  # of this key alone, beside what its tenant has
     prefix: Mapped[str] = mapped_column(String(12))
     key_sha256: Mapped[str] = mapped_column(String(64), unique=True)
     scopes: Mapped[str] = mapped_column(Text, default="chat feedback")

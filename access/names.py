@@ -21,6 +21,8 @@ PROCESSES = frozenset(
 """Who acts where nobody does. "system" and "cycle" are what `policy` calls them, which knows no people."""
 IMPORTED = ("ext:", "ext-script:")
 """Beginnings of the logins of people who judged elsewhere. They tell capitals apart, as the files that they come from do."""
+TENANT = "tenant:"
+"""Beginning of the logins of the accounts that tenants' keys act as (`access.tenants`)."""
 SCRIPTS = ("script-", "scripted-")
 """Beginnings of the logins of programs that judge, and of no person."""
 SCRIPT_NAMES = frozenset({"demo"})
@@ -56,7 +58,7 @@ def checked_login(login: str, *, scripted: bool = False) -> str:
         )
     key = folded(login)
     of_scripts = key.startswith(SCRIPTS) or key in SCRIPT_NAMES
-    if key in PROCESSES or key.startswith(IMPORTED) or (of_scripts and not scripted):
+    if key in PROCESSES or key.startswith((*IMPORTED, TENANT)) or (of_scripts and not scripted):
         raise InvalidInput(
             gettext("the login %(login)r is kept for programs and imports; choose another one", login=login),
             param="login",

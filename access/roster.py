@@ -88,6 +88,8 @@ def why_not(actor: Actor, person: Person) -> str | None:
     """Why somebody may not change a person; None if they may."""
     if person.id == actor.id:
         return gettext("nobody changes their own role or access; ask another lead or admin")
+    if person.tenant_id is not None:
+        return gettext("this is the account of a tenant's keys; it is looked after on the page of the tenant")
     if person.role not in grantable(actor.role):
         return gettext("a person with the role %(role)s is looked after by admins", role=role_word(person.role))
     return None

@@ -9,6 +9,7 @@
     ├── Forbidden                signed in, but not allowed (403)
     ├── Unauthenticated          nobody is signed in, or the key is not valid (401)
     ├── TooManyRequests          too often within a while (429)
+    │   └── RateLimited          over a limit of requests or tokens; says when to come back (429)
     ├── ProviderError            the OpenID provider is away, or says what does not hold (503)
     ├── Conflict                 the state has moved on: lease lost, already promoted (409)
     ├── EngineError              the engine failed or cannot be reached (503)
@@ -86,6 +87,19 @@ class Conflict(DunnockError):
 class TooManyRequests(DunnockError):
     status = 429
     code = "too_many_requests"
+
+
+class RateLimited(TooManyRequests):
+    """Attributes:
+    retry_after_s: whole seconds until the next request may go through; answers have it as `Retry-After`.
+    """
+
+    code = "rate_limit_exceeded"
+
+    def __init__(self, message: str, retry_after_s: int, *, code: str | None = None) -> None:
+        super().__init__(message, code=code)
+        self.retry_after_s = retry_after_s
+        self.members = {"retry_after_s": retry_after_s}
 
 
 class ProviderError(DunnockError):

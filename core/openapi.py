@@ -30,6 +30,7 @@ ERRORS = {
     405: "No id is so large; the path is another's.",
     409: "The state has moved on; the detail says how.",
     413: "The body is larger than 4 MiB.",
+    429: "Over a limit of requests or tokens; the header `Retry-After` has the seconds to wait.",
     503: "The engine does not answer, or nothing is set up yet.",
 }
 

@@ -46,6 +46,8 @@ STANDING_ROWS = (
 )
 MAX_ONCE_LENGTH = 100
 FEEDBACK = ("thumbs", "rating", "correction")
+OF_TENANTS_TOO = ("reviewer", "lead", "admin")
+"""Roles that speak of tenants' completions outside of tasks; in tasks everybody meets them."""
 
 
 @dataclass(frozen=True)
@@ -206,6 +208,7 @@ def record_feedback(  # noqa: PLR0913 (each is one thing that can be said)
     note: str | None = None,
     once: str | None = None,
     simulated: bool | None = None,
+    tenant_id: int | None = None,
 ) -> list[Judgment]:
     """Store what somebody says of one completion: thumbs (-1, 1), a rating (1 … 5), a corrected text, in any mix.
 
@@ -214,6 +217,8 @@ def record_feedback(  # noqa: PLR0913 (each is one thing that can be said)
         note: goes with the first judgment that is made.
         once: the person's name of this act; a second call with it that says the same returns the first judgments.
         simulated: True for a program's judgment. A scripted person's are simulated whatever is said here.
+        tenant_id: whose key it is said by; None for the house. Tenants speak of their own completions only; of tenants'
+            completions, reviewers, leads and admins of the house do too.
 
     What the same person said before in the same way (thumbs, rating, correction) is superseded.
 
@@ -221,13 +226,13 @@ def record_feedback(  # noqa: PLR0913 (each is one thing that can be said)
         One judgment for each of thumbs, rating and correction that was given, in this order.
 
     Raises:
-        NotFound: unknown completion or person.
+        NotFound: unknown completion or person, or a completion of others; the answer does not tell which.
         InvalidInput: nothing was said, a value is out of range, or the correction changes nothing.
         Conflict: the same person (or nobody) said something else under this `once`.
     """
     person = None if annotator_id is None else lock_person(session, annotator_id)
     completion = session.get(Completion, completion_id)
-    if completion is None:
+    if completion is None or not _may_speak_of(completion, tenant_id, person):
         raise NotFound(
             gettext("there is no completion %(completion_id)r", completion_id=completion_id), param="completion_id"
         )
@@ -256,6 +261,12 @@ def record_feedback(  # noqa: PLR0913 (each is one thing that can be said)
             why="a user did not like this reply",
         )  # fmt: skip
     return judgments
+
+
+def _may_speak_of(completion: Completion, tenant_id: int | None, person: LockedPerson | None) -> bool:
+    if tenant_id is not None or completion.tenant_id is None:
+        return completion.tenant_id == tenant_id
+    return person is not None and person.role in OF_TENANTS_TOO
 
 
 def _check_may_see(who: LockedPerson, shown: Shown) -> None:

@@ -21,6 +21,8 @@ UNFINISHED = text("state IN ('live','expired')")
 OPEN = text("state = 'live' AND taken < required_n")
 ABOUT = text("about_id IS NOT NULL")
 WAITING = text("state = 'waiting'")
+OF_HOUSE = text("tenant_id IS NULL")
+OF_TENANTS = text("tenant_id IS NOT NULL")
 
 
 def completion_id() -> str:
@@ -29,12 +31,22 @@ def completion_id() -> str:
 
 
 class Prompt(Base):
-    """A conversation up to the turn that a policy is to write; equal conversations are one row."""
+    """A conversation up to the turn that a policy is to write; equal conversations of one tenant, or of the house, are one
+    row."""
 
     __tablename__ = "prompt"
+    __table_args__ = (
+        # Two: NULLs differ from each other in unique indexes of both databases.
+        Index("uq_prompt_house", "messages_sha256", unique=True, sqlite_where=OF_HOUSE, postgresql_where=OF_HOUSE),
+        Index(
+            "uq_prompt_tenant", "tenant_id", "messages_sha256",
+            unique=True, sqlite_where=OF_TENANTS, postgresql_where=OF_TENANTS,
+        ),
+    )  # fmt: skip
 
     id: Mapped[int] = mapped_column(primary_key=True)
-    messages_sha256: Mapped[str] = mapped_column(String(64), unique=True)
+    tenant_id: Mapped[int | None] = mapped_column(ForeignKey("tenant.id"))  # None: the house's own
+    messages_sha256: Mapped[str] = mapped_column(String(64))
     messages: Mapped[list[Any]]  # [{"role", "content"}, …]
     source: Mapped[str] = mapped_column(String(20))  # seed | served | import
     category: Mapped[str | None] = mapped_column(String(60))
@@ -46,10 +58,14 @@ class Completion(Base):
     """A text for a prompt, and where it came from. Served ones name the policy version that wrote them."""
 
     __tablename__ = "completion"
+    __table_args__ = (
+        Index("ix_completion_tenant_id", "tenant_id", sqlite_where=OF_TENANTS, postgresql_where=OF_TENANTS),
+    )
 
     id: Mapped[str] = mapped_column(String(40), primary_key=True, default=completion_id)
     prompt_id: Mapped[int] = mapped_column(ForeignKey("prompt.id"), index=True)
     prompt: Mapped[Prompt] = relationship()
+    tenant_id: Mapped[int | None] = mapped_column(ForeignKey("tenant.id"))  # its prompt's
     source: Mapped[str] = mapped_column(String(20))  # served | rollout | import | correction
     policy_version_id: Mapped[int | None] = mapped_column(ForeignKey("policy_version.id"), index=True)
     person_id: Mapped[int | None] = mapped_column(ForeignKey("person.id"))  # who asked for it in a chat, where known
@@ -259,6 +275,7 @@ class Rule(Base):
 
     id: Mapped[int] = mapped_column(primary_key=True)
     slug: Mapped[str] = mapped_column(String(60), unique=True)
+    tenant_id: Mapped[int | None] = mapped_column(ForeignKey("tenant.id"))  # whose completions it is for; None: all
     created_at: Mapped[dt.datetime] = mapped_column(default=utcnow)
 
 

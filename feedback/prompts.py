@@ -17,16 +17,25 @@ def add_prompt(
     *,
     category: str | None = None,
     harmful: bool | None = None,
+    tenant_id: int | None = None,
 ) -> Prompt:
     """The prompt row of this conversation, made if it is new.
+
+    Args:
+        tenant_id: whose conversation it is; None for the house. Tenants share no prompts.
 
     What is known of it stays; what nobody has said yet, category or harm, is filled in, for its tasks too.
     """
     digest = conversation_hash(messages)
-    prompt = session.scalar(select(Prompt).where(Prompt.messages_sha256 == digest))
+    # Not `IS NOT DISTINCT FROM`, which PostgreSQL looks up in no index.
+    of_whom = Prompt.tenant_id.is_(None) if tenant_id is None else Prompt.tenant_id == tenant_id
+    prompt = session.scalar(select(Prompt).where(of_whom, Prompt.messages_sha256 == digest))
     if prompt is None:
         plain = [{"role": m["role"], "content": m["content"]} for m in messages]
-        prompt = Prompt(messages_sha256=digest, messages=plain, source=source, category=category, harmful=harmful)
+        prompt = Prompt(
+            messages_sha256=digest, messages=plain, source=source, category=category, harmful=harmful,
+            tenant_id=tenant_id,
+        )  # fmt: skip
         session.add(prompt)
         session.flush()
         return prompt
@@ -56,7 +65,7 @@ def add_completion(
     once: str | None = None,
     details: Mapping[str, Any] | None = None,
 ) -> Completion:
-    """Store a completion; with `once`, a second call of the same name returns the first row.
+    """Store a completion, its tenant that of the prompt; with `once`, a second call of the same name returns the first row.
 
     Args:
         details: any of finish_reason, sampling, prompt_tokens, completion_tokens, latency_s.
@@ -66,8 +75,9 @@ def add_completion(
         if found is not None:
             return found
     completion = Completion(
-        prompt_id=prompt.id, text=text, source=source, policy_version_id=policy_version_id, once=once, **(details or {})
-    )
+        prompt_id=prompt.id, tenant_id=prompt.tenant_id, text=text, source=source, policy_version_id=policy_version_id,
+        once=once, **(details or {}),
+    )  # fmt: skip
     session.add(completion)
     session.flush()
     return completion

@@ -135,7 +135,7 @@ def build_page(session: Session, assignment: Assignment, fields: Fields, last: J
         fields=fields,
         conversation=[Turn(turn["role"], turn["content"], formatted(turn["content"])) for turn in shown.messages],
         replies=replies,
-        rules=active_rules(session),
+        rules=active_rules(session, shown.contents.tenant_id),
         turns=_turns(session, shown, fields) if shown.kind == "probe" else [],
         others=others_of(session, shown),
         once=secrets.token_hex(12),

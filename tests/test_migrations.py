@@ -17,7 +17,9 @@ from sqlalchemy.exc import IntegrityError
 
 from access.audit import record
 from access.keys import create_key
+from access.tenants import Agreed, create_tenant, make_key
 from core.db import Base, Database, utcnow
+from core.messages import user
 from core.settings import AssignmentSettings, Settings
 from feedback.assignment.leases import next_assignment
 from feedback.judgments import record_feedback, submit_judgment
@@ -25,6 +27,7 @@ from feedback.kinds.frame import RuleVerdict
 from feedback.kinds.pairwise import PairwiseForm
 from feedback.kinds.ranking import RankingForm
 from feedback.models import ImportedPair, RuleVersion
+from feedback.prompts import add_prompt
 from feedback.rules.store import active_rules, ensure_rules, find_rule, starter_rules
 from feedback.tasks import create_gold
 from reward.models import RewardModel
@@ -40,6 +43,7 @@ EMPTY = {
     "gold", "gold_result", "annotator",  # gone below 0003
     "imported_judgment", "webhook", "webhook_delivery",  # gone below 0006
     "stage_step",  # gone below 0010
+    "tenant", "tenant_usage", "pace",  # gone below 0012
     "session_record", "oidc_identity", "invitation", "sign_in_attempt",  # gone below 0005
 }  # fmt: skip
 
@@ -234,6 +238,31 @@ def test_reward_models_of_rules_go_and_those_of_preferences_stay(empty: Database
         with pytest.raises(IntegrityError):
             session.flush()
         session.rollback()
+
+
+def test_prompts_of_tenants_become_one_and_their_keys_end(empty: Database) -> None:
+    """Down below 0012: equal prompts are joined, what names them follows, a tenant's key opens nothing; and up again."""
+    migrate(empty)
+    with empty.session() as session:
+        person = factories.make_person(session)
+        create_key(session, person, "laptop")
+        ids = []
+        for name in ("Acme", "Beta"):
+            tenant = create_tenant(session, "lead", Agreed(name))
+            make_key(session, "lead", tenant.id, name)
+            prompt = add_prompt(session, user("Hello?"), "served", tenant_id=tenant.id)
+            ids.append((prompt.id, factories.make_completion(session, prompt).id))
+        kept = factories.make_prompt(session, "Something else?").id
+    command.downgrade(config_of(empty), "0011")
+    with empty.engine.connect() as connection:
+        prompts = connection.execute(text("SELECT id FROM prompt ORDER BY id")).scalars().all()
+        assert prompts == [ids[0][0], kept]
+        of = "SELECT prompt_id FROM completion WHERE id = :id"
+        assert {connection.execute(text(of), {"id": id_}).scalar_one() for _, id_ in ids} == {ids[0][0]}
+        revoked = connection.execute(text("SELECT name FROM api_key WHERE revoked_at IS NOT NULL")).scalars().all()
+        assert sorted(revoked) == ["Acme", "Beta"]
+    migrate(empty)
+    assert differences(empty) == []
 
 
 def test_rules_from_before_they_had_titles(empty: Database) -> None:

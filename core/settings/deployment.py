@@ -12,7 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from core.errors import SettingsError
 from core.settings.people import AssignmentSettings, CareSettings, GoldSettings, OidcSettings, QualitySettings
 from core.settings.records import EnergySettings, TrackingSettings
-from core.settings.serving import GuardSettings, SamplingSettings
+from core.settings.serving import GuardSettings, LimitsSettings, SamplingSettings
 from core.settings.stages import (
     CollectSettings,
     GateSettings,
@@ -90,6 +90,7 @@ class Settings(BaseSettings):
     api_auth: Literal["required", "open"] = Field(
         "required", description="`open` lets `/v1` be called without an API key; for loopback trials only."
     )
+    limits: LimitsSettings = LimitsSettings()
     public_url: str = Field(
         "",
         description="Where people reach the pages, e.g. `https://dunnock.example.org`. Links to send and the provider's redirect URI begin with it, and requests to other hosts are refused but for loopback ones. Production needs it. Empty: whatever host a request names.",

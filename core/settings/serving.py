@@ -1,8 +1,8 @@
-"""Settings of what stands between the policy and those who read its completions."""
+"""Settings of what stands between the policy and those who read its completions, and of how often it is asked."""
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from core.settings.groups import SettingsGroup
 
@@ -65,3 +65,29 @@ class SamplingSettings(SettingsGroup):
         False,
         description="Personal data is taken out of prompts and replies before they are stored, by the detectors of the guard.",
     )
+
+
+class LimitsSettings(SettingsGroup):
+    """How often the chat API may be called. Limits of tenants and of their keys are set on the page of a tenant; they hold over all web processes."""
+
+    requests_per_minute: int = Field(
+        0,
+        ge=0,
+        description="Requests per minute of each person who is no tenant, all their keys and browsers together; 0: no limit.",
+    )
+    storage_url: str = Field(
+        "",
+        description="Where requests are counted, as the library `limits` names it, e.g. `redis://127.0.0.1:6379/0`. Empty: in the database, which does for some hundred requests a second.",
+    )
+
+    @field_validator("storage_url")
+    @classmethod
+    def _is_known(cls, url: str) -> str:
+        if url:
+            from limits.storage import SCHEMES
+
+            scheme = url.partition("://")[0]
+            known = sorted(name for name in SCHEMES if not name.startswith("async"))
+            if scheme not in known:
+                raise ValueError(f"the storage {scheme!r} is not known; it is one of {', '.join(known)}")
+        return url

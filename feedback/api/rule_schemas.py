@@ -25,6 +25,7 @@ class RuleVersionAnswer(Answer):
 
     id: int = Field(description="What judgments name it by.")
     slug: str
+    tenant: str | None = Field(description="Key of the tenant whose completions alone it is for.")
     version: int
     title: str
     category: str
@@ -62,9 +63,12 @@ class RuleBody(RuleWords):
     """A rule to be made."""
 
     note: Note = ""
+    tenant: str | None = Field(
+        None, max_length=60, description="Key of the tenant whose completions alone it is to be for."
+    )
 
     def words(self) -> RuleWords:
-        """What it says, without the note."""
+        """What it says, without the note and the tenant."""
         return RuleWords.model_construct(**{name: getattr(self, name) for name in RuleWords.model_fields})
 
 

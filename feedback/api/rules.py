@@ -4,13 +4,14 @@ Rules are read with the scope `annotate`, since judgments name their versions; l
 may be written is what `feedback.rules` takes from the page too.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from flask import Blueprint, Response, jsonify
 from sqlalchemy.orm import Session
 
 from access.callers import calling_manager, calling_person_id, managers_body
+from access.tenants import tenant_keys
 from core.body import parse_query
 from core.openapi import operation
 from core.web import runtime
@@ -48,7 +49,8 @@ def list_rules() -> Response:
     with runtime().db.read() as session:
         calling_person_id(READ, session)
         found = store.list_rules(session, state=STATES[query.active], whole=True)
-        return jsonify(data=[_told(version) for version in found.versions])
+        tenants = tenant_keys(session)
+        return jsonify(data=[_told(version, tenants) for version in found.versions])
 
 
 @blueprint.get("/rules/<slug>")
@@ -57,7 +59,8 @@ def show_rule(slug: str) -> Response:
     """One rule in all its versions, the newest first."""
     with runtime().db.read() as session:
         calling_person_id(READ, session)
-        return jsonify(slug=slug, versions=[_told(version) for version in store.all_versions(session, slug)])
+        tenants = tenant_keys(session)
+        return jsonify(slug=slug, versions=[_told(version, tenants) for version in store.all_versions(session, slug)])
 
 
 @blueprint.get("/rules/<slug>/diff")
@@ -86,7 +89,7 @@ def create() -> tuple[Response, int]:
     The same call again by the same person answers as the first did.
     """
     body = managers_body(RuleBody)
-    return _written(body.note, lambda session, change: store.create_rule(session, body.words(), change))
+    return _written(body.note, lambda session, change: store.create_rule(session, body.words(), change, body.tenant))
 
 
 @blueprint.post("/rules/<slug>/versions")
@@ -128,12 +131,14 @@ def _written(note: str, act: Callable[[Session, Change], RuleVersion]) -> tuple[
     """What an act of the caller makes, in one transaction with the question whether they may."""
     with runtime().db.session() as session:
         who = calling_manager(session, WRITE)
-        return jsonify(_told(act(session, Change(author_id=who.id, login=who.login, note=note)))), 201
+        made = act(session, Change(author_id=who.id, login=who.login, note=note))
+        return jsonify(_told(made, tenant_keys(session))), 201
 
 
-def _told(version: RuleVersion) -> dict[str, Any]:
+def _told(version: RuleVersion, tenants: Mapping[int, str]) -> dict[str, Any]:
     return {name: getattr(version, name) for name in COLUMNS} | {
         "slug": version.rule.slug,
+        "tenant": tenants.get(version.rule.tenant_id or 0),
         "author": version.author.login if version.author else None,
         "created_at": version.created_at.isoformat(),
     }

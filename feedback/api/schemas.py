@@ -112,6 +112,7 @@ class TaskQuery(Page):
     kind: Kind | None = None
     pool: Pool | None = None
     state: Literal["live", "done", "cancelled"] | None = None
+    tenant: str | None = Field(None, max_length=60, description="Only of this tenant's conversations, by its key.")
 
 
 class PriorityBody(Query):
@@ -165,6 +166,7 @@ class TaskDetail(TaskAnswer):
     messages: list[MessageRow]
     completions: list[CompletionAnswer] = Field(description="In the order of the positions that judgments name.")
     gold: GoldAnswer | None
+    tenant: str | None = Field(description="Key of the tenant whose conversation it is.")
 
 
 class TaskPage(Answer):

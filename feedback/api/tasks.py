@@ -10,13 +10,14 @@ from sqlalchemy.orm import Session, joinedload, selectinload
 
 from access.audit import record
 from access.callers import calling_manager, managers_body
+from access.tenants import tenant_keys, tenant_id_of
 from core.body import parse_query
 from core.errors import Conflict, NotFound
 from core.openapi import operation
 from core.web import runtime
 from feedback.api.schemas import PriorityBody, TaskAnswer, TaskBody, TaskDetail, TaskPage, TaskQuery
 from feedback.exchange.loading import load_task
-from feedback.models import Gold, Task, TaskItem
+from feedback.models import Gold, Prompt, Task, TaskItem
 
 blueprint = Blueprint("api_tasks", __name__, url_prefix="/api/v1")
 
@@ -59,6 +60,9 @@ def list_tasks() -> Response:
         for name in ("kind", "pool", "state"):
             if (value := getattr(query, name)) is not None:
                 wanted = wanted.where(getattr(Task, name) == value)
+        if query.tenant is not None:
+            own = select(Prompt.id).where(Prompt.tenant_id == tenant_id_of(session, query.tenant))
+            wanted = wanted.where(Task.prompt_id.in_(own))
         tasks = session.scalars(wanted.order_by(Task.id).limit(query.limit + 1)).all()
     shown = tasks[: query.limit]
     return jsonify(data=[_row(task) for task in shown], next_after=shown[-1].id if len(tasks) > len(shown) else None)
@@ -128,6 +132,7 @@ def _detail(session: Session, task: Task) -> dict[str, Any]:
     ]
     return _row(task) | {
         "messages": task.prompt.messages if task.prompt else [],
+        "tenant": tenant_keys(session)[tenant_id] if (tenant_id := task.prompt and task.prompt.tenant_id) else None,
         "completions": completions,
         "gold": {"expected": gold.expected, "explanation": gold.explanation} if gold else None,
     }

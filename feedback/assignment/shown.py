@@ -20,7 +20,7 @@ ANY = "drawn evenly from everything there is to judge"
 
 _CONTENTS = (
     select(
-        TaskItem.position, TaskItem.completion_id, Completion.text, Prompt.messages, RuleVersion.id, Rule.slug,
+        TaskItem.position, TaskItem.completion_id, Completion.text, Prompt.messages, Prompt.tenant_id, RuleVersion.id, Rule.slug,
         RuleVersion.text.label("rule_text"), RuleVersion.title, RuleVersion.kept_examples, RuleVersion.broken_examples,
     )
     .select_from(Task)
@@ -147,6 +147,7 @@ def _contents(session: Session, task_id: int, order: Sequence[int]) -> Contents:
         rule=None
         if head.id is None
         else ShownRule(head.id, head.slug, head.title, head.rule_text, head.kept_examples, head.broken_examples),
+        tenant_id=head.tenant_id,
     )
 
 

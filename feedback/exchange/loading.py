@@ -20,6 +20,7 @@ from sqlalchemy.orm import Session
 
 from access.models import Person
 from access.names import IMPORTED, MAX_LOGIN
+from access.tenants import tenant_id_of
 from core.db import Database, utcnow
 from core.errors import DunnockError, ImportRowError, InvalidInput
 from core.messages import conversation_hash
@@ -111,7 +112,8 @@ def load_task(session: Session, row: TaskSpec, *, about: str | None = None) -> t
     """The task of a row, made if it is not there; whether it is new.
 
     Raises:
-        InvalidInput: no judgment can be the known answer, there is no such rule, or the task that it is about is not there.
+        InvalidInput: no judgment can be the known answer, there is no such rule or tenant, or the task that it is about is
+            not there.
     """
     found = _find(session, row, row.source)
     if found is not None:
@@ -120,7 +122,8 @@ def load_task(session: Session, row: TaskSpec, *, about: str | None = None) -> t
     prompt = None
     if row.messages:
         messages = [turn.model_dump() for turn in row.messages]
-        prompt = add_prompt(session, messages, "import", category=row.category, harmful=row.harmful)
+        facts = {"category": row.category, "harmful": row.harmful, "tenant_id": tenant_id_of(session, row.tenant)}
+        prompt = add_prompt(session, messages, "import", **facts)
     ids = [
         add_completion(session, prompt, text, "import", once=f"{key}:{n}").id
         for n, text in enumerate(row.completions)
@@ -169,6 +172,7 @@ def _same(session: Session, task: Task, row: TaskSpec) -> bool:
     return (
         task.kind == row.kind
         and (task.prompt.messages_sha256 if task.prompt else None) == digest
+        and (task.prompt.tenant_id if task.prompt else None) == tenant_id_of(session, row.tenant)
         and [completion.text for completion in task.completions] == row.completions
         and row.rule in named
     )

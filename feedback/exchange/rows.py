@@ -66,6 +66,7 @@ class TaskSpec(Row):
     source: str | None = Field(
         None, max_length=200, description="Your name of it; without one, equal contents are one task."
     )
+    tenant: str | None = Field(None, max_length=60, description="Key of the tenant whose conversation it is.")
 
     @field_validator("completions")
     @classmethod
@@ -78,7 +79,7 @@ class TaskSpec(Row):
                 raise ValueError(f"a completion has {len(text)} characters; at most {MAX_TEXT_CHARS} are taken")
         return plain
 
-    @field_validator("explanation", "category", "why", "source")
+    @field_validator("explanation", "category", "why", "source", "tenant")
     @classmethod
     def _plain(cls, text: str | None) -> str | None:
         return None if text is None else plain_text(text)
@@ -97,6 +98,8 @@ class TaskSpec(Row):
             raise ValueError("the last turn is empty")
         if form.ITEMS.stop == 1 and self.messages:
             raise ValueError("a probe begins without a conversation")
+        if form.ITEMS.stop == 1 and self.tenant:
+            raise ValueError("a probe begins without a conversation, so it is no tenant's")
         if (self.rule is not None) != form.NEEDS_RULE:
             raise ValueError(f"a {self.kind} task {'needs a' if form.NEEDS_RULE else 'is about no'} rule")
         if (self.gold is not None) != (self.pool == "gold"):
@@ -111,7 +114,7 @@ class TaskSpec(Row):
         """Identity of this content under a name of its sender's: equal ones are one task, however often they come."""
         said = [
             self.kind, [[turn.role, turn.content] for turn in self.messages], self.completions, self.rule, self.gold,
-            source,
+            source, *([self.tenant] if self.tenant else []),
         ]  # fmt: skip
         text = json.dumps(said, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
         digest = hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()  # `gold` may hold half a surrogate

@@ -11,6 +11,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session, contains_eager, joinedload, selectinload
 
 from access.models import Person
+from access.tenants import tenant_keys
 from core.db import Database
 from feedback.exchange.rows import JudgmentRow, MessageRow, Reply, TaskRow
 from feedback.judgments import read_said
@@ -100,6 +101,7 @@ def _row(task: Task, gold: Gold | None, about: str | None, judgments: list[Judgm
         "required_n": 1 if gold else task.required_n,
         "why": task.why,
         "source": task.source,
+        "tenant": teller.tenant(task.prompt.tenant_id if task.prompt else None),
         "about": about,
         "judgments": judgments,
     }
@@ -117,6 +119,7 @@ class _Teller:
     def __init__(self, session: Session, judgment_ids: Sequence[int]) -> None:
         self.session = session
         self.rules: dict[int, str] = {}
+        self.tenants: dict[int, str] | None = None
         probed = (
             select(Completion)
             .join(RuleJudgment, RuleJudgment.completion_id == Completion.id)
@@ -126,6 +129,13 @@ class _Teller:
             .where(Judgment.id.in_(judgment_ids), Judgment.kind == "probe")
         )
         self.replies = {reply.id: reply for reply in session.scalars(probed).unique()}
+
+    def tenant(self, tenant_id: int | None) -> str | None:
+        """A tenant by its key."""
+        if tenant_id is None:
+            return None
+        self.tenants = self.tenants or tenant_keys(self.session)
+        return self.tenants[tenant_id]
 
     def rule(self, version_id: int) -> str:
         """A rule version by its name."""

@@ -58,6 +58,7 @@ class Contents:
     messages: list[dict[str, str]]
     items: list[ShownItem]
     rule: ShownRule | None
+    tenant_id: int | None = None  # whose rules hold; None: those for everybody
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ class RuleForm:
     note: str = ""
     kept: list[ExampleFields] = field(default_factory=list)
     broken: list[ExampleFields] = field(default_factory=list)
+    tenant: str = ""  # of a new rule: the key of the tenant that it is for; empty: all
 
     @classmethod
     def of(cls, words: RuleWords, base: int, note: str = "") -> Self:
@@ -65,6 +66,7 @@ class RuleForm:
             note=one("note"),
             kept=examples("kept"),
             broken=examples("broken"),
+            tenant=one("tenant"),
         )
 
     def change_examples(self, act: str) -> bool:

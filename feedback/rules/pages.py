@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 from werkzeug.wrappers import Response
 
+from access.tenants import tenant_keys
 from access.views import current_person, require_role
 from core.errors import Conflict, InvalidInput
 from core.language import gettext
@@ -81,9 +82,11 @@ def list_rules() -> str:
         found = rules.list_rules(session, category=asked["category"], state=state, search=asked["q"])
         if current_person().may(*SEE_FIGURES):
             counts = counts_by_rule(session, [version.rule_id for version in found.versions])
+        tenants = tenant_keys(session)
     return render_template(
         "feedback/rules.html",
         found=found,
+        tenants=tenants,
         versions=_sorted(found.versions, asked["sort"], counts),
         counts=counts,
         no_verdicts=NONE,
@@ -121,6 +124,7 @@ def _show(slug: str, number: int | None) -> str:
             counts = counts_by_version(session, [version.id for version in history])
         return render_template(
             "feedback/rule.html",
+            tenant=tenant_keys(session).get(newest.rule.tenant_id or 0),
             version=version,
             newest=newest,
             words=words_of(version),
@@ -152,10 +156,10 @@ def create() -> Response | str | tuple[str, int]:
     try:
         words, change = form.words(), _change(form.note)
         with runtime().db.session() as session:
-            version = rules.create_rule(session, words, change)
+            version = rules.create_rule(session, words, change, form.tenant or None)
     except ValidationError as error:
         return _editor(None, form, _errors(error)), 400
-    except Conflict as error:
+    except (Conflict, InvalidInput) as error:
         return _editor(None, form, {error.param or "form": error.message}), error.status
     flash(gettext("Saved. Annotators see the rule from their next task on."))
     return redirect(url_for("rules.show_rule", slug=version.rule.slug), 303)
@@ -277,7 +281,13 @@ def _editor(
     newest: RuleVersion | None, form: RuleForm, errors: dict[str, str] | None = None, **conflict: object
 ) -> str:
     """The form with what was typed, and what is wrong with it by field; `newest` is None for a new rule."""
-    return render_template("feedback/rule_edit.html", version=newest, form=form, errors=errors or {}, **conflict)
+    tenants: list[str] = []
+    if newest is None:
+        with runtime().db.read() as session:
+            tenants = list(tenant_keys(session).values())
+    return render_template(
+        "feedback/rule_edit.html", version=newest, form=form, errors=errors or {}, tenants=tenants, **conflict
+    )
 
 
 def _after_conflict(slug: str, form: RuleForm, conflict: rules.EditConflict) -> str:

@@ -15,11 +15,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Select, func, select
+from sqlalchemy import Integer, Select, bindparam, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session, contains_eager, defer, joinedload
 
 from access.audit import record
+from access.tenants import tenant_id_of
 from core.errors import Conflict, InvalidInput, NotFound
 from core.language import gettext
 from feedback.models import Rule, RuleVersion
@@ -99,12 +100,15 @@ def _completes(words: RuleWords, stored: RuleWords) -> bool:
 # Reading --------------------------------------------------------------------------------------------------------------
 
 
-def active_rules(session: Session) -> list[RuleVersion]:
+def active_rules(session: Session, tenant_id: int | None = None) -> list[RuleVersion]:
     """The newest version of each rule, where that version is active, with its rule loaded; oldest rule first.
 
     One statement, built once: it runs for every page that is judged on.
+
+    Args:
+        tenant_id: whose own rules are among them, beside those that hold for everybody.
     """
-    return list(session.scalars(_active()))
+    return list(session.scalars(_active(), {"tenant_id": tenant_id}))
 
 
 @dataclass(frozen=True)
@@ -195,7 +199,8 @@ def _no_rule(slug: str) -> NotFound:
 
 @cache
 def _active() -> Select[RuleVersion]:
-    return _newest().where(RuleVersion.active)
+    own = Rule.tenant_id == bindparam("tenant_id", type_=Integer())  # of nobody where that is NULL
+    return _newest().where(RuleVersion.active, Rule.tenant_id.is_(None) | own)
 
 
 def _newest() -> Select[RuleVersion]:
@@ -226,10 +231,14 @@ def _versions(slug: str) -> Select[RuleVersion]:
 # Changing -------------------------------------------------------------------------------------------------------------
 
 
-def create_rule(session: Session, words: RuleWords, change: Change) -> RuleVersion:
+def create_rule(session: Session, words: RuleWords, change: Change, tenant: str | None = None) -> RuleVersion:
     """A new rule, active, in its version 1; its slug is made of the title and stays for good.
 
+    Args:
+        tenant: the key of the tenant whose completions alone it is for; its slug begins with it.
+
     Raises:
+        InvalidInput: there is no such tenant.
         Conflict: a rule of other words or by somebody else has that slug, or there are `MAX_RULES` already.
     """
     if session.scalar(select(func.count()).select_from(Rule)) >= MAX_RULES:  # type: ignore[operator]  # a count is a number
@@ -238,12 +247,14 @@ def create_rule(session: Session, words: RuleWords, change: Change) -> RuleVersi
                 "there are %(most)s rules already, which is the most; rewrite and restore a retired one", most=MAX_RULES
             )
         )
-    slug = slug_of(words.title)
+    slug, tenant_id = slug_of(f"{tenant} {words.title}" if tenant else words.title), tenant_id_of(session, tenant)
     insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
-    rule_id = session.scalar(insert(Rule).values(slug=slug).on_conflict_do_nothing().returning(Rule.id))
+    rule_id = session.scalar(
+        insert(Rule).values(slug=slug, tenant_id=tenant_id).on_conflict_do_nothing().returning(Rule.id)
+    )
     if rule_id is None:
         first = find_version(session, slug, 1)
-        if _is_same_act(first, words, True, change):
+        if first.rule.tenant_id == tenant_id and _is_same_act(first, words, True, change):
             return first
         raise Conflict(
             gettext("there is a rule %(slug)r already; edit that one, or choose another title", slug=slug),
@@ -251,7 +262,7 @@ def create_rule(session: Session, words: RuleWords, change: Change) -> RuleVersi
         )
     version = _add(session, session.get_one(Rule, rule_id), 1, words, change)
     session.flush()
-    after = {"version": 1, "active": True, **words.model_dump(mode="json")}
+    after = {"version": 1, "active": True, **({"tenant": tenant} if tenant else {}), **words.model_dump(mode="json")}
     record(session, change.login, "rule.create", f"rule:{slug}", after=after)
     return version
 
