@@ -1,1 +1,1 @@
-"""Who may do what: people, roles, sign-in, API keys, the audit log."""
+"""Who may do what: people, roles, sign-in, API keys, tenants and their limits, the audit log."""

@@ -218,7 +218,7 @@ def _strategy(url: str) -> Any:
 
     with _making:  # two threads that begin at once would import a client half, and make two
         if url not in _strategies:
-            timeouts = {name: STORAGE_TIMEOUT_S for name in ("socket_timeout", "socket_connect_timeout")}
+            timeouts = dict.fromkeys(("socket_timeout", "socket_connect_timeout"), STORAGE_TIMEOUT_S)
             options = timeouts if url.startswith(("redis", "valkey")) else {}
             storage = storage_from_string(url, wrap_exceptions=True, **options)
             _strategies[url] = SlidingWindowCounterRateLimiter(storage)

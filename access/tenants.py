@@ -8,6 +8,7 @@ gives their login; every change is in the audit log. A tenant is paused, never r
 import datetime as dt
 import re
 import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -164,9 +165,17 @@ def list_tenants(session: Session, before: int | None = None) -> tuple[list[Tena
     return rows[:PAGE], rows[PAGE - 1].id if len(rows) > PAGE else None
 
 
-def tenant_keys(session: Session) -> dict[int, str]:
-    """The key of every tenant, by id, oldest first."""
-    return {row.id: row.key for row in session.execute(select(Tenant.id, Tenant.key).order_by(Tenant.id))}
+def tenant_keys(session: Session, ids: Iterable[int | None]) -> dict[int, str]:
+    """The keys of these tenants, by id; None, the house, has none. Where there is no other, nothing is asked."""
+    wanted = {number for number in ids if number is not None}
+    if not wanted:
+        return {}
+    return {row.id: row.key for row in session.execute(select(Tenant.id, Tenant.key).where(Tenant.id.in_(wanted)))}
+
+
+def are_any(session: Session) -> bool:
+    """Whether there are tenants at all."""
+    return session.scalar(select(Tenant.id).limit(1)) is not None
 
 
 # Keys of theirs -------------------------------------------------------------------------------------------------------

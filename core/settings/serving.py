@@ -84,7 +84,7 @@ class LimitsSettings(SettingsGroup):
     @classmethod
     def _is_known(cls, url: str) -> str:
         if url:
-            from limits.storage import SCHEMES
+            from limits.storage.registry import SCHEMES
 
             scheme = url.partition("://")[0]
             known = sorted(name for name in SCHEMES if not name.startswith("async"))

@@ -4,7 +4,7 @@ Rules are read with the scope `annotate`, since judgments name their versions; l
 may be written is what `feedback.rules` takes from the page too.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from flask import Blueprint, Response, jsonify
@@ -49,8 +49,7 @@ def list_rules() -> Response:
     with runtime().db.read() as session:
         calling_person_id(READ, session)
         found = store.list_rules(session, state=STATES[query.active], whole=True)
-        tenants = tenant_keys(session)
-        return jsonify(data=[_told(version, tenants) for version in found.versions])
+        return jsonify(data=_all_told(session, found.versions))
 
 
 @blueprint.get("/rules/<slug>")
@@ -59,8 +58,7 @@ def show_rule(slug: str) -> Response:
     """One rule in all its versions, the newest first."""
     with runtime().db.read() as session:
         calling_person_id(READ, session)
-        tenants = tenant_keys(session)
-        return jsonify(slug=slug, versions=[_told(version, tenants) for version in store.all_versions(session, slug)])
+        return jsonify(slug=slug, versions=_all_told(session, store.all_versions(session, slug)))
 
 
 @blueprint.get("/rules/<slug>/diff")
@@ -132,7 +130,12 @@ def _written(note: str, act: Callable[[Session, Change], RuleVersion]) -> tuple[
     with runtime().db.session() as session:
         who = calling_manager(session, WRITE)
         made = act(session, Change(author_id=who.id, login=who.login, note=note))
-        return jsonify(_told(made, tenant_keys(session))), 201
+        return jsonify(_all_told(session, [made])[0]), 201
+
+
+def _all_told(session: Session, versions: Sequence[RuleVersion]) -> list[dict[str, Any]]:
+    tenants = tenant_keys(session, (version.rule.tenant_id for version in versions))
+    return [_told(version, tenants) for version in versions]
 
 
 def _told(version: RuleVersion, tenants: Mapping[int, str]) -> dict[str, Any]:

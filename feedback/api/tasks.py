@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session, joinedload, selectinload
 
 from access.audit import record
 from access.callers import calling_manager, managers_body
-from access.tenants import tenant_keys, tenant_id_of
+from access.tenants import tenant_id_of, tenant_keys
 from core.body import parse_query
 from core.errors import Conflict, NotFound
 from core.openapi import operation
@@ -132,7 +132,7 @@ def _detail(session: Session, task: Task) -> dict[str, Any]:
     ]
     return _row(task) | {
         "messages": task.prompt.messages if task.prompt else [],
-        "tenant": tenant_keys(session)[tenant_id] if (tenant_id := task.prompt and task.prompt.tenant_id) else None,
+        "tenant": next(iter(tenant_keys(session, [task.prompt.tenant_id if task.prompt else None]).values()), None),
         "completions": completions,
         "gold": {"expected": gold.expected, "explanation": gold.explanation} if gold else None,
     }

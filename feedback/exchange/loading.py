@@ -122,8 +122,10 @@ def load_task(session: Session, row: TaskSpec, *, about: str | None = None) -> t
     prompt = None
     if row.messages:
         messages = [turn.model_dump() for turn in row.messages]
-        facts = {"category": row.category, "harmful": row.harmful, "tenant_id": tenant_id_of(session, row.tenant)}
-        prompt = add_prompt(session, messages, "import", **facts)
+        tenant_id = tenant_id_of(session, row.tenant)
+        prompt = add_prompt(
+            session, messages, "import", category=row.category, harmful=row.harmful, tenant_id=tenant_id
+        )
     ids = [
         add_completion(session, prompt, text, "import", once=f"{key}:{n}").id
         for n, text in enumerate(row.completions)

@@ -119,7 +119,7 @@ class _Teller:
     def __init__(self, session: Session, judgment_ids: Sequence[int]) -> None:
         self.session = session
         self.rules: dict[int, str] = {}
-        self.tenants: dict[int, str] | None = None
+        self.tenants: dict[int, str] = {}
         probed = (
             select(Completion)
             .join(RuleJudgment, RuleJudgment.completion_id == Completion.id)
@@ -134,7 +134,8 @@ class _Teller:
         """A tenant by its key."""
         if tenant_id is None:
             return None
-        self.tenants = self.tenants or tenant_keys(self.session)
+        if tenant_id not in self.tenants:
+            self.tenants |= tenant_keys(self.session, [tenant_id])
         return self.tenants[tenant_id]
 
     def rule(self, version_id: int) -> str:

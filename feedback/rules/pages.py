@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 from werkzeug.wrappers import Response
 
-from access.tenants import tenant_keys
+from access.tenants import are_any, tenant_keys
 from access.views import current_person, require_role
 from core.errors import Conflict, InvalidInput
 from core.language import gettext
@@ -82,7 +82,7 @@ def list_rules() -> str:
         found = rules.list_rules(session, category=asked["category"], state=state, search=asked["q"])
         if current_person().may(*SEE_FIGURES):
             counts = counts_by_rule(session, [version.rule_id for version in found.versions])
-        tenants = tenant_keys(session)
+        tenants = tenant_keys(session, (version.rule.tenant_id for version in found.versions))
     return render_template(
         "feedback/rules.html",
         found=found,
@@ -124,7 +124,7 @@ def _show(slug: str, number: int | None) -> str:
             counts = counts_by_version(session, [version.id for version in history])
         return render_template(
             "feedback/rule.html",
-            tenant=tenant_keys(session).get(newest.rule.tenant_id or 0),
+            tenant=tenant_keys(session, [newest.rule.tenant_id]).get(newest.rule.tenant_id or 0),
             version=version,
             newest=newest,
             words=words_of(version),
@@ -281,12 +281,10 @@ def _editor(
     newest: RuleVersion | None, form: RuleForm, errors: dict[str, str] | None = None, **conflict: object
 ) -> str:
     """The form with what was typed, and what is wrong with it by field; `newest` is None for a new rule."""
-    tenants: list[str] = []
-    if newest is None:
-        with runtime().db.read() as session:
-            tenants = list(tenant_keys(session).values())
+    with runtime().db.read() as session:
+        for_tenants = newest is None and are_any(session)
     return render_template(
-        "feedback/rule_edit.html", version=newest, form=form, errors=errors or {}, tenants=tenants, **conflict
+        "feedback/rule_edit.html", version=newest, form=form, errors=errors or {}, for_tenants=for_tenants, **conflict
     )
 
 

@@ -93,8 +93,8 @@ def shared(migrated_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
 @given(n=st.integers(1, 400), gaps=st.lists(st.integers(0, 40_000), min_size=1, max_size=40))
 def test_what_is_told_to_wait_is_enough_and_no_second_too_much(shared: Database, n: int, gaps: list[int]) -> None:
     """Against the rule itself: never more than `n` and what has run in since, and a refused one may come when it was told."""
-    limits, now, through = (Limit(f"key:{next(numbers)}", n),), NOON, 0
-    for gap in gaps:
+    limits, now = (Limit(f"key:{next(numbers)}", n),), NOON
+    for through, gap in enumerate(gaps):
         now += dt.timedelta(milliseconds=gap) if through else dt.timedelta()
         try:
             take(shared, limits, IN_DATABASE, now)
@@ -105,8 +105,7 @@ def test_what_is_told_to_wait_is_enough_and_no_second_too_much(shared: Database,
                     take(shared, limits, IN_DATABASE, told - SECOND)
             now = told
             take(shared, limits, IN_DATABASE, now)
-        through += 1
-        assert through <= n + (now - NOON).total_seconds() * n / 60 + 1
+        assert through + 1 <= n + (now - NOON).total_seconds() * n / 60 + 1
 
 
 def test_the_limit_of_a_key_does_not_use_up_its_tenants(database: Database) -> None:

@@ -11,7 +11,9 @@ from sqlalchemy.orm import Session
 from access.audit import record
 from access.invitations import invite, make_reset
 from access.keys import create_key
-from access.models import ApiKey, AuditLog, Invitation, OidcIdentity, Person, SessionRecord
+from access.limits import spend
+from access.models import ApiKey, AuditLog, Invitation, OidcIdentity, Person, SessionRecord, Tenant
+from access.tenants import Agreed, create_tenant, make_key
 from core.db import Base, utcnow
 from core.settings import Settings
 from feedback.assignment.annotators import annotator_of, pause, set_standing
@@ -100,6 +102,7 @@ def fill_up(session: Session, found: Filled, n: int) -> None:
             {"name": f"The key of a laptop {i}", "person_id": admin, "prefix": "dk-12345", "key_sha256": f"{i:064}"}
             for i in numbers
         ],
+        Tenant: [{"key": f"customer-{i}", "name": f"The customer with the number {i}", "tokens_per_day": 10**9} for i in numbers],
         SessionRecord: [
             {"person_id": admin, "token_sha256": f"{i:064}", "method": "password", "address": "127.0.0.1", "user_agent": "Chrome/1 " * 30}
             for i in numbers
@@ -279,6 +282,11 @@ def _access(session: Session, settings: Settings, texts: Texts, found: Filled, a
     session.add(
         OidcIdentity(person_id=admin.id, issuer=texts("identity.issuer", 250), subject=texts("identity.subject", 250))
     )
+    tenant = create_tenant(session, admin.login, Agreed("Quiet words", 60, 100_000), "acme")
+    tenant.name, tenant.policy_version = texts("tenant.name", 120), texts("version.name", 60)
+    make_key(session, admin.login, tenant.id, texts("key.name", 120))
+    spend(session, tenant.id, 30, 40)
+    found.address["tenant"] = tenant.id
     hook = webhooks.add(session, admin, "https://example.org/hook", ["task.done"], allow_private=False)
     session.add(hook_delivery(hook, "task.done", {"task_id": 1}))
     session.flush()
