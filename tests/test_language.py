@@ -275,7 +275,7 @@ def test_what_is_flashed_is_translated() -> None:
 
 
 FOR_PROGRAMS = (
-    "feedback/api/", "feedback/exchange/", "feedback/dataset.py", "feedback/preferences.py", "feedback/tasks.py",
+    "feedback/api/", "console/tenant_schemas.py", "feedback/exchange/", "feedback/dataset.py", "feedback/preferences.py", "feedback/tasks.py",
     "feedback/webhooks/guarded.py", "serving/schemas.py", "core/settings/", "core/db.py", "core/artifacts.py",
 )  # fmt: skip
 """Whose errors are read by programs, in a terminal or in a log alone."""
