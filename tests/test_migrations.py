@@ -43,7 +43,8 @@ EMPTY = {
     "gold", "gold_result", "annotator",  # gone below 0003
     "imported_judgment", "webhook", "webhook_delivery",  # gone below 0006
     "stage_step",  # gone below 0010
-    "tenant", "tenant_usage", "pace",  # gone below 0012
+    "guard_report",  # gone below 0013
+    "tenant", "tenant_usage", "pace",  # gone below 0014
     "session_record", "oidc_identity", "invitation", "sign_in_attempt",  # gone below 0005
 }  # fmt: skip
 
@@ -241,7 +242,7 @@ def test_reward_models_of_rules_go_and_those_of_preferences_stay(empty: Database
 
 
 def test_prompts_of_tenants_become_one_and_their_keys_end(empty: Database) -> None:
-    """Down below 0012: equal prompts are joined, what names them follows, a tenant's key opens nothing; and up again."""
+    """Down below 0014: equal prompts are joined, what names them follows, a tenant's key opens nothing; and up again."""
     migrate(empty)
     with empty.session() as session:
         person = factories.make_person(session)
@@ -253,7 +254,7 @@ def test_prompts_of_tenants_become_one_and_their_keys_end(empty: Database) -> No
             prompt = add_prompt(session, user("Hello?"), "served", tenant_id=tenant.id)
             ids.append((prompt.id, factories.make_completion(session, prompt).id))
         kept = factories.make_prompt(session, "Something else?").id
-    command.downgrade(config_of(empty), "0011")
+    command.downgrade(config_of(empty), "0013")
     with empty.engine.connect() as connection:
         prompts = connection.execute(text("SELECT id FROM prompt ORDER BY id")).scalars().all()
         assert prompts == [ids[0][0], kept]

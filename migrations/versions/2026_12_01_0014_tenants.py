@@ -1,7 +1,7 @@
 """tenants
 
-Revision: 0012
-Follows: 0011
+Revision: 0014
+Follows: 0013
 
 Programs of customers call the chat API under limits and a policy version of their own, and share no prompts: equal
 conversations are one row within a tenant, or within the house, which is what everything from before belongs to. NULLs in a
@@ -16,8 +16,8 @@ from alembic import op
 
 import core.db
 
-revision = "0012"
-down_revision = "0011"
+revision = "0014"
+down_revision = "0013"
 branch_labels = None
 depends_on = None
 
