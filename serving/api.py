@@ -9,7 +9,9 @@ from typing import Any
 import flask
 from flask import Blueprint, Response, current_app, jsonify
 
-from access.callers import caller_id
+from access.callers import asking
+from access.limits import admit
+from access.tenants import pinned
 from core.body import parse_body
 from core.openapi import operation
 from core.web import runtime
@@ -19,7 +21,7 @@ from serving.chat import Asked, chat_of
 from serving.deferred import Deferred
 from serving.moderation import moderate
 from serving.replies import earlier_replies
-from serving.routing import PUBLIC_NAME, active, resolve, served_versions
+from serving.routing import PUBLIC_NAME, resolve, served_versions
 from serving.schemas import (
     ChatAnswer,
     ChatBody,
@@ -37,42 +39,48 @@ CHAT_MEDIA = ("application/json", "text/event-stream")
 
 
 @blueprint.post("/chat/completions")
-@operation("Chat", ChatAnswer, body=ChatBody, scope="chat", errors=(404, 409, 503), media=CHAT_MEDIA)
+@operation("Chat", ChatAnswer, body=ChatBody, scope="chat", errors=(404, 409, 429, 503), media=CHAT_MEDIA)
 def chat_completions() -> Response:
     """Answer a conversation, whole or streamed; the reply is stored before its last byte goes out."""
-    person_id = caller_id("chat")
+    who = asking("chat")
     body = parse_body(ChatBody)
     settings, chat = runtime().settings, chat_of(current_app)
+    admit(runtime().db, who.limits, who.terms, settings.limits)
     with runtime().db.read() as session:
-        version, standing = resolve(session, body.model), chat.guard.standing(session)
-        texts = earlier_replies(session, body.named, person_id)
+        version = resolve(session, pinned(who.terms, body.model, PUBLIC_NAME))
+        standing = chat.guard.standing(session, who.tenant_id)
+        texts = earlier_replies(session, body.named, who.person_id)
     request = body.engine_request(version.name, settings, texts)
     asked = Asked(
-        version, request, person_id, standing, flask.request.path, body.choices, bool(body.stream), body.include_usage,
-        keep_texts=body.store is not False,
+        version, request, who.person_id, standing, flask.request.path, body.choices, bool(body.stream), body.include_usage,
+        tenant_id=who.tenant_id, keep_texts=body.store is not False,
     )  # fmt: skip
     return Deferred(lambda: chat.answer(asked))
 
 
 @blueprint.post("/moderations")
-@operation("Chat", Moderation, body=ModerationBody, scope="chat", errors=(503,))
+@operation("Chat", Moderation, body=ModerationBody, scope="chat", errors=(429, 503))
 def moderations() -> Response:
     """Say what the guard finds in texts: the rules that they break, prompt injection, secrets, personal data."""
-    caller_id("chat")
+    who = asking("chat")
     body = parse_body(ModerationBody)
     guard = chat_of(current_app).guard
+    admit(runtime().db, who.limits, who.terms, runtime().settings.limits)
     with runtime().db.read() as session:
-        standing = guard.standing(session)
+        standing = guard.standing(session, who.tenant_id)
     return Deferred(lambda: moderate(guard, standing, body.texts))
 
 
 @blueprint.get("/models")
 @operation("Chat", ModelList, scope="chat", errors=(503,))
 def models() -> Response:
-    """The names that `model` may be: "dunnock" for the active version, and every version that was ever active."""
-    caller_id("chat")
+    """The names that `model` may be: "dunnock" for the active version, and every version that was ever active; of a tenant with a pin, that one."""
+    who = asking("chat")
+    pin = who.terms.policy_version if who.terms else None
     with runtime().db.read() as session:
-        named = [(PUBLIC_NAME, active(session)), *((version.name, version) for version in served_versions(session))]
+        public = resolve(session, pinned(who.terms, PUBLIC_NAME, PUBLIC_NAME))
+        others = [version for version in served_versions(session) if pin in (None, version.name)]
+        named = [(PUBLIC_NAME, public), *((version.name, version) for version in others)]
     return jsonify(object="list", data=[_model(name, version) for name, version in named])
 
 
@@ -80,22 +88,23 @@ def models() -> Response:
 @operation("Chat", Model, scope="chat", errors=(404, 503))
 def one_model(model: str) -> Response:
     """One of the names that `model` may be."""
-    caller_id("chat")
+    who = asking("chat")
     with runtime().db.read() as session:
-        return jsonify(_model(model, resolve(session, model)))
+        return jsonify(_model(model, resolve(session, pinned(who.terms, model, PUBLIC_NAME))))
 
 
 @blueprint.post("/feedback")
 @operation("Chat", {201: FeedbackAnswer}, body=FeedbackBody, scope="feedback", errors=(404, 409))
 def feedback() -> tuple[Response, int]:
     """Record what somebody says of a completion."""
-    person_id = caller_id("feedback")
+    who = asking("feedback")
     body = parse_body(FeedbackBody)
     with runtime().db.session() as session:
         judgments = record_feedback(
             session,
             completion_id=body.completion_id,
-            annotator_id=person_id,
+            annotator_id=who.person_id,
+            tenant_id=who.tenant_id,
             thumbs={"up": 1, "down": -1, None: None}[body.thumbs],
             rating=body.rating,
             correction=body.correction,

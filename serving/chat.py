@@ -51,6 +51,7 @@ class Asked:
     choices: int = 1
     stream: bool = False
     include_usage: bool = False
+    tenant_id: int | None = None
     keep_texts: bool = True
 
 
@@ -77,7 +78,7 @@ class Chat:
             EngineError: the engine cannot be reached, is overloaded or failed.
         """
         await self._check_length(asked.request)
-        reply = Reply(asked.version, asked.request, asked.person_id, asked.keep_texts)
+        reply = Reply(asked.version, asked.request, asked.person_id, asked.tenant_id, asked.keep_texts)
         checked = self.guard.check_prompt(asked.request.messages)
         if checked.stop is not None:
             return await self._refused(asked, reply, checked)

@@ -24,7 +24,7 @@ from a2wsgi import WSGIMiddleware
 from a2wsgi.wsgi import build_environ
 from flask import Flask, Response
 
-from core.errors import DunnockError, openai_error
+from core.errors import DunnockError, RateLimited, openai_error
 
 log = logging.getLogger("dunnock.serving")
 
@@ -84,7 +84,7 @@ async def answered(make: Callable[[], Coroutine[Any, Any, Answer]]) -> Answer:
         if error.status >= 500:
             log.error("%s: %s", type(error).__name__, error.message)
         status, body = openai_error(error)
-        headers = {"Retry-After": str(error.members["retry_after_s"])} if "retry_after_s" in error.members else {}
+        headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, RateLimited) else {}
         return Answer(json.dumps(body).encode(), status, headers)
     except Exception:
         log.exception("unexpected error while a reply was made")

@@ -8,7 +8,7 @@ they are older than a second, so that an edit holds for the next call.
 import asyncio
 import hashlib
 import logging
-import threading
+import math
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
@@ -38,6 +38,7 @@ log = logging.getLogger("dunnock.serving")
 
 RULES = "rules"
 CONTEXT_CHARS = 1200
+TENANTS_REMEMBERED = 1000
 
 
 @dataclass(frozen=True)
@@ -69,27 +70,25 @@ class Guard:
         self.settings = settings.guard
         self.model = GuardModel(settings.guard.base_url, settings.guard.timeout_s)
         self._artifact_dir = settings.artifact_dir
-        self._standing = Standing()
-        self._read_at = -1e9
-        self._reading = threading.Lock()
+        self._standing: dict[int | None, tuple[float, Standing]] = {}
         self._loading = asyncio.Lock()
 
     # --- what holds
 
-    def standing(self, session: Session) -> Standing:
-        """The rules that hold and the model that knows them, at most so old as the settings say."""
-        if time.monotonic() - self._read_at < self.settings.refresh_s or not self._reading.acquire(blocking=False):
-            return self._standing
-        try:
-            model = _newest_model(session) if self.settings.model == "auto" else None
-            self._standing = Standing(
-                tuple(Rule(v.id, v.rule.slug, v.text, v.refusal_text) for v in active_rules(session)),
-                None if model is None else Held(str(self._artifact_dir / model.path), model.sha256),
-            )
-            self._read_at = time.monotonic()
-        finally:
-            self._reading.release()
-        return self._standing
+    def standing(self, session: Session, tenant_id: int | None = None) -> Standing:
+        """The rules that hold for a tenant and the model that knows them, at most so old as the settings say."""
+        read_at, found = self._standing.get(tenant_id, (-math.inf, Standing()))
+        if time.monotonic() - read_at < self.settings.refresh_s:
+            return found
+        model = _newest_model(session) if self.settings.model == "auto" else None
+        found = Standing(
+            tuple(Rule(v.id, v.rule.slug, v.text, v.refusal_text) for v in active_rules(session, tenant_id)),
+            None if model is None else Held(str(self._artifact_dir / model.path), model.sha256),
+        )
+        if len(self._standing) >= TENANTS_REMEMBERED:
+            self._standing.clear()
+        self._standing[tenant_id] = (time.monotonic(), found)
+        return found
 
     async def ready(self, standing: Standing) -> None:
         """Have the guard's process hold the newest model; where that fails the one before goes on, and it is tried again."""

@@ -15,6 +15,7 @@ from concurrent.futures import Future
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from access.limits import estimated_tokens, spend
 from core.db import Database
 from core.detectors import redact
 from core.detectors.pii import PII
@@ -110,7 +111,8 @@ def _ended(group: Group, done: "Future[None]") -> None:
 def _add(session: Session, group: Group, sampling: SamplingSettings) -> None:
     asked = group[0].reply
     messages = [{"role": m.role, "content": _kept(m.content, asked, sampling)} for m in asked.request.messages]
-    prompt = add_prompt(session, messages, "served")
+    prompt = add_prompt(session, messages, "served", tenant_id=asked.tenant_id)
+    spend(session, asked.tenant_id, _prompt_tokens(group), sum(_written(ended) for ended in group))
     for ended in group:
         version, details = ended.reply.version.id, ended.reply.details(ended.finish_reason, ended.usage)
         text = _kept(ended.text, asked, sampling)
@@ -123,6 +125,18 @@ def _add(session: Session, group: Group, sampling: SamplingSettings) -> None:
             _keep_withheld(session, prompt, ended, sampling)
         elif ended.finish_reason in WHOLE and drawn(kept.id, sampling.rate):
             create_task(session, "rating", prompt.id, [kept.id], source=f"chat:{kept.id}", why="drawn from the chat")
+
+
+def _prompt_tokens(group: Group) -> int:
+    """Of the prompt that all of them answer."""
+    told = group[0].usage[0]
+    words = "".join(m.content for m in group[0].reply.request.messages)
+    return estimated_tokens(words) if told is None else told
+
+
+def _written(ended: Ended) -> int:
+    told = ended.usage[1]
+    return estimated_tokens(ended.text) if told is None else told
 
 
 def drawn(completion_id: str, rate: float) -> bool:

@@ -31,6 +31,7 @@ class Reply:
     version: PolicyVersion
     request: ChatRequest
     person_id: int | None = None
+    tenant_id: int | None = None
     keep_texts: bool = True
     id: str = field(default_factory=completion_id)
     created: int = field(default_factory=lambda: int(time.time()))
