@@ -56,7 +56,7 @@ def _phone(text: str) -> int:
 
 def _ip(text: str) -> int:
     # "::" alone and "a::b" are code rather than addresses.
-    if ":" in text and (text.count(":") < 2 or not any(c.isdigit() for c in text)):
+    if text.count(":") < 7 and ":" in text and not any(c.isdigit() for c in text):
         return 0
     try:
         ipaddress.ip_address(text)

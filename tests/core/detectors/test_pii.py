@@ -19,6 +19,8 @@ def found(text: str) -> list[tuple[str, str]]:
         ("SSN 078-05-1121.", "ssn", "078-05-1121"),
         ("from 192.168.0.17, port 80", "ip", "192.168.0.17"),
         ("at 2001:db8::ff00:42:8329 now", "ip", "2001:db8::ff00:42:8329"),
+        ("fdff:ffff:ffff:ffff:ffff:ffff:ffff:fffa", "ip", "fdff:ffff:ffff:ffff:ffff:ffff:ffff:fffa"),
+        ("fe80::1%", "ip", "fe80::1"),
         ("call 0170-1234567 now", "phone", "0170-1234567"),
         ("call +33 1 23 45 67 89!", "phone", "+33 1 23 45 67 89"),
     ],
