@@ -21,6 +21,7 @@ setup-dev:       ## the same with what tests and checks need
 
 base: setup      ## fetch and unpack the base model
 	@$(RUN) -m policy.base
+	@$(RUN) -m reward.guard.encoder
 
 demo: setup      ## one unattended round of the loop, with a report (AGAIN=1, PAIRS=file)
 	@$(RUN) -m commands.demo $(if $(AGAIN),--again) $(if $(PAIRS),--pairs "$(PAIRS)")

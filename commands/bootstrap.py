@@ -41,6 +41,8 @@ def main() -> None:
         ensure_chromium()
     if not options.no_base:
         call([str(PYTHON), "-m", "policy.base", "--quiet"])
+        if not attempt([str(PYTHON), "-m", "reward.guard.encoder", "--quiet"]):
+            print("· the guard's encoder could not be fetched; everything else works without (make base)", flush=True)
 
 
 def install(files: list[Path]) -> None:

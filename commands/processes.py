@@ -1,4 +1,4 @@
-"""Starting and ending the processes of one machine: engine, web, worker."""
+"""Starting and ending the processes of one machine: engine, guard, web, worker."""
 
 import os
 import signal
@@ -13,8 +13,9 @@ from pathlib import Path
 import httpx
 
 from core.children import COMPUTE, die_with_parent
-from core.errors import Conflict, EngineError
+from core.errors import ArtifactError, Conflict, EngineError
 from core.settings import Settings
+from reward.guard.encoder import encoder_path
 
 ROOT = Path(__file__).resolve().parent.parent
 ENGINE_START_S = 120.0
@@ -82,6 +83,25 @@ def web(settings: Settings) -> Child:
 def worker(settings: Settings) -> Child:
     """The worker."""
     return Child("worker", [sys.executable, "-m", "finetune.worker"], settings.var_dir / "logs" / "worker.log")
+
+
+def guard(settings: Settings) -> Child:
+    """The guard's model."""
+    command = [sys.executable, "-m", "reward.guard_server"]
+    unset = {name: value for name, value in COMPUTE.items() if name not in os.environ}
+    return Child("guard", command, settings.var_dir / "logs" / "guard.log", environment=unset)
+
+
+def guard_is_wanted(settings: Settings) -> bool:
+    """Whether the guard's process is to run: it is not turned off, and its encoder is there."""
+    if settings.guard.model == "off":
+        return False
+    try:
+        encoder_path(settings)
+    except ArtifactError as error:
+        print(f"The guard's model is not started: {error.message}", file=sys.stderr, flush=True)
+        return False
+    return True
 
 
 def answers(url: str) -> bool:

@@ -1,4 +1,4 @@
-"""`make run`: migrate, start engine, web and worker, print the URLs, keep them up until Ctrl-C.
+"""`make run`: migrate, start engine, web, worker and the guard's model, print the URLs, keep them up until Ctrl-C.
 
 python -m commands.run
 """
@@ -27,6 +27,9 @@ def main() -> int:
         processes.require_free("web server", settings.host, settings.web_port, "DUNNOCK_WEB_PORT")
         if not settings.engine_url:
             processes.require_free("engine", "127.0.0.1", settings.engine_port, "DUNNOCK_ENGINE_PORT")
+        guarded = processes.guard_is_wanted(settings)
+        if guarded:
+            processes.require_free("guard's model", "127.0.0.1", settings.guard.port, "DUNNOCK_GUARD__PORT")
         settings.session_secret()  # made before several web workers would each make one
         admin = first_admin(db)
         db.dispose()
@@ -36,6 +39,8 @@ def main() -> int:
     children = [processes.web(settings), processes.worker(settings)]
     if not settings.engine_url:
         children.insert(0, processes.engine(settings))
+    if guarded:
+        children.append(processes.guard(settings))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         for child in children:

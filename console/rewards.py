@@ -29,6 +29,11 @@ REASONS = (
     N_("only %(n)s verdicts on rules are to be trained on; at least %(least)s are needed"),
     N_("all %(n)s verdicts say the same, so there is nothing to tell apart"),
     N_("fewer than %(least)s pairs"),
+    N_("there is no rule reward model to learn from"),
+    N_("the rule reward model does not clear its bar, so there is nothing worth learning from it"),
+    N_("only %(n)s answers are to be learnt from; at least %(least)s are needed"),
+    N_("only %(n)s of the answers to learn from call a rule broken, or kept; at least %(least)s of each are needed"),
+    N_("DUNNOCK_REWARD__GUARD is off"),
 )
 """Why a figure is undefined, as `reward.evaluation` and `reward.rules` record it."""
 
@@ -46,7 +51,8 @@ def find_reward(session: Session, reward_id: int) -> RewardModel:
 
 def rewards_of(session: Session, cycle_id: int) -> list[RewardModel]:
     """The reward models that a cycle made, that of preferences first."""
-    return list(session.scalars(select(RewardModel).where(RewardModel.cycle_id == cycle_id).order_by(RewardModel.kind)))
+    found = session.scalars(select(RewardModel).where(RewardModel.cycle_id == cycle_id))
+    return sorted(found, key=lambda model: list(TABLES).index(model.kind))
 
 
 def why(text: Any) -> str:
@@ -56,9 +62,8 @@ def why(text: Any) -> str:
 
 def tables(model: RewardModel) -> dict[str, Table]:
     """Everything that is recorded of a reward model, by the tables' names."""
-    makers = RULE_TABLES if model.kind == "rules" else PREFERENCE_TABLES
     found = {}
-    for name, make in makers.items():
+    for name, make in TABLES[model.kind].items():
         table = make(model.evaluation or {})
         if table is not None:
             found[name] = Table(
@@ -77,6 +82,14 @@ def headline(model: RewardModel) -> dict[str, Estimate]:
             "auc": _auc(unseen.get("auc") or unseen),
             "ece": _plain(unseen, "ece_scaled", "not_scaled"),
             "before": _plain(unseen, "ece"),
+        }
+    if model.kind == "guard":
+        whole = found.get("whole") or {}
+        return {
+            "auc": _auc(whole.get("auc") or {}),
+            "ece": _plain(whole, "ece"),
+            "recall": _rate((found.get("on_the_way") or {}).get("recall")),
+            "false_hits": _rate((found.get("on_the_way") or {}).get("false_hits")),
         }
     calibration = found.get("calibration") or {}
     return {
@@ -222,6 +235,60 @@ def _per_rule(evaluation: dict[str, Any]) -> Table | None:
     )
 
 
+def _by_fraction(evaluation: dict[str, Any]) -> Table | None:
+    found = evaluation.get("by_fraction") or []
+    if not found:
+        return None
+    rows = [
+        {
+            "part": words.percent(row["frac"]), "auc": _auc(row["auc"]), "recall": _rate(row["recall"]),
+            "false_hits": _rate(row["false_hits"]), "as_whole": _rate(row["as_whole"]),
+        }
+        for row in found
+    ]  # fmt: skip
+    columns = [
+        Column("part", _("Of the text")),
+        Column("auc", _("AUC"), "figure"),
+        Column("recall", _("hit, of what breaks a rule"), "share"),
+        Column("false_hits", _("hit, of what breaks none"), "share"),
+        Column("as_whole", _("decided as on the whole"), "share"),
+    ]
+    note = _("What the rule reward model says of the whole text is taken for right. A hit is at or above the threshold.")
+    return Table("by-fraction", _("How much of a text it needs"), columns, rows, note=note)
+
+
+def _guarded_rules(evaluation: dict[str, Any]) -> Table | None:
+    found = evaluation.get("per_rule") or []
+    if not found:
+        return None
+    rows = [
+        {
+            "rule": row["rule"], "auc": _auc(row["auc"]), "threshold": Estimate(row["threshold"]),
+            "recall": _rate(row.get("recall")), "false_hits": _rate(row.get("false_hits")),
+        }
+        for row in found
+    ]  # fmt: skip
+    columns = [
+        Column("rule", _("Rule"), "user"),
+        Column("auc", _("AUC"), "figure"),
+        Column("threshold", _("Threshold"), "figure"),
+        Column("recall", _("hit, of what breaks a rule"), "share"),
+        Column("false_hits", _("hit, of what breaks none"), "share"),
+    ]
+    return Table("per-rule", _("By rule"), columns, rows, note=_("On prompts that it was not trained on. 0.5 is chance."))
+
+
+def _guard_calibration(evaluation: dict[str, Any]) -> Table | None:
+    title = _("Are rules broken as often as it says, by the rule reward model?")
+    return _calibration(evaluation.get("whole") or {}, title, _("share of answers"))
+
+
+def _rate(found: dict[str, Any] | None) -> Estimate:
+    if not found or found.get("rate") is None:
+        return Estimate(None, undefined=Reason(why(UNSCALED)))
+    return Estimate(found["rate"], found["low"], found["high"], found["n"])
+
+
 def _auc(found: dict[str, Any]) -> Estimate:
     if "value" in found:
         return Estimate(found["value"], found["low"], found["high"], found["n"])
@@ -244,3 +311,10 @@ PREFERENCE_TABLES: dict[str, Maker] = {
     "learning-curve": _curve,
 }
 RULE_TABLES: dict[str, Maker] = {"calibration": _rule_calibration, "per-rule": _per_rule}
+GUARD_TABLES: dict[str, Maker] = {
+    "calibration": _guard_calibration,
+    "by-fraction": _by_fraction,
+    "per-rule": _guarded_rules,
+}
+TABLES = {"preference": PREFERENCE_TABLES, "rules": RULE_TABLES, "guard": GUARD_TABLES}
+"""By kind of model, in the order in which they are told."""

