@@ -253,7 +253,9 @@ def _by_fraction(evaluation: dict[str, Any]) -> Table | None:
         Column("false_hits", _("hit, of what breaks none"), "share"),
         Column("as_whole", _("decided as on the whole"), "share"),
     ]
-    note = _("What the rule reward model says of the whole text is taken for right. A hit is at or above the threshold.")
+    note = _(
+        "What the rule reward model says of the whole text is taken for right. A hit is at or above the threshold."
+    )
     return Table("by-fraction", _("How much of a text it needs"), columns, rows, note=note)
 
 
@@ -275,7 +277,9 @@ def _guarded_rules(evaluation: dict[str, Any]) -> Table | None:
         Column("recall", _("hit, of what breaks a rule"), "share"),
         Column("false_hits", _("hit, of what breaks none"), "share"),
     ]
-    return Table("per-rule", _("By rule"), columns, rows, note=_("On prompts that it was not trained on. 0.5 is chance."))
+    return Table(
+        "per-rule", _("By rule"), columns, rows, note=_("On prompts that it was not trained on. 0.5 is chance.")
+    )
 
 
 def _guard_calibration(evaluation: dict[str, Any]) -> Table | None:

@@ -278,7 +278,11 @@ def _guard_facts(guard: dict[str, Any]) -> list[str]:
         return [gettext("No guard’s model, because %(reason)s.", reason=why(reason))]
     auc = (guard.get("whole") or {}).get("auc") or {}
     if "value" not in auc:
-        return [gettext("Guard’s model; its agreement is undefined, because %(reason)s.", reason=why(auc.get("undefined", "")))]
+        return [
+            gettext(
+                "Guard’s model; its agreement is undefined, because %(reason)s.", reason=why(auc.get("undefined", ""))
+            )
+        ]
     return [
         gettext(
             "Guard’s model: it agrees with the rule reward model with an AUC of %(auc)s (95 %% interval %(low)s–%(high)s, n %(n)s).",

@@ -274,7 +274,7 @@ class _TooLarge(InvalidInput):
 
 
 def _refused(_: Request, error: Exception) -> Response:
-    assert isinstance(error, DunnockError)  # the handler is registered for no other  # noqa: S101
+    assert isinstance(error, DunnockError)  # the handler is registered for no other
     status = 400 if isinstance(error, ArtifactError) else error.status  # the caller named that folder
     status = 503 if error.code == FULL else status
     kind = "invalid_request_error" if status < 500 else "server_error"

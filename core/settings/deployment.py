@@ -80,7 +80,6 @@ class Settings(BaseSettings):
     max_prompt_tokens: int = Field(1024, ge=16, description="Longer prompts are refused with 400.")
     max_completion_tokens: int = Field(512, ge=1, description="Upper limit, and default, of `max_tokens`.")
 
-
     default_temperature: float = Field(
         0.3,
         ge=0,
@@ -231,6 +230,7 @@ class Settings(BaseSettings):
             path.touch(mode=0o600)
             path.write_text(secrets.token_urlsafe(48))
         return path.read_text()
+
 
 @lru_cache(maxsize=1)
 def get_settings() -> Settings:

@@ -97,9 +97,7 @@ def train_guard(
     decay, out_of_fold = fit.choose(states, rules, rows, settings.seed)
     wholes = slice(len(FRACTIONS) - 1, None, len(FRACTIONS))  # parts are less sure, and would make the whole so too
     temperature = fit_temperature(out_of_fold[wholes].tolist(), rows.target[wholes].tolist())
-    thresholds = _thresholds(
-        _said_of(out_of_fold / temperature, train), asked.rules, settings.guard_false_hits_frac
-    )
+    thresholds = _thresholds(_said_of(out_of_fold / temperature, train), asked.rules, settings.guard_false_hits_frac)
     weights = fit.fit(states, rules, rows, decay, settings.seed)
     student = Student(encoder, weights, temperature, thresholds_of(thresholds))
     progress(0.95, "guard: measured")
@@ -124,9 +122,7 @@ def train_guard(
         "texts": len(asked.texts),
         "rules": len(asked.rules),
     }
-    write_run(
-        out, STAGE, settings.model_dump(), encoder.device, snapshot_sha256=snapshot_sha256, **(made | facts)
-    )
+    write_run(out, STAGE, settings.model_dump(), encoder.device, snapshot_sha256=snapshot_sha256, **(made | facts))
     return facts
 
 

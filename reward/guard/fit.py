@@ -68,7 +68,7 @@ def choose(states: Any, rules: Any, answers: Answers, seed: int) -> tuple[float,
         loss = float(_loss(out, answers))
         if best is None or loss < best[0]:
             best = loss, decay, out
-    assert best is not None  # there are decays  # noqa: S101
+    assert best is not None  # there are decays
     return best[1], best[2]
 
 

@@ -13,22 +13,27 @@ from sqlalchemy import select
 from core.artifacts import hash_folder
 from core.db import Database
 from core.errors import ArtifactError, StageError
-from core.settings import Settings
+from core.settings import GuardSettings, Settings
 from feedback.models import RuleVersion, Task
 from feedback.rules.store import active_rules, ensure_rules
 from feedback.tasks import stays_uniform
 from finetune.context import StageContext
 from finetune.cycle import StageRecord, reopen_cycle, request_cycle, run_cycle
+from finetune.guard import OFF
 from finetune.informative import rank_waiting
 from finetune.models import Cycle, StageRun
 from finetune.rewards import open_rewards, rule_weights
 from finetune.runner import in_this_process
 from policy.client import EngineClient
+from reward.guard.distil import BELOW_BAR
+from reward.guard.encoder import Encoder
+from reward.guard.student import Student
 from reward.members import POOLING
 from reward.models import RewardModel
 from reward.service import RewardService
 from tests.factories import NOUNS, make_pairwise_task, make_person, make_prompt, question
 from tests.feedback.quality.rows import checks, choose
+from tests.reward.conftest import make_tiny_encoder
 from tests.tiny import make_tiny_base
 
 SMALL = {
@@ -113,6 +118,7 @@ def test_both_kinds_are_made_registered_and_asked(database: Database, tiny: Sett
     told = result(database, cycle)
     assert (told["members"], told["bootstrap"]) == (2, "prompt cluster")  # three annotators are too few to draw from
     assert told["rules"]["unseen"]["rules"] == 2
+    assert "undefined" in told["guard"]  # the encoder is not in this test's cache folder, or the bar is not cleared
     assert told["rules"]["per_rule"] == found["rules"].evaluation["per_rule"]
     assert "log" in told
     assert "log" not in found["preference"].evaluation
@@ -184,6 +190,45 @@ def test_a_stage_that_fails_registers_nothing_half(
         assert resume(database, tiny).state == "done"
     assert set(models(database)) == {"preference", "rules"}
     assert result(database, cycle)["log"]
+
+
+def test_the_guards_model_is_distilled_from_that_of_rules(database: Database, tiny: Settings, tmp_path: Path) -> None:
+    """Where there is an encoder; a round without one says why, and one that is taken up again keeps it."""
+    judge_pairs(database)
+    judge_rules(database)
+    no_encoder = run(database, tiny, guard="always")
+    assert "the guard's encoder is not in" in result(database, no_encoder)["guard"]["undefined"]
+    encoder = make_tiny_encoder(tmp_path / "encoder")
+    given = tiny.model_copy(update={"guard": GuardSettings(encoder=str(encoder))})
+    cycle = run(database, given, guard="always", rule_epochs=3.0)
+    told = result(database, cycle)["guard"]
+    with database.read() as session:
+        model = session.scalar(select(RewardModel).where(RewardModel.kind == "guard"))
+        teacher = session.scalar(
+            select(RewardModel).where(RewardModel.kind == "rules", RewardModel.cycle_id == cycle.id)
+        )
+    assert model is not None
+    assert teacher is not None
+    assert told == model.evaluation
+    assert hash_folder(tiny.artifact_dir / model.path) == model.sha256
+    record = json.loads((tiny.artifact_dir / model.path / "run.json").read_text())
+    assert record["teacher_sha256"] == teacher.sha256
+    assert told["n_train"] > told["n_heldout"] > 0
+    assert model.clears_bar <= teacher.clears_bar
+    assert Student.load(tiny.artifact_dir / model.path, Encoder(encoder, "cpu")).p_broken(
+        [("Hi", "HELP")], ["Be kind."]
+    )
+
+
+@pytest.mark.parametrize("setting", ["auto", "off"])
+def test_no_guards_model_where_it_is_off_or_its_teacher_below_the_bar(
+    database: Database, tiny: Settings, setting: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge_pairs(database)
+    judge_rules(database)
+    monkeypatch.setattr("reward.rules._clears", lambda _: setting == "off")
+    told = result(database, run(database, tiny, guard=setting))["guard"]
+    assert told == {"undefined": BELOW_BAR if setting == "auto" else OFF}
 
 
 def test_a_damaged_model_is_not_asked(database: Database, tiny: Settings) -> None:

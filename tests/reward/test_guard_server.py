@@ -24,7 +24,7 @@ from reward.guard.encoder import Encoder, Tokens
 from reward.guard.student import Student
 from reward.guard_server import HOST, MOST_BYTES, MOST_MODELS, Guard, create_guard_app
 from tests.commands.test_processes import free_port
-from tests.reward.guard.conftest import RULES, Trained, encoder, encoder_folder, texts, trained  # noqa: F401
+from tests.reward.conftest import RULES, Trained, texts
 
 CONTEXT = "user: How do I keep the wren safe?"
 ASKED = [{"name": rule.name, "text": rule.text} for rule in RULES]
@@ -48,7 +48,7 @@ def serving(guard: Guard) -> Iterator[str]:
 
 
 @pytest.fixture
-def guard(trained: Trained, encoder: Encoder) -> Guard:  # noqa: F811
+def guard(trained: Trained, encoder: Encoder) -> Guard:
     return Guard(encoder, trained.artifact_dir, max_batch=16, max_waiting=64)
 
 
@@ -77,7 +77,7 @@ def code_of(answer: httpx.Response) -> tuple[int, str]:
 class Gate:
     """Holds an encoder's batches back until it is opened, and tells how large they were."""
 
-    def __init__(self, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    def __init__(self, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
         self.opened, self.began = threading.Event(), threading.Event()
         self.sizes: list[int] = []
         states = encoder.states
@@ -91,26 +91,27 @@ class Gate:
         monkeypatch.setattr(encoder, "states", held)
 
 
-def test_it_says_what_the_model_says(client: httpx.Client, trained: Trained, encoder: Encoder) -> None:  # noqa: F811
+def test_it_says_what_the_model_says(client: httpx.Client, trained: Trained, encoder: Encoder) -> None:
     loaded = load(client, trained.folder)
     assert loaded.status_code == 200, loaded.text
     told = loaded.json()
     assert told["threshold"] == trained.facts["thresholds"]["common"]
     assert set(told["thresholds"]) == {rule.name for rule in RULES}
-    found = score(client, told["model"], item("the wren and bread."), item("the wren."))
+    said = [t.completion for t in texts(0, 24, heldout=False)]
+    found = score(client, told["model"], *map(item, said))
     assert found.status_code == 200, found.text
     student = Student.load(trained.folder, encoder)
-    wanted = student.p_broken([(CONTEXT, "the wren and bread."), (CONTEXT, "the wren.")], [r.text for r in RULES])
+    wanted = student.p_broken([(CONTEXT, text) for text in said], [r.text for r in RULES])
     for row, p in zip(found.json()["items"], wanted, strict=True):
         assert row["broken"] == pytest.approx(dict(zip([r.name for r in RULES], p, strict=True)), abs=1e-5)
         assert row["hits"] == [r.name for r, v in zip(RULES, p, strict=True) if v >= student.thresholds.of(r)]
-    assert found.json()["items"][0]["hits"] == ["bread"]
+    assert any(row["hits"] for row in found.json()["items"])
 
 
 def test_connections_share_batches_and_are_told_what_they_are_told_alone(
     client: httpx.Client,
-    trained: Trained,  # noqa: F811
-    encoder: Encoder,  # noqa: F811
+    trained: Trained,
+    encoder: Encoder,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = load(client, trained.folder).json()["model"]
@@ -131,8 +132,8 @@ def test_connections_share_batches_and_are_told_what_they_are_told_alone(
 
 
 def test_over_the_limit_is_refused_at_once_and_the_rest_is_answered(
-    trained: Trained,  # noqa: F811
-    encoder: Encoder,  # noqa: F811
+    trained: Trained,
+    encoder: Encoder,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     guard = Guard(encoder, trained.artifact_dir, max_batch=2, max_waiting=3)
@@ -154,8 +155,8 @@ def test_over_the_limit_is_refused_at_once_and_the_rest_is_answered(
 
 def test_whose_deadline_has_passed_is_not_computed(
     client: httpx.Client,
-    trained: Trained,  # noqa: F811
-    encoder: Encoder,  # noqa: F811
+    trained: Trained,
+    encoder: Encoder,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = load(client, trained.folder).json()["model"]
@@ -177,7 +178,9 @@ def test_whose_deadline_has_passed_is_not_computed(
 # --- models
 
 
-def test_only_what_lies_in_the_artifact_folder_is_loaded(client: httpx.Client, trained: Trained, tmp_path: Path) -> None:  # noqa: F811
+def test_only_what_lies_in_the_artifact_folder_is_loaded(
+    client: httpx.Client, trained: Trained, tmp_path: Path
+) -> None:
     outside = tmp_path / "guard"
     shutil.copytree(trained.folder, outside)
     assert code_of(load(client, outside)) == (400, "invalid_request")
@@ -189,7 +192,7 @@ def test_only_what_lies_in_the_artifact_folder_is_loaded(client: httpx.Client, t
     assert client.get("/health").json()["models"] == {}
 
 
-def test_a_damaged_folder_is_refused(client: httpx.Client, trained: Trained) -> None:  # noqa: F811
+def test_a_damaged_folder_is_refused(client: httpx.Client, trained: Trained) -> None:
     copy = trained.artifact_dir / "damaged"
     shutil.copytree(trained.folder, copy)
     sha256 = hash_folder(copy)
@@ -204,7 +207,7 @@ def test_a_damaged_folder_is_refused(client: httpx.Client, trained: Trained) -> 
 def test_loading_twice_is_once_and_an_unloaded_one_is_gone_in_a_while(
     client: httpx.Client,
     guard: Guard,
-    trained: Trained,  # noqa: F811
+    trained: Trained,
 ) -> None:
     one, again = (load(client, trained.folder).json() for _ in range(2))
     assert one == again
@@ -218,7 +221,7 @@ def test_loading_twice_is_once_and_an_unloaded_one_is_gone_in_a_while(
     assert score(client, one["model"], item("the wren.")).status_code == 200
 
 
-def another(trained: Trained, name: str) -> Path:  # noqa: F811
+def another(trained: Trained, name: str) -> Path:
     """The same model in a folder that hashes otherwise."""
     folder = trained.artifact_dir / name
     shutil.copytree(trained.folder, folder)
@@ -226,7 +229,7 @@ def another(trained: Trained, name: str) -> Path:  # noqa: F811
     return folder
 
 
-def test_no_more_models_than_may_be(client: httpx.Client, trained: Trained) -> None:  # noqa: F811
+def test_no_more_models_than_may_be(client: httpx.Client, trained: Trained) -> None:
     folders = [another(trained, f"more-{k}") for k in range(MOST_MODELS + 1)]
     assert [load(client, f).status_code for f in folders] == [200] * MOST_MODELS + [409]
     names = list(client.get("/health").json()["models"])
@@ -237,7 +240,7 @@ def test_no_more_models_than_may_be(client: httpx.Client, trained: Trained) -> N
         shutil.rmtree(folder)
 
 
-def test_a_flip_while_eight_ask_is_noticed_by_nobody(client: httpx.Client, trained: Trained) -> None:  # noqa: F811
+def test_a_flip_while_eight_ask_is_noticed_by_nobody(client: httpx.Client, trained: Trained) -> None:
     current = load(client, trained.folder).json()["model"]
     first, ended = current, threading.Event()
     asked_by: list[str] = []
@@ -282,7 +285,7 @@ def test_a_body_that_is_too_large(client: httpx.Client) -> None:
     assert client.post("/v1/score", content=b"x" * (MOST_BYTES + 1)).status_code == 413
 
 
-def test_odd_texts_are_answered(client: httpx.Client, trained: Trained) -> None:  # noqa: F811
+def test_odd_texts_are_answered(client: httpx.Client, trained: Trained) -> None:
     model = load(client, trained.folder).json()["model"]
     odd = ["", "\0", "🐦" * 9000, "x" * 200_000, "é\u0301\u202e", " \n\t"]
     found = score(client, model, *[item(t, context=t[:50_000]) for t in odd])
@@ -295,7 +298,7 @@ def test_odd_texts_are_answered(client: httpx.Client, trained: Trained) -> None:
 # --- the process
 
 
-def test_a_killed_process_is_noticed_and_a_new_one_is_told_again(trained: Trained, encoder_folder: Path) -> None:  # noqa: F811
+def test_a_killed_process_is_noticed_and_a_new_one_is_told_again(trained: Trained, encoder_folder: Path) -> None:
     port = free_port()
     environment = os.environ | {
         "DUNNOCK_GUARD__PORT": str(port), "DUNNOCK_GUARD__ENCODER": str(encoder_folder), "DUNNOCK_DEVICE": "cpu",

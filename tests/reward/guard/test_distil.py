@@ -16,7 +16,7 @@ from reward.guard.distil import FRACTIONS, parts, train_guard, why_not
 from reward.guard.encoder import TEXT_TOKENS, Encoder, end_of
 from reward.guard.figures import agreement, kappa, threshold
 from reward.guard.student import HEAD, Rule, Student
-from tests.reward.guard.conftest import (
+from tests.reward.conftest import (
     RULES,
     SETTINGS,
     Trained,
@@ -214,7 +214,7 @@ def test_peoples_verdicts_are_compared_with_where_there_are_enough(encoder: Enco
     facts = train_guard(asked, encoder, tmp_path, SETTINGS, teacher={"sha256": "", "clears_bar": True})
     assert facts["people"]["n"] == len(asked.of(heldout=True, by="people")) >= 20
     assert "kappa" in facts["people"]
-    assert facts["n_people"] == 40
+    assert facts["n_people"] == len(sides[0]) > 30  # toy texts may be the same
 
 
 def test_why_not(encoder: Encoder, tmp_path: Path) -> None:

@@ -21,7 +21,26 @@ from tests.tiny import SENTENCES
 SETTINGS = RewardSettings(guard_asks=1000, guard_false_hits_frac=0.1)
 RULES = [Rule(name, f"Do not talk about {name}.") for name in ("bread", "butter", "Paris", "winter")]
 """A text breaks the rule whose word it says."""
-NAMES = tuple("dunnock wren robin finch swift rook crow kite lark owl stork tern swan goose dove gull".split())
+NAMES = tuple(
+    [
+        "dunnock",
+        "wren",
+        "robin",
+        "finch",
+        "swift",
+        "rook",
+        "crow",
+        "kite",
+        "lark",
+        "owl",
+        "stork",
+        "tern",
+        "swan",
+        "goose",
+        "dove",
+        "gull",
+    ]
+)
 """Of birds; held-out texts are about the last four, which are in no other."""
 PLACES = ("in the garden", "that is safe", "but here is something", "what is the capital", "please write three")
 
@@ -33,7 +52,7 @@ def make_tiny_encoder(folder: Path, seed: int = 0) -> Path:
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
     torch.set_num_threads(1)
-    inner = Tokenizer(models.WordPiece(unk_token="[UNK]"))  # noqa: S106 (no password)
+    inner = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     inner.normalizer = normalizers.Lowercase()
     inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
