@@ -64,8 +64,9 @@ def end_children_on_sigterm() -> None:
 
 
 def engine(settings: Settings) -> Child:
-    """The embedded engine."""
-    command = [sys.executable, "-m", "policy.engine.server"]
+    """The engine of this machine: the embedded one, or llama.cpp."""
+    module = {"transformers": "policy.engine.server", "gguf": "policy.gguf.server"}[settings.engine]
+    command = [sys.executable, "-m", module]
     unset = {name: value for name, value in COMPUTE.items() if name not in os.environ}
     return Child("engine", command, settings.var_dir / "logs" / "engine.log", environment=unset)
 

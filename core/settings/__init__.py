@@ -9,7 +9,7 @@ from core.settings.deployment import LOOPBACK, PLACEHOLDER_SECRETS, Settings, ge
 from core.settings.groups import SettingsGroup, StageSettings
 from core.settings.people import AssignmentSettings, CareSettings, GoldSettings, OidcSettings, QualitySettings
 from core.settings.records import EnergySettings, TrackingSettings
-from core.settings.serving import GuardSettings, LimitsSettings, SamplingSettings
+from core.settings.serving import GgufSettings, GuardSettings, LimitsSettings, SamplingSettings
 from core.settings.stages import (
     CollectSettings,
     GateSettings,
@@ -28,6 +28,7 @@ __all__ = [
     "CollectSettings",
     "EnergySettings",
     "GateSettings",
+    "GgufSettings",
     "GoldSettings",
     "GuardSettings",
     "LimitsSettings",

@@ -12,7 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from core.errors import SettingsError
 from core.settings.people import AssignmentSettings, CareSettings, GoldSettings, OidcSettings, QualitySettings
 from core.settings.records import EnergySettings, TrackingSettings
-from core.settings.serving import GuardSettings, LimitsSettings, SamplingSettings
+from core.settings.serving import GgufSettings, GuardSettings, LimitsSettings, SamplingSettings
 from core.settings.stages import (
     CollectSettings,
     GateSettings,
@@ -64,6 +64,11 @@ class Settings(BaseSettings):
     web_port: int = Field(8080, description="Port of pages and `/v1`.")
     web_threads: int = Field(32, ge=1, description="Threads per web worker.")
     web_workers: int = Field(1, ge=1, description="Web worker processes.")
+    engine: Literal["transformers", "gguf"] = Field(
+        "transformers",
+        description="The engine that is started where `engine_url` is empty: the embedded one, or llama.cpp (`gguf`), which takes base models of the Llama family and plain LoRA adapters of their linear layers.",
+    )
+    gguf: GgufSettings = GgufSettings()
     engine_port: int = Field(8091, description="Loopback port of the embedded engine.")
     engine_url: str = Field(
         "", description="OpenAI-protocol engine, e.g. a vLLM server. Empty: the embedded engine on `engine_port`."

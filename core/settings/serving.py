@@ -1,4 +1,4 @@
-"""Settings of what stands between the policy and those who read its completions, and of how often it is asked."""
+"""Settings of what answers, what stands between the policy and those who read its completions, and how often it is asked."""
 
 from typing import Literal
 
@@ -107,3 +107,14 @@ class LimitsSettings(SettingsGroup):
         if url and scheme not in STORAGES:
             raise ValueError(f"the storage {scheme!r} is not one that all processes share: {', '.join(STORAGES)}")
         return url
+
+
+class GgufSettings(SettingsGroup):
+    """The engine of llama.cpp, for base models of the Llama family; see `DUNNOCK_ENGINE`."""
+
+    type: Literal["f32", "f16", "bf16", "q8_0", "q4_1"] = Field(
+        "q8_0",
+        description="What the base's linear layers are stored as. Of the bundled base `q4_1` is its own form, without loss; else fewer bits are faster and less exact.",
+    )
+    slots: int = Field(8, ge=1, le=256, description="Requests decoded together; the others wait.")
+    threads: int = Field(0, ge=0, description="Threads that decode; 0: as many as the process may use cores.")

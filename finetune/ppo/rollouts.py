@@ -100,8 +100,9 @@ class TrainerSampler:
         """See `Sampler`."""
         import torch
 
-        from policy.engine.lane import Generation, Lane, Row
-        from policy.engine.sampling import Chooser, Sampling
+        from policy.engine.generation import Generation, Sampling
+        from policy.engine.lane import Lane, Row
+        from policy.engine.sampling import Chooser
         from policy.engine.text import TextStream
 
         rollouts: list[Rollout] = []

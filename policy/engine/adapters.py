@@ -4,8 +4,6 @@ Not thread-safe: PEFT's active adapter is global state of the model, so the deco
 """
 
 import itertools
-import json
-import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +13,9 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError, safe_open
 
-from core.errors import ArtifactError, Conflict, InvalidInput, NotFound
+from core.errors import ArtifactError, Conflict
+from policy.engine.names import BASE, read_lora_config, unknown_model
 from policy.engine.packed import PackedWeights
-
-BASE = "base"
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}")
-REFUSED_OPTIONS = ("use_dora", "modules_to_save", "trainable_token_indices", "target_parameters")
 
 
 @dataclass(frozen=True)
@@ -111,30 +106,14 @@ class AdapterShelf:
         self.activate(BASE)
 
 
-def check_name(name: str) -> None:
-    """Raise InvalidInput unless `name` can name an adapter."""
-    if not NAME.fullmatch(name) or name == BASE:
-        raise InvalidInput(f"adapter name {name!r}: 1 to 60 of A-Z a-z 0-9 . _ -, not {BASE!r}", param="lora_name")
-
-
-def unknown_model(name: str) -> NotFound:
-    """The error of a name that is neither the base nor a loaded adapter."""
-    return NotFound(f"the model {name!r} does not exist", code="model_not_found", param="model")
-
-
 def check_adapter(model: Any, path: Path) -> None:
     """Raise ArtifactError unless `path` holds a plain LoRA adapter whose shapes fit `model`."""
+    read_lora_config(path)
     try:
-        config = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
         with safe_open(path / "adapter_model.safetensors", framework="pt") as file:
             shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 (not a dict)
     except (OSError, ValueError, SafetensorError) as error:
         raise ArtifactError(f"{path} holds no readable PEFT adapter in safetensors: {error}") from error
-    refused = [option for option in REFUSED_OPTIONS if config.get(option)]
-    if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none" or refused:
-        raise ArtifactError(
-            f"{path}: only plain LoRA without bias is served; found {config.get('peft_type')} {refused}"
-        )
     weights = {_plain(name): tuple(p.shape) for name, p in model.named_parameters()}
     for key, shape in shapes.items():
         module, _, side = key.removeprefix("base_model.model.").rpartition(".lora_")

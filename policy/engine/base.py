@@ -1,15 +1,14 @@
 """The base model in memory: weights, tokenizer and what the decoder must know of them."""
 
-import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jinja2 import TemplateError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from core.errors import InvalidInput, SettingsError
+from core.errors import SettingsError
+from policy.engine.text import ChatEncoder
 
 DEFAULT_CONTEXT_TOKENS = 2048
 
@@ -28,20 +27,13 @@ class LoadedBase:
     device: torch.device
     context_tokens: int
     eos_ids: frozenset[int]
-    _encoding: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self._encoder = ChatEncoder(self.tokenizer)
 
     def encode(self, messages: list[dict[str, str]]) -> list[int]:
-        """Token ids of a conversation, ready for the assistant's turn.
-
-        Raises:
-            InvalidInput: the model's chat template refuses this order of roles.
-        """
-        with self._encoding:  # tokenizers may refuse to be borrowed by two threads
-            try:
-                encoded = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
-            except TemplateError as error:
-                raise InvalidInput(f"the chat template refuses these messages: {error}", param="messages") from error
-        return list(encoded["input_ids"])
+        """Token ids of a conversation, ready for the assistant's turn; errors as of `ChatEncoder.encode`."""
+        return self._encoder.encode(messages)
 
 
 def load_base(path: Path | str, device: Literal["auto", "cpu", "cuda"] = "auto") -> LoadedBase:

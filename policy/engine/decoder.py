@@ -15,11 +15,13 @@ from pathlib import Path
 import torch
 
 from core.errors import DunnockError, EngineError, PromptTooLong
-from policy.engine.adapters import BASE, AdapterShelf, check_name, unknown_model
+from policy.engine.adapters import AdapterShelf
 from policy.engine.base import LoadedBase
-from policy.engine.lane import Generation, Lane, Row
+from policy.engine.generation import Generation, Sampling
+from policy.engine.lane import Lane, Row
+from policy.engine.names import BASE, check_name, unknown_model
 from policy.engine.packed import PackedWeights
-from policy.engine.sampling import Chooser, Sampling
+from policy.engine.sampling import Chooser
 from policy.engine.text import TextStream
 
 log = logging.getLogger("dunnock.engine")
@@ -47,6 +49,8 @@ class Decoder:
         max_prompt_tokens: longer prompts are refused; None means what the context takes.
         packed_mb: most memory for weights laid out for fast multiplication on a CPU; see `PackedWeights`.
     """
+
+    grammars = False
 
     def __init__(
         self,

@@ -4,128 +4,28 @@ The prompt but for its last token is prefilled in chunks between the steps of th
 the row's first step, so every token is chosen in one place.
 """
 
-import queue
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
-from core.errors import DunnockError
 from policy.engine.base import LoadedBase
+from policy.engine.generation import Generation, Writing
 from policy.engine.prefill import HEAD_TOKENS, Head, Prefill
 from policy.engine.sampling import Chooser, choose, chosen_logprobs
 from policy.engine.slots import SlotCache
 from policy.engine.text import TextStream
 
-FinishReason = Literal["stop", "length", "cancelled"]
 PREFILL_GROUP_TOKENS = 1024
 PREFILL_CHUNK_TOKENS = 256  # read between two steps of running rows
 MIN_SPREAD_TOKENS = 2  # prompts that differ no more in length are read together
 
 
-@dataclass(frozen=True)
-class Finish:
-    """The end of a completion; counts are in tokens.
+class Row(Writing):
+    """A request on its way through the batch, with its sampling state."""
 
-    Attributes:
-        token_ids: all tokens that were chosen, an end of text among them.
-        logprobs: of each of them, in nats, where the request asked for that.
-    """
-
-    reason: FinishReason
-    prompt_tokens: int
-    completion_tokens: int
-    token_ids: tuple[int, ...] = field(default=(), compare=False)
-    logprobs: tuple[float, ...] = field(default=(), compare=False)
-
-
-class Generation:
-    """What a caller holds of one request: an iterator of text pieces that ends with a `Finish`.
-
-    Args:
-        max_tokens: length cap, already within the context.
-        pieces: whether each token's text is wanted at once; otherwise the text comes whole at the end.
-    """
-
-    def __init__(self, prompt_ids: list[int], max_tokens: int, *, pieces: bool) -> None:
-        self.prompt_ids = prompt_ids
-        self.max_tokens = max_tokens
-        self.pieces = pieces
-        self.cancelled = False
-        self.over = False
-        self._events: queue.SimpleQueue[str | Finish | DunnockError] = queue.SimpleQueue()
-
-    def cancel(self) -> None:
-        """Nobody reads any more: the row leaves the batch at the next step."""
-        self.cancelled = True
-
-    def put(self, event: str | Finish | DunnockError) -> None:
-        """Called by the decode thread."""
-        self.over = self.over or not isinstance(event, str)
-        self._events.put(event)
-
-    def next(self, timeout_s: float | None = None) -> str | Finish | None:
-        """The next piece or the end; None after `timeout_s` seconds without one.
-
-        Raises:
-            DunnockError: what went wrong with this request in the decode thread.
-        """
-        try:
-            event = self._events.get(timeout=timeout_s)
-        except queue.Empty:
-            return None
-        if isinstance(event, DunnockError):
-            raise event
-        return event
-
-    def __iter__(self) -> Iterator[str | Finish]:
-        while not isinstance(event := self.next(), Finish):
-            assert event is not None  # no timeout was given
-            yield event
-        yield event
-
-
-@dataclass
-class Row:
-    """A request on its way through the batch."""
-
-    generation: Generation
-    text: TextStream
-    chooser: Chooser
-    whole: list[str] = field(default_factory=list)
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-
-    def take(self, token: int, logprob: float | None, eos_ids: frozenset[int]) -> bool:
-        """Take the chosen token; returns whether the row ends with it."""
-        self.token_ids.append(token)
-        if logprob is not None:
-            self.logprobs.append(logprob)
-        if token in eos_ids:
-            return self.end("stop")
-        self._emit(self.text.push(token))
-        if self.text.stopped:
-            return self.end("stop")
-        if len(self.token_ids) >= self.generation.max_tokens:
-            return self.end("length")
-        return False
-
-    def end(self, reason: FinishReason) -> bool:
-        """Send the rest of the text and the end."""
-        self._emit(self.text.finish())
-        if self.whole:
-            self.generation.put("".join(self.whole))
-        reason = "stop" if self.text.stopped else reason
-        prompt_tokens, made = len(self.generation.prompt_ids), tuple(self.token_ids)
-        self.generation.put(Finish(reason, prompt_tokens, len(made), made, tuple(self.logprobs)))
-        return True
-
-    def _emit(self, text: str) -> None:
-        if text and self.generation.pieces:
-            self.generation.put(text)
-        elif text:
-            self.whole.append(text)
+    def __init__(self, generation: Generation, text: TextStream, chooser: Chooser) -> None:
+        super().__init__(generation, text)
+        self.chooser = chooser
 
 
 class Lane:

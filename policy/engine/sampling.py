@@ -7,27 +7,9 @@ from dataclasses import dataclass, field
 
 import torch
 
+from policy.engine.generation import Sampling
+
 NUCLEUS_CANDIDATES = 256
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How one request wants its tokens; the meanings are those of the OpenAI chat API.
-
-    Attributes:
-        temperature: 0 is greedy.
-        seed: equal seeds give equal texts; None draws one.
-        logprobs: whether each token's log-probability is wanted.
-    """
-
-    max_tokens: int
-    temperature: float = 1.0
-    top_p: float = 1.0
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    logprobs: bool = False
 
 
 @dataclass

@@ -14,7 +14,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 # Before torch is imported: threads that spin at barriers starve each other beside a training run.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -29,11 +29,8 @@ from core.errors import ArtifactError, DunnockError, InvalidInput
 from core.messages import Message
 from core.settings import get_settings
 from policy.base import base_model_path
-from policy.engine.adapters import BASE
-from policy.engine.base import LoadedBase, load_base
-from policy.engine.decoder import Decoder
-from policy.engine.lane import Finish, Generation
-from policy.engine.sampling import Sampling
+from policy.engine.generation import Engine, Finish, Generation, Sampling, Spoken
+from policy.engine.names import BASE
 from policy.protocol import ChatRequest
 
 log = logging.getLogger("dunnock.engine")
@@ -46,9 +43,31 @@ class StreamOptions(pydantic.BaseModel):
     include_usage: bool = False
 
 
+class SchemaFormat(pydantic.BaseModel):
+    schema_: dict[str, Any] = pydantic.Field(alias="schema")
+
+
+class ResponseFormat(pydantic.BaseModel):
+    type: Literal["text", "json_object", "json_schema"] = "text"
+    json_schema: SchemaFormat | None = None
+
+    def schema_of_text(self) -> dict[str, Any] | None:
+        """What the text must conform to; None: nothing.
+
+        Raises:
+            InvalidInput: a schema is meant and none is given.
+        """
+        if self.type == "json_schema" and self.json_schema is None:
+            raise InvalidInput("response_format json_schema needs its json_schema", param="response_format")
+        if self.type == "text":
+            return None
+        return self.json_schema.schema_ if self.json_schema else {"type": "object"}
+
+
 class ChatBody(ChatRequest):
     """The body of a chat completion call."""
 
+    response_format: ResponseFormat = ResponseFormat()
     stop: tuple[str, ...] | str | None = ()  # type: ignore[assignment]  # the wire allows one string
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
@@ -57,7 +76,8 @@ class ChatBody(ChatRequest):
         """The part that the decoder takes."""
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         fields = {"max_tokens", "temperature", "top_p", "seed", "presence_penalty", "frequency_penalty", "logprobs"}
-        return Sampling(stop=stop, **self.model_dump(include=fields))
+        schema = self.response_format.schema_of_text()
+        return Sampling(stop=stop, json_schema=schema, **self.model_dump(include=fields))
 
 
 class TokenizeBody(pydantic.BaseModel):
@@ -69,7 +89,7 @@ class AdapterBody(pydantic.BaseModel):
     lora_path: str = ""
 
 
-def create_engine_app(decoder: Decoder, artifact_dir: Path) -> Flask:
+def create_engine_app(decoder: Engine, artifact_dir: Path) -> Flask:
     """The engine's WSGI app.
 
     Args:
@@ -82,8 +102,11 @@ def create_engine_app(decoder: Decoder, artifact_dir: Path) -> Flask:
         body = parse_body(ChatBody)
         if body.stream and (body.logprobs or body.return_token_ids):
             raise InvalidInput("logprobs and return_token_ids come with whole completions only", param="stream")
+        sampling = body.sampling()
+        if sampling.json_schema is not None and not decoder.grammars:
+            raise InvalidInput("this engine keeps to no grammar; set DUNNOCK_ENGINE=gguf", param="response_format")
         prompt_ids = decoder.base.encode([m.model_dump() for m in body.messages])
-        generation = decoder.submit(body.model, prompt_ids, body.sampling(), pieces=body.stream)
+        generation = decoder.submit(body.model, prompt_ids, sampling, pieces=body.stream)
         head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": body.model}
         gone = request.environ.get("waitress.client_disconnected", lambda: False)
         if body.stream:
@@ -152,7 +175,7 @@ def _read(generation: Generation, gone: Callable[[], bool]) -> tuple[str, Finish
     return text, event
 
 
-def _whole(text: str, end: Finish, body: ChatBody, prompt_ids: list[int], base: LoadedBase) -> dict[str, Any]:
+def _whole(text: str, end: Finish, body: ChatBody, prompt_ids: list[int], base: Spoken) -> dict[str, Any]:
     """Choice and usage; token ids, where they are asked for, stand where vLLM puts them."""
     message = {"role": "assistant", "content": text}
     choice: dict[str, Any] = {"index": 0, "message": message, "finish_reason": end.reason, "logprobs": None}
@@ -241,6 +264,9 @@ def serve(app: Flask, port: int, threads: int) -> Any:
 
 def main() -> None:
     """Load the base model and serve until a signal comes."""
+    from policy.engine.base import load_base
+    from policy.engine.decoder import Decoder
+
     settings = get_settings()
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     base = load_base(base_model_path(settings), settings.device)

@@ -1,9 +1,35 @@
-"""From tokens to text while it streams: no broken characters, and nothing of a stop string gets out."""
+"""From conversations to tokens, and from tokens to text while it streams: no broken characters, and nothing of a stop string gets out."""
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
+from jinja2 import TemplateError
+
+from core.errors import InvalidInput
+
 UNFINISHED = "\ufffd"
+
+
+class ChatEncoder:
+    """The chat template of a tokenizer; may be called from many threads."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._encoding = threading.Lock()  # tokenizers may refuse to be borrowed by two threads
+
+    def encode(self, messages: list[dict[str, str]]) -> list[int]:
+        """Token ids of a conversation, ready for the assistant's turn.
+
+        Raises:
+            InvalidInput: the model's chat template refuses this order of roles.
+        """
+        with self._encoding:
+            try:
+                encoded = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+            except TemplateError as error:
+                raise InvalidInput(f"the chat template refuses these messages: {error}", param="messages") from error
+        return list(encoded["input_ids"])
 
 
 class TextStream:

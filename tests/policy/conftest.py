@@ -9,7 +9,7 @@ import torch
 from core.messages import user
 from policy.engine.base import LoadedBase, load_base
 from policy.engine.decoder import Decoder
-from policy.engine.sampling import Sampling
+from policy.engine.generation import Sampling
 from tests.tiny import load_tiny, make_tiny_adapter, make_tiny_base
 
 ADAPTERS = {"one": 1, "two": 2}  # names and seeds

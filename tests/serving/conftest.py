@@ -12,8 +12,7 @@ from access.models import Person
 from core.artifacts import hash_folder
 from core.db import Database
 from core.settings import Settings
-from policy.engine.lane import Finish
-from policy.engine.sampling import Sampling
+from policy.engine.generation import Finish, Sampling
 from serving.chat import close_chat
 from serving.deferred import wait
 from serving.routing import engine_client

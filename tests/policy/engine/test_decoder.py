@@ -9,8 +9,9 @@ from core.errors import ArtifactError, Conflict, EngineError, InvalidInput, NotF
 from core.messages import user
 from policy.engine.base import LoadedBase
 from policy.engine.decoder import Decoder
-from policy.engine.lane import Finish, Generation, Lane, Row
-from policy.engine.sampling import Chooser, Sampling
+from policy.engine.generation import Finish, Generation, Sampling
+from policy.engine.lane import Lane, Row
+from policy.engine.sampling import Chooser
 from policy.engine.text import TextStream
 from tests.policy.conftest import Golden, greedy
 from tests.tiny import CONTEXT_TOKENS, make_tiny_adapter, make_tiny_base

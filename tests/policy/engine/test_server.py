@@ -18,10 +18,12 @@ from tests.policy.conftest import Golden
 from tests.policy.engine.live import LiveEngine, free_port
 from tests.tiny import CONTEXT_TOKENS, load_tiny
 
+STEPS = {"transformers": "policy.engine.lane.choose", "gguf": "policy.gguf.llama._tokens"}
 
-@pytest.fixture(scope="module")
-def engine(artifacts: Path) -> Iterator[LiveEngine]:
-    engine = LiveEngine(artifacts / "base", artifacts).start()
+
+@pytest.fixture(scope="module", params=["transformers", "gguf"])
+def engine(artifacts: Path, request: pytest.FixtureRequest) -> Iterator[LiveEngine]:
+    engine = LiveEngine(artifacts / "base", artifacts, kind=request.param).start()
     yield engine
     engine.stop()
 
@@ -163,23 +165,25 @@ def test_a_failure_in_mid_stream_is_told(
     with http.stream("POST", "/v1/chat/completions", json=body) as response, monkeypatch.context() as broken:
         lines = response.iter_lines()
         next(lines)
-        broken.setattr("policy.engine.lane.choose", lambda *_: 1 / 0)
+        broken.setattr(STEPS[engine.kind], lambda *_: 1 / 0)
         last = [line for line in lines if line][-1]
     assert json.loads(last.removeprefix("data: "))["error"]["code"] == "engine_unavailable"
     assert http.get("/health").status_code == 200
 
 
 @pytest.mark.slow
-def test_the_process_starts_answers_and_ends_on_sigterm(artifacts: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("module", ["policy.engine.server", "policy.gguf.server"])
+def test_the_process_starts_answers_and_ends_on_sigterm(artifacts: Path, tmp_path: Path, module: str) -> None:
     port = free_port()
     environment = {
         **os.environ,
         "DUNNOCK_BASE_MODEL": str(artifacts / "base"),
         "DUNNOCK_ENGINE_PORT": str(port),
         "DUNNOCK_VAR_DIR": str(tmp_path),
+        "DUNNOCK_CACHE_DIR": str(tmp_path / "cache"),
         "HF_HUB_OFFLINE": "1",
     }
-    process = subprocess.Popen([sys.executable, "-m", "policy.engine.server"], env=environment)
+    process = subprocess.Popen([sys.executable, "-m", module], env=environment)
     try:
         until = time.monotonic() + 90
         while True:
