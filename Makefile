@@ -8,7 +8,7 @@ export PYTHONUNBUFFERED := 1
 export HF_HUB_DISABLE_PROGRESS_BARS := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup setup-dev base demo run migrate cycle collect rollback import import-tasks export seed person key test test-slow check fix messages trial search bench-judge bench-engine bench-annotation bench-training bench-robustness screenshots clean
+.PHONY: help setup setup-dev base demo run migrate cycle collect rollback import import-tasks export seed person key test test-slow check fix messages trial search bench-judge bench-engine bench-engines bench-annotation bench-training bench-robustness screenshots clean
 
 help:            ## what there is to make
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 18
@@ -96,6 +96,9 @@ bench-judge: setup  ## the judge's error on the hand-labelled sets
 
 bench-engine: base  ## tokens per second of the embedded engine, beside plain generate
 	@$(RUN) -m bench.engine
+
+bench-engines: setup-dev base  ## the engines of one machine beside each other: speed, and how near the base's texts they are (MORE="--repeats 5")
+	@$(RUN) -m bench.engines $(MORE)
 
 bench-annotation: setup-dev  ## latency and throughput of annotation, up to a million tasks, beside Label Studio and Potato
 	@$(RUN) -m bench.annotation

@@ -29,6 +29,7 @@ import torch
 from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from commands.processes import ENGINE_MODULES
 from core.messages import user
 from core.settings import get_settings
 from policy.base import base_model_path
@@ -113,13 +114,14 @@ def save_adapter(model: Any, folder: Path) -> None:
 
 
 @contextmanager
-def engine(var_dir: Path) -> Iterator[EngineClient]:
-    """An engine process on a free port."""
+def engine(var_dir: Path, environment: dict[str, str] | None = None) -> Iterator[tuple[EngineClient, int]]:
+    """An engine process on a free port, with a client of it and its process id; `environment` as `commands.processes` reads it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    env = {**os.environ, "DUNNOCK_VAR_DIR": str(var_dir), "DUNNOCK_ENGINE_PORT": str(port)}
-    process = subprocess.Popen([sys.executable, "-m", "policy.engine.server"], env=env)
+    env = {**os.environ, **(environment or {}), "DUNNOCK_VAR_DIR": str(var_dir), "DUNNOCK_ENGINE_PORT": str(port)}
+    module = ENGINE_MODULES[env.get("DUNNOCK_ENGINE", "transformers")]
+    process = subprocess.Popen([sys.executable, "-m", module], env=env)
     client = EngineClient(f"http://127.0.0.1:{port}/v1")
     try:
         until = time.monotonic() + START_TIMEOUT_S
@@ -127,7 +129,7 @@ def engine(var_dir: Path) -> Iterator[EngineClient]:
             if process.poll() is not None or time.monotonic() > until:
                 raise SystemExit("the engine did not start")
             time.sleep(0.2)
-        yield client
+        yield client, process.pid
     finally:
         client.close()
         process.terminate()
@@ -149,7 +151,7 @@ def measure(repeats: int) -> dict[str, Any]:
             "base": lambda: timed_generate(plain, tokenizer),
             "adapter": lambda: timed_generate(adapted, tokenizer),
         }
-        with engine(Path(scratch)) as client:
+        with engine(Path(scratch), {"DUNNOCK_ENGINE": "transformers"}) as (client, _):
             client.load_adapter("adapter", adapter)
             for model in baselines:
                 timed_streams(client, model, 8)  # the first run of each warms up

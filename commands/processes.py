@@ -20,6 +20,7 @@ from reward.guard.encoder import encoder_path
 ROOT = Path(__file__).resolve().parent.parent
 ENGINE_START_S = 120.0
 WEB_START_S = 30.0
+ENGINE_MODULES = {"transformers": "policy.engine.server", "gguf": "policy.gguf.server"}
 
 
 @dataclass
@@ -65,8 +66,7 @@ def end_children_on_sigterm() -> None:
 
 def engine(settings: Settings) -> Child:
     """The engine of this machine: the embedded one, or llama.cpp."""
-    module = {"transformers": "policy.engine.server", "gguf": "policy.gguf.server"}[settings.engine]
-    command = [sys.executable, "-m", module]
+    command = [sys.executable, "-m", ENGINE_MODULES[settings.engine]]
     unset = {name: value for name, value in COMPUTE.items() if name not in os.environ}
     return Child("engine", command, settings.var_dir / "logs" / "engine.log", environment=unset)
 

@@ -70,13 +70,14 @@ class GgufDecoder:
         self.max_prompt_tokens = min(max_prompt_tokens or base.context_tokens, base.context_tokens - 1)
         self._settings = settings
         self._max_open = max_waiting + settings.slots
+        stand = _Stand(Llama(base.file, [], settings), {})  # first: nothing is to be undone where it fails
         self._files = TemporaryDirectory(prefix="dunnock-gguf-")
         self._made = 0
         self._workers = ThreadPoolExecutor(settings.slots, thread_name_prefix="llama")
         self._changing = threading.Lock()  # one adapter is loaded or unloaded at a time
         self._change = threading.Condition()
         # What follows is read and written under _change.
-        self._stand = _Stand(Llama(base.file, [], settings), {})
+        self._stand = stand
         self._names: dict[str, Path | None] = {BASE: None}
         self._kept: dict[str, _Kept] = {}  # also those that take no requests any more, while open ones need them
         self._open: Counter[str] = Counter()

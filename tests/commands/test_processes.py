@@ -49,6 +49,12 @@ def test_a_taken_port_is_told_with_the_setting_that_helps() -> None:
     require_free("web server", "127.0.0.1", port, "DUNNOCK_WEB_PORT")
 
 
+@pytest.mark.parametrize(("kind", "module"), [("transformers", "policy.engine.server"), ("gguf", "policy.gguf.server")])
+def test_the_engine_that_is_set_is_the_one_that_starts(kind: str, module: str, tmp_path: Path) -> None:
+    child = engine(Settings(_env_file=None, var_dir=tmp_path, engine=kind))
+    assert child.command == [sys.executable, "-m", module]
+
+
 def test_the_engine_of_another_folder_is_told_and_ours_is_used(stranger: int, tmp_path: Path) -> None:
     assert not engine_is_up(Settings(var_dir=tmp_path, engine_port=free_port()))
     with pytest.raises(Conflict, match=r"engine of /elsewhere/artifacts.*DUNNOCK_ENGINE_PORT"):

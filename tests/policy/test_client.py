@@ -17,9 +17,9 @@ from tests.policy.engine.live import LiveEngine, free_port
 from tests.tiny import CONTEXT_TOKENS, make_tiny_adapter
 
 
-@pytest.fixture(scope="module")
-def engine(artifacts: Path) -> Iterator[LiveEngine]:
-    engine = LiveEngine(artifacts / "base", artifacts).start()
+@pytest.fixture(scope="module", params=["transformers", "gguf"])
+def engine(artifacts: Path, request: pytest.FixtureRequest) -> Iterator[LiveEngine]:
+    engine = LiveEngine(artifacts / "base", artifacts, kind=request.param).start()
     yield engine
     engine.stop()
 

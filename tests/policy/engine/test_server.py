@@ -113,6 +113,23 @@ def test_errors_are_those_that_openai_clients_know(chat: openai.OpenAI) -> None:
     assert hot.value.param == "temperature"
 
 
+def test_a_schema_is_kept_to_or_refused(chat: openai.OpenAI, engine: LiveEngine) -> None:
+    schema = {
+        "type": "object", "properties": {"sure": {"type": "boolean"}}, "required": ["sure"], "additionalProperties": False,
+    }  # fmt: skip
+    form: Any = {"type": "json_schema", "json_schema": {"name": "verdict", "schema": schema}}
+    asked: Any = {"model": "base", "messages": user("Hi"), "temperature": 0, "max_tokens": 200}
+    if engine.kind == "gguf":
+        reply = chat.chat.completions.create(**asked, response_format=form)
+        assert json.loads(reply.choices[0].message.content or "")["sure"] in (True, False)
+    else:
+        with pytest.raises(openai.BadRequestError) as refused:
+            chat.chat.completions.create(**asked, response_format=form)
+        assert refused.value.param == "response_format"
+    with pytest.raises(openai.BadRequestError, match="needs its json_schema"):
+        chat.chat.completions.create(**asked, response_format={"type": "json_schema"})  # type: ignore[typeddict-item]
+
+
 def test_bodies_that_are_no_json_are_refused(http: httpx.Client) -> None:
     answer = http.post("/v1/chat/completions", content=b"{")
     assert answer.status_code == 400

