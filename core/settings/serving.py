@@ -113,8 +113,8 @@ class GgufSettings(SettingsGroup):
     """The engine of llama.cpp, for base models of the Llama family; see `DUNNOCK_ENGINE`."""
 
     type: Literal["f32", "f16", "bf16", "q8_0", "q4_1"] = Field(
-        "q8_0",
-        description="What the base's linear layers are stored as. Of the bundled base `q4_1` is its own form, without loss; else fewer bits are faster and less exact.",
+        "f16",
+        description="What the base's linear layers are stored as. `f16` writes the texts of the fp32 base; `q8_0` and `q4_1` also round what goes into each layer, and most texts come out differently.",
     )
     slots: int = Field(8, ge=1, le=256, description="Requests decoded together; the others wait.")
     threads: int = Field(0, ge=0, description="Threads that decode; 0: as many as the process may use cores.")

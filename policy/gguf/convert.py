@@ -15,6 +15,7 @@ base's own tokenizer, outside.
 """
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,8 +70,7 @@ def convert_base(folder: Path, target: Path, kind: BaseType, eos_ids: frozenset[
         ArtifactError: the model is not one that this file can hold.
     """
     config = read_config(folder)
-    partial = target.with_name(f".{target.name}.partial")
-    partial.parent.mkdir(parents=True, exist_ok=True)
+    partial = _partial(target)
     writer = gguf.GGUFWriter(partial, "llama")
     _write_config(writer, config, TYPES[kind][2])
     _write_vocabulary(writer, folder, config, eos_ids or _configured_eos(config))
@@ -94,8 +94,7 @@ def convert_adapter(adapter: Path, base: Path, target: Path) -> None:
     base_config = read_config(base)
     shape, sizes = shape_of(base_config), linear_sizes(base_config)
     config = _lora_config(adapter)
-    partial = target.with_name(f".{target.name}.partial")
-    partial.parent.mkdir(parents=True, exist_ok=True)
+    partial = _partial(target)
     writer = gguf.GGUFWriter(partial, "llama")
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
@@ -342,6 +341,11 @@ def _scaling(config: dict[str, Any], rank: int) -> np.float32:
     """What PEFT multiplies B·A with: alpha / r, or alpha / √r. Source: Kalajdzievski 2023, arXiv:2312.03732."""
     alpha = float(config["lora_alpha"])
     return np.float32(alpha / (rank**0.5 if config.get("use_rslora") else rank))
+
+
+def _partial(target: Path) -> Path:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return target.with_name(f".{target.name}.{os.getpid()}.partial")
 
 
 def _finish(writer: gguf.GGUFWriter, partial: Path, target: Path) -> None:

@@ -29,9 +29,11 @@ def main() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDS)
     settings = get_settings()
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("gguf").setLevel(logging.WARNING)  # it tells of each file that it writes
     tokens = settings.max_prompt_tokens + settings.max_completion_tokens
     base = load_gguf_base(base_model_path(settings), settings.cache_dir, settings.gguf.type, tokens)
-    threads = settings.gguf.threads or len(os.sched_getaffinity(0))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    threads = settings.gguf.threads or cores or 1
     decoder = GgufDecoder(
         base,
         LlamaSettings(settings.gguf.slots, base.context_tokens, threads),
