@@ -39,6 +39,7 @@ class Asked:
 
     Attributes:
         standing: the rules that its replies are held to.
+        checked: what the guard says of the prompt, which takes a while for long ones and is no work for an event loop.
         path: which call it was.
         choices: replies to make; more than one come whole.
     """
@@ -47,6 +48,7 @@ class Asked:
     request: ChatRequest
     person_id: int | None
     standing: Standing
+    checked: Checked
     path: str
     choices: int = 1
     stream: bool = False
@@ -79,47 +81,46 @@ class Chat:
         """
         await self._check_length(asked.request)
         reply = Reply(asked.version, asked.request, asked.person_id, asked.tenant_id, asked.keep_texts)
-        checked = self.guard.check_prompt(asked.request.messages)
-        if checked.stop is not None:
-            return await self._refused(asked, reply, checked)
+        if asked.checked.stop is not None:
+            return await self._refused(asked, reply)
         await self.guard.ready(asked.standing)
-        return await (self._streamed if asked.stream else self._whole)(asked, reply, checked)
+        return await (self._streamed if asked.stream else self._whole)(asked, reply)
 
-    async def _streamed(self, asked: Asked, reply: Reply, checked: Checked) -> Answer:
+    async def _streamed(self, asked: Asked, reply: Reply) -> Answer:
         events = await self._with_version(asked.version, lambda: self.engine.stream(asked.request))
         watch = self.guard.watch(asked.request.messages, asked.standing, asked.path)
         return _stream(asked, ReplyStream(
-            reply, watch.over(events), self.recorder, watch=watch, prompt=checked.verdicts,
+            reply, watch.over(events), self.recorder, watch=watch, prompt=asked.checked.verdicts,
             include_usage=asked.include_usage,
         ))  # fmt: skip
 
-    async def _whole(self, asked: Asked, first: Reply, checked: Checked) -> Answer:
+    async def _whole(self, asked: Asked, first: Reply) -> Answer:
         replies = several(asked.choices, first)
         made = await self._with_version(asked.version, lambda: self._all(replies))
         ended = await asyncio.gather(
-            *(self._cleared(asked, reply, whole, checked) for reply, whole in zip(replies, made, strict=True))
+            *(self._cleared(asked, reply, whole) for reply, whole in zip(replies, made, strict=True))
         )
         await self.recorder.store(ended)
         # the prompt of all is told once
         usage = (made[0].prompt_tokens, sum(whole.completion_tokens for whole in made))
         return _answer(asked, ended, made, usage)
 
-    async def _cleared(self, asked: Asked, reply: Reply, whole: ChatReply, checked: Checked) -> Ended:
+    async def _cleared(self, asked: Asked, reply: Reply, whole: ChatReply) -> Ended:
         """A whole reply as the guard lets it through."""
         watch = self.guard.watch(asked.request.messages, asked.standing, asked.path)
         text, reason = await watch.whole(whole)
-        verdicts = (*checked.verdicts, *watch.verdicts())
+        verdicts = (*asked.checked.verdicts, *watch.verdicts())
         usage = (whole.prompt_tokens, whole.completion_tokens)
         return Ended(reply, text, reason, usage, verdicts, watch.withheld)
 
-    async def _refused(self, asked: Asked, reply: Reply, checked: Checked) -> Answer:
+    async def _refused(self, asked: Asked, reply: Reply) -> Answer:
         """The answer to a prompt that is not let through to the engine: every choice is the refusal."""
         said = self.settings.guard.refusal_text
         if asked.stream:
             return _stream(asked, ReplyStream(
-                reply, Said(said, CUT), self.recorder, prompt=checked.verdicts, include_usage=asked.include_usage
+                reply, Said(said, CUT), self.recorder, prompt=asked.checked.verdicts, include_usage=asked.include_usage
             ))  # fmt: skip
-        ended = [Ended(each, said, CUT, (0, 0), checked.verdicts) for each in several(asked.choices, reply)]
+        ended = [Ended(each, said, CUT, (0, 0), asked.checked.verdicts) for each in several(asked.choices, reply)]
         await self.recorder.store(ended)
         return _answer(asked, ended, [None] * len(ended), (0, 0))
 

@@ -37,7 +37,7 @@ async def moderate(guard: Guard, standing: Standing, texts: Sequence[str]) -> An
 
 
 async def _result(guard: Guard, standing: Standing, text: str) -> dict[str, Any]:
-    verdicts = [injection.check(text), *(judge(PatternScan(n, d), text, "input") for n, d in PATTERNS)]
+    verdicts = await asyncio.to_thread(_verdicts, text)
     scores = {verdict.check: _score(verdict) for verdict in verdicts}
     hits = {verdict.check: verdict.outcome == "hit" for verdict in verdicts}
     if standing.model is not None and standing.rules:
@@ -48,6 +48,10 @@ async def _result(guard: Guard, standing: Standing, text: str) -> dict[str, Any]
         scores |= {name: round(word.broken, 4) for name, word in words.items()}
         hits |= {name: guard.reached(word) for name, word in words.items()}
     return {"flagged": any(hits.values()), "categories": hits, "category_scores": scores}
+
+
+def _verdicts(text: str) -> list[Verdict]:
+    return [injection.check(text), *(judge(PatternScan(name, of), text, "input") for name, of in PATTERNS)]
 
 
 def _score(verdict: Verdict) -> float:
