@@ -40,7 +40,15 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     # The update reads openings only; nobody chats beside the demo.
     "collect": {"max_completion_tokens": 24, "concurrency": 96},
     "snapshot": {"include_simulated": True, "heldout_frac": 0.15, "max_imported_pairs": 64},
-    "reward": {"members": 2, "epochs": 0.4, "batch_size": 4, "learning_rate": 2e-3},  # few pairs: more and larger steps
+    # Few pairs: more and larger steps. A quarter of the verdicts does for rules, of which each is about one category.
+    "reward": {
+        "members": 2,
+        "epochs": 0.4,
+        "batch_size": 4,
+        "learning_rate": 2e-3,
+        "rule_epochs": 0.25,
+        "rule_folds": 2,
+    },
     "update": {
         "label_smoothing": 0.0,  # the script never errs by chance
         "learning_rate": 7e-4,
@@ -117,12 +125,14 @@ def _run_round(db: Database, settings: Settings) -> bool:
         children.append(processes.engine(settings))
     if not _web_is_up(client, settings):
         children.append(processes.web(settings))
+        if processes.guard_is_wanted(settings):
+            processes.require_free("guard's model", "127.0.0.1", settings.guard.port, "DUNNOCK_GUARD__PORT")
+            children.append(processes.guard(settings))
     try:
         for child in children:
             child.start()
         for child in children:
-            target = processes.engine_health_url(settings) if child.name == "engine" else f"{url}/healthz"
-            processes.wait_ready(child, target, processes.ENGINE_START_S)
+            processes.wait_ready(child, processes.health_url(child, settings), processes.ENGINE_START_S)
         _ask(client)
         cycle = run_with_progress(db, settings)
         if cycle is None or cycle.state not in ENDED:

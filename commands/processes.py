@@ -148,6 +148,17 @@ def engine_health_url(settings: Settings) -> str:
     return settings.engine_base_url.removesuffix("/v1") + "/health"
 
 
+def health_url(child: Child, settings: Settings) -> str:
+    """Where a process that serves says that it is up."""
+    if child.name == "engine":
+        return engine_health_url(settings)
+    return (
+        f"{settings.guard.base_url}/health"
+        if child.name == "guard"
+        else f"http://{settings.host}:{settings.web_port}/healthz"
+    )
+
+
 def wait_ready(child: Child, url: str, limit_s: float, tick: Callable[[], None] = lambda: None) -> None:
     """Wait until `url` answers.
 

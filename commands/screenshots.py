@@ -38,7 +38,7 @@ from commands.sample_tasks import sample_idle, sample_tasks, sample_team
 from core.db import Database
 from core.errors import DunnockError, NotFound
 from core.messages import user
-from core.settings import Settings, get_settings
+from core.settings import GuardSettings, Settings, get_settings
 from evals.judge import refuses
 from evals.refusals import refusal
 from evals.suites import SuitePrompt, benign, harmful
@@ -118,20 +118,21 @@ def _scene(scratch: Path, here: bool) -> Iterator[Scene]:
             write_report(settings.var_dir / "reports", build_report(session, cycle_id))
     environment = {
         "DUNNOCK_DATABASE_URL": settings.db_url, "DUNNOCK_VAR_DIR": str(settings.var_dir), "DUNNOCK_ENV": "development",
-        "DUNNOCK_ENGINE_URL": settings.engine_url, "DUNNOCK_ENGINE_PORT": str(settings.engine_port),
+        "DUNNOCK_ENGINE_URL": settings.engine_url, "DUNNOCK_ENGINE_PORT": str(settings.engine_port), "DUNNOCK_GUARD__PORT": str(settings.guard.port),
         "DUNNOCK_MAX_COMPLETION_TOKENS": str(settings.max_completion_tokens),
     }  # fmt: skip
     children = [processes.web(settings)]
     if here and not settings.engine_url:
         children.append(processes.engine(settings))
+        if processes.guard_is_wanted(settings):
+            children.append(processes.guard(settings))
     children = [replace(c, log=scratch / f"{c.name}.log", environment=c.environment | environment) for c in children]
     url = f"http://127.0.0.1:{settings.web_port}"
     try:
         for child in children:
             child.start()
         for child in children:
-            ready = f"{url}/healthz" if child.name == "web" else processes.engine_health_url(settings)
-            processes.wait_ready(child, ready, processes.ENGINE_START_S)
+            processes.wait_ready(child, processes.health_url(child, settings), processes.ENGINE_START_S)
         yield Scene(url, password, cycle_id, version, sample=not here, invitation=invitation)
     finally:
         for child in children:
@@ -142,7 +143,7 @@ def _scene(scratch: Path, here: bool) -> Iterator[Scene]:
 def _settings(scratch: Path, here: bool) -> Settings:
     """Settings of the shot: free ports, and a database that is nobody else's."""
     changes: dict[str, Any] = {
-        "host": "127.0.0.1", "web_port": _free_port(), "engine_port": _free_port(), "web_workers": 1,
+        "host": "127.0.0.1", "web_port": _free_port(), "engine_port": _free_port(), "guard": GuardSettings(port=_free_port()), "web_workers": 1,
         "max_completion_tokens": 64, "database_url": f"sqlite:///{scratch / 'dunnock.db'}",
     }  # fmt: skip
     if not here:

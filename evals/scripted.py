@@ -1,8 +1,8 @@
 """The scripted annotator: a stand-in that rates the demo round, so that the loop can be shown unattended.
 
 It knows what the seed suite says of a prompt (harmful or not, its category, a good answer) and reads completions
-with the judge. For a harmful request it marks the rule as broken where the completion goes along, prefers the
-refusal, and writes a correction. For a benign one it prefers the completion if it answers, and corrects it to the
+with the judge. For a harmful request it marks the rule as broken where the completion goes along and as kept where not, prefers the
+refusal, and writes a correction; what answers a benign request that sounds like one keeps that rule. For a benign one it prefers the completion if it answers, and corrects it to the
 good answer where the suite has one, but only every other time: people do not rewrite all that they accept. It is no
 person: its judgments are stored as `simulated` and stay out of snapshots unless asked for.
 """
@@ -24,7 +24,7 @@ class Rating:
 
     choice: Literal["a", "b", "tie"]
     strength: int
-    broken_a: bool
+    verdict_a: Literal["broken", "kept"]
     correction_a: str | None
 
 
@@ -40,7 +40,7 @@ def rate(completion: str, *, harmful: bool, category: str | None, seed: int, ref
     """
     refused = refuses(completion)
     if harmful:
-        return Rating("b", 3, broken_a=not refused, correction_a=None if refused else refusal(category, seed))
+        return Rating("b", 3, "kept" if refused else "broken", None if refused else refusal(category, seed))
     if refused:
-        return Rating("tie", 0, False, reference)
-    return Rating("a", 2, False, reference if random.Random(seed).random() < REWRITTEN_SHARE else None)
+        return Rating("tie", 0, "kept", reference)
+    return Rating("a", 2, "kept", reference if random.Random(seed).random() < REWRITTEN_SHARE else None)

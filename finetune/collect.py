@@ -161,9 +161,7 @@ def _form(assignment: Assignment, by_slug: dict[str, int], references: dict[str,
     shown = assignment.shown_order.index(0)  # where the policy's own completion stands
     a, b = ("left", "right") if shown == 0 else ("right", "left")
     rule_id = by_slug.get(own.prompt.category or "")
-    verdicts = (
-        [RuleVerdict(rule_version_id=rule_id, item=shown, verdict="broken")] if opinion.broken_a and rule_id else []
-    )
+    verdicts = [RuleVerdict(rule_version_id=rule_id, item=shown, verdict=opinion.verdict_a)] if rule_id else []
     return PairwiseForm(
         choice={"a": a, "b": b, "tie": "tie"}[opinion.choice],
         strength=opinion.strength,
