@@ -11,8 +11,11 @@ from sqlalchemy import select
 
 from access.models import Person
 from core.db import Database
+from core.intervals import rate
 from core.settings import Settings
 from feedback.models import Snapshot
+from reward.evaluation import auc
+from reward.guard.figures import agreement
 from reward.models import RewardModel
 from tests.browser import ARTIFACTS
 from tests.conftest import SignedIn
@@ -59,6 +62,25 @@ def test_figures_of_a_rule_model(people: dict[str, Person], sign_in: SignIn, dat
     assert page.count("data-plot") == 1
 
 
+def test_figures_of_a_guards_model(people: dict[str, Person], sign_in: SignIn, database: Database) -> None:
+    said, was = [0.95, 0.9, 0.2, 0.1], [0.9, 0.9, 0.1, 0.1]
+    found = agreement(said, was, [True, False, False, False])
+    part = {name: found[name] for name in ("n", "auc", "kappa", "recall", "false_hits")}
+    evaluation = {
+        "whole": found, "on_the_way": part, "n_train": 280,
+        "by_fraction": [{"frac": 0.25, **part, "as_whole": rate(3, 4)}],
+        "per_rule": [{"rule": "no_threats", "threshold": 0.875, **part}, {"rule": "new", "threshold": 0.9, "auc": auc([], [])}],
+    }  # fmt: skip
+    client = sign_in(people["reviewer"]).client
+    page = client.get(f"/rewards/{add(database, 'guard', evaluation)}").get_data(as_text=True)
+    for name in ("calibration", "by-fraction", "per-rule"):
+        assert f'id="{name}"' in page, name
+    assert "0.88" in page
+    assert "Agrees with the rule reward model" in page
+    assert "undefined, because there are no verdicts" in page
+    assert "280" in page
+
+
 @pytest.mark.parametrize(
     ("kind", "evaluation", "reason"),
     [
@@ -71,6 +93,7 @@ def test_figures_of_a_rule_model(people: dict[str, Person], sign_in: SignIn, dat
         ("preference", {"accuracy": 0.8, "n": 5, "low": 0.4, "high": 0.9, "length_only": 0.5}, "the record has none"),
         ("preference", {}, "the record has none"),
         ("rules", {}, "the record has none"),
+        ("guard", {}, "the record has none"),
     ],
 )
 def test_what_is_undefined_says_why(

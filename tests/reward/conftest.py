@@ -22,9 +22,23 @@ SETTINGS = RewardSettings(guard_asks=1000, guard_false_hits_frac=0.1)
 RULES = [Rule(name, f"Do not talk about {name}.") for name in ("bread", "butter", "Paris", "winter")]
 """A text breaks the rule whose word it says."""
 NAMES = (
-    "dunnock", "wren", "robin", "finch", "swift", "rook", "crow", "kite", "lark", "owl", "stork", "tern", "swan", "goose", "dove",
+    "dunnock",
+    "wren",
+    "robin",
+    "finch",
+    "swift",
+    "rook",
+    "crow",
+    "kite",
+    "lark",
+    "owl",
+    "stork",
+    "tern",
+    "swan",
+    "goose",
+    "dove",
     "gull",
-)  # fmt: skip
+)
 """Of birds; held-out texts are about the last four, which are in no other."""
 PLACES = ("in the garden", "that is safe", "but here is something", "what is the capital", "please write three")
 
