@@ -13,6 +13,7 @@ from access.keys import create_key
 from access.models import ROLES
 from access.names import COMMAND_LINE
 from access.people import create_person, find_login
+from access.tenants import Agreed, create_tenant
 from commands.database import prepare
 from core.errors import DunnockError, NotFound
 from core.settings import Settings
@@ -42,7 +43,7 @@ class Command(click.Command):
 
 def install(app: Flask) -> None:
     """Add the commands to an app."""
-    people_and_data = (migrate, person_add, key_add, import_pairs, import_tasks, export_pairs)
+    people_and_data = (migrate, person_add, key_add, tenant_add, import_pairs, import_tasks, export_pairs)
     for command in (*people_and_data, cycle, collect, rollback, trial, search):
         app.cli.add_command(command)
 
@@ -79,6 +80,19 @@ def key_add(login: str, name: str, scopes: str) -> None:
         key, secret = create_key(session, person, name, scopes)
         record(session, COMMAND_LINE, "key.add", f"api_key:{key.id}", after={"login": login, "scopes": scopes})
     click.echo(secret)
+
+
+@click.command("tenant-add", cls=Command)
+@click.argument("name")
+@click.option("--key", default="", help="Its lasting name; made of NAME where it is left out.")
+@click.option("--requests-per-minute", type=int, default=None, help="Over all its keys; none: no limit.")
+@click.option("--tokens-per-day", type=int, default=None, help="Of prompts and completions; none: no limit.")
+def tenant_add(name: str, key: str, requests_per_minute: int | None, tokens_per_day: int | None) -> None:
+    """Add a tenant; `key-add tenant:KEY` then makes its keys."""
+    with runtime().db.session() as session:
+        agreed = Agreed(name, requests_per_minute, tokens_per_day)
+        tenant = create_tenant(session, COMMAND_LINE, agreed, key)
+    click.echo(f"The tenant {tenant.key} is made; `key-add tenant:{tenant.key}` makes a key for its programs.")
 
 
 @click.command("import", cls=Command)

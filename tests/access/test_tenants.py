@@ -3,6 +3,8 @@
 from collections.abc import Callable
 
 import pytest
+from click.testing import Result
+from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -169,3 +171,18 @@ def test_the_account_of_a_tenant_is_one(session: Session) -> None:
     keys = [make_key(session, "lead", tenant.id, name)[0] for name in ("web", "phone")]
     assert len({key.person_id for key in session.scalars(select(ApiKey))}) == 1
     assert [key.tenant_id for key in keys] == [tenant.id] * 2
+
+
+def test_a_terminal_makes_a_tenant_and_its_keys(app: Flask, database: Database) -> None:
+    def run(*args: str) -> Result:
+        with app.app_context():
+            return app.test_cli_runner().invoke(args=args)
+
+    made = run("tenant-add", "Acme GmbH", "--requests-per-minute", "5", "--tokens-per-day", "70")
+    assert made.exit_code == 0, made.output
+    assert "key-add tenant:acme-gmbh" in made.output
+    assert run("tenant-add", "Acme GmbH").exit_code == 1
+    assert run("key-add", "tenant:acme-gmbh", "--scopes", "manage").exit_code == 1
+    secret = run("key-add", "tenant:acme-gmbh").output.strip()
+    with database.read() as session:
+        assert authenticate(session, secret, "chat").terms == Terms(1, "acme-gmbh", 5, 70, None)
