@@ -6,7 +6,9 @@ with the texts. What has no translation is English, and so is everything outside
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from io import BytesIO
 from pathlib import Path
@@ -33,6 +35,7 @@ COOKIE_S = 365 * 24 * 3600
 CATALOGUES = Path(__file__).parent.parent / "pages" / "locale"
 
 blueprint = Blueprint("language", __name__)
+_spoken: ContextVar[str] = ContextVar("spoken", default="en")
 
 
 class _Catalogues(Domain):  # type: ignore[misc]  # Flask-Babel has no types
@@ -56,15 +59,25 @@ def install(app: Flask) -> None:
 
 
 def language() -> str:
-    """The language of this request, one of `LANGUAGES`; English outside of one."""
+    """The language of this request, one of `LANGUAGES`; outside of one that of `speaking`, else English."""
     if not has_request_context():
-        return "en"
+        return _spoken.get()
     found: str | None = request.environ.get(ASKED)
     if found is None:
         chosen = request.cookies.get(COOKIE, "")
         found = chosen if chosen in LANGUAGES else request.accept_languages.best_match(LANGUAGES, "en")
         request.environ[ASKED] = found  # a page asks once for each of its texts
     return found
+
+
+@contextmanager
+def speaking(name: str) -> Iterator[None]:
+    """Texts of this task in a language, for what goes on after its request: on an event loop there is none."""
+    before = _spoken.set(name)
+    try:
+        yield
+    finally:
+        _spoken.reset(before)
 
 
 # Texts ----------------------------------------------------------------------------------------------------------------
@@ -75,7 +88,10 @@ def gettext(text: str, /, **values: Any) -> str:
 
     An app without catalogues, as the engine's, speaks English.
     """
-    if has_request_context() and "babel" not in current_app.extensions:
+    if not has_request_context():
+        text = _translations(language()).gettext(text)
+        return text % values if values else text
+    if "babel" not in current_app.extensions:
         return text % values if values else text
     return str(flask_babel.gettext(text, **values))
 

@@ -11,6 +11,7 @@ from flask import Flask
 
 from core.db import Database
 from core.errors import EngineError, NotFound, PromptTooLong
+from core.language import gettext
 from core.settings import Settings
 from policy.async_client import AsyncEngineClient
 from policy.client import EngineClient
@@ -148,8 +149,10 @@ class Chat:
             return await _first_of_group(call)
         except NotFound as error:
             raise EngineError(
-                f"the engine does not know {version.name!r} after loading it; a vLLM server must be started with"
-                " `--served-model-name base`"
+                gettext(
+                    "the engine does not know %(name)r after loading it; a vLLM server must be started with `--served-model-name base`",
+                    name=version.name,
+                )
             ) from error
 
     async def _check_length(self, asked: ChatRequest) -> None:
@@ -160,7 +163,10 @@ class Chat:
             return
         count = await self.engine.count_tokens(asked.messages)
         if count is not None and count > limit:
-            raise PromptTooLong(f"the prompt has {count} tokens; at most {limit} are taken", param="messages")
+            raise PromptTooLong(
+                gettext("the prompt has %(count)s tokens; at most %(limit)s are taken", count=count, limit=limit),
+                param="messages",
+            )
 
 
 class Said:

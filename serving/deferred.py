@@ -25,6 +25,7 @@ from a2wsgi.wsgi import build_environ
 from flask import Flask, Response
 
 from core.errors import DunnockError, RateLimited, openai_error
+from core.language import N_, gettext, language, speaking
 
 log = logging.getLogger("dunnock.serving")
 
@@ -32,7 +33,7 @@ SLOT = "dunnock.deferred"
 DEFERRED_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/moderations")
 MOST_BODY = 4 * 1024 * 1024
 """As Flask's MAX_CONTENT_LENGTH; the view says so in its own words."""
-INTERNAL = "Something failed on our side; nothing was changed. It has been logged."
+INTERNAL = N_("Something failed on our side; nothing was changed. It has been logged.")
 
 T = TypeVar("T")
 Message = dict[str, Any]
@@ -55,14 +56,19 @@ class Deferred(Response):
 
     def __init__(self, make: Callable[[], Coroutine[Any, Any, Answer]]) -> None:
         super().__init__(mimetype="application/json")
-        self.make = make
+        self._make, self._language = make, language()
+
+    async def make(self) -> Answer:
+        """The answer, in the language of its request; an error in OpenAI's shape."""
+        with speaking(self._language):
+            return await answered(self._make)
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         """As a WSGI response: hand over to the gateway where it asks, else run on the loop of `_loop`."""
         if (slot := environ.get(SLOT)) is not None:
             slot.append(self)
             return super().__call__(environ, start_response)
-        answer = wait(answered(self.make))
+        answer = wait(self.make())
         plain = Response(status=answer.status, headers=self._with(answer))
         if isinstance(answer.body, bytes):
             plain.set_data(answer.body)
@@ -88,7 +94,7 @@ async def answered(make: Callable[[], Coroutine[Any, Any, Answer]]) -> Answer:
         return Answer(json.dumps(body).encode(), status, headers)
     except Exception:
         log.exception("unexpected error while a reply was made")
-        _, body = openai_error(DunnockError(INTERNAL))
+        _, body = openai_error(DunnockError(gettext(INTERNAL)))
         return Answer(json.dumps(body).encode(), 500)
 
 
@@ -135,7 +141,7 @@ class Gateway:
             await _send_whole(send, status, headers, said)
             return
         gone = asyncio.ensure_future(_until_gone(receive))
-        made = asyncio.ensure_future(answered(deferred.make))
+        made = asyncio.ensure_future(deferred.make())
         try:
             await asyncio.wait({gone, made}, return_when=asyncio.FIRST_COMPLETED)
             if not made.done():

@@ -13,6 +13,7 @@ from typing import Any
 from core.detectors.pii import PII
 from core.detectors.secrets import SECRETS
 from core.errors import EngineError
+from core.language import gettext
 from serving.deferred import Answer
 from serving.guard import injection
 from serving.guard.patterns import PatternScan, judge
@@ -44,7 +45,9 @@ async def _result(guard: Guard, standing: Standing, text: str) -> dict[str, Any]
         try:
             words = await guard.ask(standing, "", text)
         except Unanswered as error:
-            raise EngineError(f"the guard's model did not answer: {error}", code="guard_unavailable") from error
+            raise EngineError(
+                gettext("the guard's model did not answer: %(why)s", why=error), code="guard_unavailable"
+            ) from error
         scores |= {name: round(word.broken, 4) for name, word in words.items()}
         hits |= {name: guard.reached(word) for name, word in words.items()}
     return {"flagged": any(hits.values()), "categories": hits, "category_scores": scores}

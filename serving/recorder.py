@@ -72,6 +72,8 @@ class Recorder:
             self._write(together)
 
     def _write(self, together: list[tuple[Group, "Future[None]"]]) -> None:
+        # Rows of tenants are locked in one order, so that two processes cannot wait for each other.
+        together.sort(key=lambda waiting: waiting[0][0].reply.tenant_id or 0)
         try:
             with self._db.session() as session:
                 for group, _ in together:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from core.errors import DunnockError, openai_error
+from core.language import gettext
 from policy.protocol import Events, StreamEvent
 from serving.guard.verdicts import Verdict
 from serving.guarding import Watch
@@ -76,7 +77,7 @@ class ReplyStream(AsyncIterator[bytes]):
             return
         except Exception:
             log.exception(NOT_STORED, self._reply.id, self._length)
-            yield _line(openai_error(DunnockError("the reply could not be stored"))[1])
+            yield _line(openai_error(DunnockError(gettext("the reply could not be stored")))[1])
             return
         yield self._chunk({}, self._end.finish_reason or "stop")
         if self._include_usage:

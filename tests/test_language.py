@@ -276,7 +276,7 @@ def test_what_is_flashed_is_translated() -> None:
 
 FOR_PROGRAMS = (
     "feedback/api/", "console/tenant_schemas.py", "feedback/exchange/", "feedback/dataset.py", "feedback/preferences.py", "feedback/tasks.py",
-    "feedback/webhooks/guarded.py", "serving/schemas.py", "core/settings/", "core/db.py", "core/artifacts.py",
+    "feedback/webhooks/guarded.py", "serving/guard/", "serving/schemas.py", "core/settings/", "core/db.py", "core/artifacts.py",
 )  # fmt: skip
 """Whose errors are read by programs, in a terminal or in a log alone."""
 PAGE_ERRORS = {

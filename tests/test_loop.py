@@ -30,7 +30,7 @@ from finetune.runner import in_this_process
 from policy.client import EngineClient
 from policy.models import GateReport, PolicyVersion, Promotion
 from policy.versions import active_version, rollback
-from reward.models import RewardModel
+from reward.models import RewardModel, newest_model
 from serving.chat import close_chat
 from serving.deferred import wait
 from serving.routing import engine_client
@@ -156,7 +156,7 @@ def test_a_round_ends_with_a_promoted_version_that_the_running_server_answers_wi
         assert version.adapter_path is not None
         assert hash_folder(loop.settings.artifact_dir / version.adapter_path) == version.adapter_sha256
         assert session.scalars(select(Judgment.simulated)).unique().all() == [True]
-        assert session.scalar(select(func.count(RewardModel.id))) == 1
+        assert sorted(session.scalars(select(RewardModel.kind))) == ["preference", "rules"]
         report = build_report(session, cycle.id)
     written = write_report(tmp_path, report)
     saved = json.loads((tmp_path / "demo.json").read_text())
@@ -203,10 +203,11 @@ def test_a_round_by_rewards_ends_with_a_candidate_that_the_gate_judges(loop: Loo
     assert loop.ask()[0] == "v1"
     assert loop.ask()[1] != before
     with loop.db.read() as session:
-        version, reward = active_version(session), session.scalars(select(RewardModel)).one()
+        version, reward = active_version(session), newest_model(session, "preference")
         result = session.scalars(select(StageRun.result).where(StageRun.name == "update")).one() or {}
         report = session.scalars(select(GateReport)).one()
     assert (result["method"], result["rollouts"], result["samples"]) == (method, rollouts, 16)
+    assert reward is not None
     assert result["reward_sha256"] == reward.sha256
     assert result["log"]
     assert (report.policy_version_id, report.passed) == (version.id, True)
@@ -336,8 +337,9 @@ def test_a_round_killed_in_a_stage_goes_on_and_doubles_nothing(
         assert session.scalar(select(func.count(Task.id))) == 40
         assert session.scalar(select(func.count(Judgment.id))) == 40
         assert session.scalar(select(func.count(Completion.id)).where(Completion.source == "rollout")) == 40
-        for table in (Snapshot, RewardModel, GateReport):
+        for table in (Snapshot, GateReport):
             assert session.scalar(select(func.count(table.id))) == 1
+        assert sorted(session.scalars(select(RewardModel.kind))) == ["preference", "rules"]
         assert [p.kind for p in session.scalars(select(Promotion).order_by(Promotion.id))] == ["first", "promote"]
         attempts = dict(session.execute(select(StageRun.name, StageRun.attempts)).all())
     assert attempts == {name: 2 if name == stage else 1 for name in DEMO_STAGES}
