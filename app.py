@@ -42,6 +42,7 @@ import feedback.views
 import feedback.webhooks.views
 import serving.api
 import serving.health
+import serving.metrics
 import serving.views
 from core import language
 from core.db import MAX_ID, Database
@@ -117,6 +118,7 @@ def create_app(settings: Settings | None = None, db: Database | None = None) -> 
     app.register_blueprint(console.tenants.blueprint)
     app.register_blueprint(serving.views.blueprint)
     app.register_blueprint(serving.health.blueprint)
+    app.register_blueprint(serving.metrics.blueprint)
     app.register_blueprint(serving.api.blueprint)
     app.register_blueprint(feedback.api.docs.blueprint)
     app.register_blueprint(feedback.webhooks.views.blueprint)

@@ -1,6 +1,7 @@
 """Starting and ending the processes of one machine: engine, guard, web, worker."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,6 +17,7 @@ from core.children import COMPUTE, die_with_parent
 from core.errors import ArtifactError, Conflict, EngineError
 from core.settings import Settings
 from reward.guard.encoder import encoder_path
+from serving.metrics import SHARED
 
 ROOT = Path(__file__).resolve().parent.parent
 ENGINE_START_S = 120.0
@@ -78,7 +80,17 @@ def web(settings: Settings) -> Child:
         "--workers", str(settings.web_workers), "--loop", "uvloop", "--http", "httptools", "--timeout-graceful-shutdown", "5",
         "--no-proxy-headers", "--no-server-header", "--no-access-log", "--log-level", "warning",
     ]  # fmt: skip
-    return Child("web", command, settings.var_dir / "logs" / "web.log")
+    environment = {}
+    if settings.web_workers > 1:
+        environment[SHARED] = str(_emptied(settings.var_dir / "metrics"))
+    return Child("web", command, settings.var_dir / "logs" / "web.log", environment=environment)
+
+
+def _emptied(folder: Path) -> Path:
+    """A folder without what processes of before left in it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
 
 
 def worker(settings: Settings) -> Child:

@@ -19,6 +19,7 @@ from policy.models import PolicyVersion
 from policy.protocol import ChatReply, ChatRequest, StreamEvent
 from serving.deferred import Answer
 from serving.guarding import Checked, Guard, Standing
+from serving.metrics import replied
 from serving.recorder import Recorder
 from serving.replies import CUT, Ended, Reply, choice_body, several, usage_body
 from serving.routing import engine_client, make_ready
@@ -101,7 +102,7 @@ class Chat:
         ended = await asyncio.gather(
             *(self._cleared(asked, reply, whole) for reply, whole in zip(replies, made, strict=True))
         )
-        await self.recorder.store(ended)
+        await self._store(ended)
         # the prompt of all is told once
         usage = (made[0].prompt_tokens, sum(whole.completion_tokens for whole in made))
         return _answer(asked, ended, made, usage)
@@ -122,8 +123,13 @@ class Chat:
                 reply, Said(said, CUT), self.recorder, prompt=asked.checked.verdicts, include_usage=asked.include_usage
             ))  # fmt: skip
         ended = [Ended(each, said, CUT, (0, 0), asked.checked.verdicts) for each in several(asked.choices, reply)]
-        await self.recorder.store(ended)
+        await self._store(ended)
         return _answer(asked, ended, [None] * len(ended), (0, 0))
+
+    async def _store(self, ended: Sequence[Ended]) -> None:
+        await self.recorder.store(ended)
+        for each in ended:
+            replied(each)
 
     async def close(self) -> None:
         """Close the connections of this event loop."""

@@ -11,6 +11,7 @@ from core.language import gettext
 from policy.protocol import Events, StreamEvent
 from serving.guard.verdicts import Verdict
 from serving.guarding import Watch
+from serving.metrics import OPEN, first_text, replied
 from serving.recorder import Recorder
 from serving.replies import Ended, Reply, usage_body
 
@@ -46,9 +47,11 @@ class ReplyStream(AsyncIterator[bytes]):
         self._include_usage = include_usage
         self._text: list[str] = []
         self._end = StreamEvent()
+        self._closed = False
         self._storing: asyncio.Future[None] | None = None
         self._head = json.dumps(reply.head("chat.completion.chunk"), ensure_ascii=False)[:-1]
         self._lines = self._produce()
+        OPEN.inc()
 
     async def __anext__(self) -> bytes:
         return await anext(self._lines)
@@ -56,6 +59,9 @@ class ReplyStream(AsyncIterator[bytes]):
     async def aclose(self) -> None:
         """End the request at the engine and store what came, as cancelled if it had not ended."""
         self._events.close()
+        if not self._closed:
+            self._closed = True
+            OPEN.dec()
         try:
             await self._store(self._end.finish_reason or "cancelled")
         except Exception:
@@ -63,11 +69,15 @@ class ReplyStream(AsyncIterator[bytes]):
 
     async def _produce(self) -> AsyncIterator[bytes]:
         yield self._chunk({"role": "assistant", "content": ""}, None)
+        shown = False
         try:
             async for event in self._events:
                 self._text.append(event.text)
                 self._end = event.after(self._end)
                 if event.text:
+                    if not shown:
+                        first_text(self._reply)
+                    shown = True
                     yield self._chunk({"content": event.text}, None)
             await self._store(self._end.finish_reason or "stop")
         except DunnockError as error:
@@ -95,6 +105,7 @@ class ReplyStream(AsyncIterator[bytes]):
             if self._watch is not None:
                 verdicts, withheld = (*self._prompt, *self._watch.verdicts()), self._watch.withheld
             ended = Ended(self._reply, "".join(self._text), finish_reason, self._usage, verdicts, withheld)
+            replied(ended)
             self._storing = asyncio.ensure_future(self._recorder.store([ended]))
         await asyncio.shield(self._storing)
 

@@ -112,6 +112,7 @@ LEAST = {
     "feedback.static": "nobody",
     "health.healthz": "nobody",
     "health.readyz": "nobody",
+    "metrics.metrics": "nobody",
     "language.set_language": "nobody",
     "oidc.callback": "nobody",
     "oidc.remove": "annotator",

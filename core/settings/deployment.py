@@ -92,6 +92,10 @@ class Settings(BaseSettings):
         description="Temperature of chat calls that name none; the gate measures greedy completions, so stay near 0.",
     )
 
+    metrics: Literal["off", "loopback", "open"] = Field(
+        "loopback",
+        description="Who may read `/metrics`: nobody, callers on this machine, or whoever reaches the pages.",
+    )
     api_auth: Literal["required", "open"] = Field(
         "required", description="`open` lets `/v1` be called without an API key; for loopback trials only."
     )

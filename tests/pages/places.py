@@ -152,6 +152,7 @@ OTHERS: dict[str, Download] = {
     "feedback.static": Download("/static/feedback/annotate.js", "text/javascript"),
     "health.healthz": Download("/healthz", "application/json"),
     "health.readyz": Download("/readyz", "application/json"),
+    "metrics.metrics": Download("/metrics", "text/plain"),
     "people.static": Download("/static/access/access.css", "text/css"),
     "quality.library": Download("/quality/library/uplot.iife.min.js", "text/javascript"),
     "quality.table": Download("/quality/tables/annotators.csv", "text/csv"),

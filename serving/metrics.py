@@ -1,0 +1,67 @@
+"""`/metrics`: what the chat API does, for Prometheus. In: replies as they end. Out: counters and histograms; no text, no person.
+
+With several web processes each writes its figures into `var/metrics`, and whichever is asked adds them up.
+"""
+
+import os
+import time
+
+from flask import Blueprint, Response, request
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import REGISTRY as OF_THIS_PROCESS
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from core.errors import NotFound
+from core.language import gettext
+from core.settings import LOOPBACK
+from core.web import runtime
+from serving.guard.verdicts import merge
+from serving.replies import Ended, Reply
+
+blueprint = Blueprint("metrics", __name__)
+
+SHARED = "PROMETHEUS_MULTIPROC_DIR"
+"""The variable by which prometheus-client knows that there are several processes, and where they meet."""
+FAST_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+SLOW_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+
+REPLIES = Counter("dunnock_replies", "Replies that were given", ["version", "finish_reason"])
+TOKENS = Counter("dunnock_tokens", "Tokens of prompts and completions", ["version", "kind"])
+REPLY_S = Histogram("dunnock_reply_seconds", "From the request to the reply's end", ["version"], buckets=SLOW_S)
+FIRST_S = Histogram("dunnock_first_text_seconds", "From the request to a stream's first text", buckets=SLOW_S)
+OPEN = Gauge("dunnock_open_streams", "Streams that are open", multiprocess_mode="livesum")
+VERDICTS = Counter("dunnock_guard_verdicts", "What the guard's checks said", ["check", "side", "outcome"])
+GUARD_S = Histogram("dunnock_guard_seconds", "What a check took for a reply, all its pieces", ["check"], buckets=FAST_S)
+
+
+def replied(ended: Ended) -> None:
+    """Count a reply that has ended."""
+    version, usage = ended.reply.version.name, ended.usage
+    REPLIES.labels(version, ended.finish_reason).inc()
+    for kind, n in zip(("prompt", "completion"), usage, strict=True):
+        TOKENS.labels(version, kind).inc(n or 0)
+    REPLY_S.labels(version).observe(time.monotonic() - ended.reply.started_s)
+    by_check: dict[str, float] = {}
+    for verdict in merge(ended.verdicts):
+        VERDICTS.labels(verdict.check, verdict.side, verdict.outcome).inc()
+        by_check[verdict.check] = by_check.get(verdict.check, 0.0) + verdict.latency_s
+    for check, spent_s in by_check.items():
+        GUARD_S.labels(check).observe(spent_s)
+
+
+def first_text(reply: Reply) -> None:
+    """A stream shows its first text."""
+    FIRST_S.observe(time.monotonic() - reply.started_s)
+
+
+@blueprint.get("/metrics")
+def metrics() -> Response:
+    """Figures of all web processes, for callers on this machine or, where the settings say so, for all."""
+    allowed = runtime().settings.metrics
+    if allowed == "off" or (allowed == "loopback" and request.remote_addr not in (*LOOPBACK, "::1")):
+        raise NotFound(gettext("There is no page at this address. The link may be old, or what it led to was removed."))
+    registry: CollectorRegistry = OF_THIS_PROCESS
+    if os.environ.get(SHARED):
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    return Response(generate_latest(registry), content_type=CONTENT_TYPE_LATEST)
