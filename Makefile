@@ -8,7 +8,7 @@ export PYTHONUNBUFFERED := 1
 export HF_HUB_DISABLE_PROGRESS_BARS := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup setup-dev base demo run migrate cycle collect rollback import import-tasks export seed person key test test-slow check fix messages trial search bench-judge bench-engine bench-engines bench-annotation bench-training bench-robustness screenshots clean
+.PHONY: help setup setup-dev base demo run migrate cycle collect rollback import import-tasks export seed person key test test-slow check fix messages trial search bench-judge bench-engine bench-engines bench-annotation bench-training bench-robustness bench-serving screenshots clean
 
 help:            ## what there is to make
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 18
@@ -108,6 +108,9 @@ bench-training: base  ## reward models, DPO and PPO beside TRL's stock trainers 
 
 bench-robustness: setup  ## reward models under noise and attacks, with the defences on and off (MORE="--seeds 8")
 	@$(RUN) -m bench.robustness $(MORE)
+
+bench-serving: setup-dev base  ## the chat API beside LiteLLM, transformers serve and the engine alone (ROUND=var, MORE="--parts gateway")
+	@$(RUN) -m bench.serving $(if $(ROUND),--round "$(ROUND)") $(MORE)
 
 screenshots: setup-dev  ## pictures for README and documents, of sample rows (HERE=1: of the round made here, ONLY=names)
 	@$(RUN) -m commands.screenshots $(if $(HERE),--here) $(if $(ONLY),--only $(ONLY))

@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 import aiohttp
 
 CONNECT_S = 1.0
-LOAD_S = 60.0
+LOAD_S = 20.0
 
 
 class Unanswered(Exception):

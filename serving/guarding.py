@@ -39,6 +39,8 @@ log = logging.getLogger("dunnock.serving")
 RULES = "rules"
 CONTEXT_CHARS = 1200
 TENANTS_REMEMBERED = 1000
+AT_THE_END = Pieces(1 << 40, 1 << 40)
+"""A check that only records asks once, when nobody waits for it."""
 
 
 @dataclass(frozen=True)
@@ -187,21 +189,21 @@ class Watch:
         ]
         if system:
             scans.append((does.output_leak, LeakageScan(system, known)))
-        asks = does.output_rules != "off" and bool(standing.rules)
-        self._no_model = asks and standing.model is None
-        self._ask_all = asks and standing.model is not None
-        self._asks_only_to_record = does.output_rules == "record"
-        blocking = [scan for action, scan in scans if action == "block"]
-        recording = [scan for action, scan in scans if action == "record"]
+        asks = does.output_rules if standing.rules else "off"
+        self._no_model = asks != "off" and standing.model is None
+        if standing.model is None:
+            asks = "off"
         pieces = Pieces(does.first_chars, max(does.first_chars, does.piece_chars))
-        asked = (RULES,) if self._ask_all and not self._asks_only_to_record else ()
-        self.window = Window(blocking, asked=asked, pieces=pieces, fail_closed=fail_closed)
+        self.window = Window(
+            [scan for action, scan in scans if action == "block"],
+            asked=(RULES,) if asks == "block" else (), pieces=pieces, fail_closed=fail_closed,
+        )  # fmt: skip
         self._record = Window(
-            recording, asked=(RULES,) if self._ask_all and not asked else (), pieces=pieces, fail_closed=False
-        )
+            [scan for action, scan in scans if action == "record"],
+            asked=(RULES,) if asks == "record" else (), pieces=AT_THE_END, fail_closed=False,
+        )  # fmt: skip
         self._written: list[str] = []
         self._shown: list[str] = []
-        self.recorded: list[Verdict] = []
 
     # --- streams
 

@@ -309,3 +309,26 @@ def test_openai_s_client_reads_a_moderation(guarded: Installed) -> None:
         (result,) = client.moderations.create(input=f"key {SECRET}").results
     server.stop()
     assert result.flagged
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_is_only_recorded_is_let_through_and_said(settings: Settings, database: Database, stream: bool) -> None:
+    found = Installed(settings, database, output_rules="record", output_secrets="record").with_model()
+    pieces = [*(f"word{i} " for i in range(60)), "heron ", SECRET]
+    assert found.ask(*pieces, stream=stream) == ("".join(pieces), "stop")
+    reply, verdicts = found.stored()
+    assert not found.model.asked[:-1]
+    hits = {name for name, verdict in verdicts.items() if verdict["outcome"] == "hit"}
+    assert hits == {("output", "secrets"), ("output", "rules", found.rules[1].rule.slug)}
+    assert reply.finish_reason == "stop"
+    found.stop()
+
+
+def test_what_is_off_is_not_looked_for_and_not_told_of(settings: Settings, database: Database) -> None:
+    off = {f"output_{check}": "off" for check in ("rules", "secrets", "pii", "leak")}
+    found = Installed(settings, database, **off, input_injection="off", input_secrets="off").with_model()
+    assert found.ask("heron ", SECRET, stream=True, messages=user(INJECTION))[1] == "stop"
+    with found.database.read() as session:
+        assert not list(session.scalars(select(GuardReport)))
+    assert not found.model.asked
+    found.stop()
