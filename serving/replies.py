@@ -13,7 +13,7 @@ from core.language import gettext
 from feedback.models import Completion, completion_id
 from policy.models import PolicyVersion
 from policy.protocol import ChatReply, ChatRequest
-from serving.guard.verdicts import Verdict
+from serving.guard.verdicts import GRAVITY, Verdict
 
 CUT = "content_filter"
 """OpenAI's word for the end of a reply that was not let through."""
@@ -103,7 +103,17 @@ def choice_body(index: int, ended: Ended, whole: ChatReply | None) -> dict[str, 
         "message": {"role": "assistant", "content": ended.text, "refusal": None},
         "finish_reason": ended.finish_reason,
         "logprobs": {"content": told} if ended.reply.request.logprobs else None,
+        "guard": guard_body(ended.verdicts, cut=ended.finish_reason == CUT),
     }
+
+
+def guard_body(verdicts: Sequence[Verdict], *, cut: bool) -> dict[str, Any] | None:
+    """The guard's word on a reply: the gravest outcome, and of what was cut the check and the kind; None where nothing was on."""
+    if not verdicts:
+        return None
+    gravest = max(verdicts, key=lambda verdict: GRAVITY[verdict.outcome])
+    shown = {"check": gravest.check, "kind": gravest.kind or None} if cut else {"check": None, "kind": None}
+    return {"outcome": gravest.outcome, "cut": cut, **shown}
 
 
 def earlier_replies(session: Session, ids: Sequence[str], person_id: int | None) -> dict[str, str]:

@@ -207,6 +207,15 @@ class ChoiceLogprobs(Given):
     content: list[TokenLogprob]
 
 
+class GuardWord(Given):
+    """What the guard said: the gravest outcome of its checks, and of a reply that was cut which check it was, and what it found."""
+
+    outcome: Literal["clear", "not_scanned", "timed_out", "hit"]
+    cut: bool
+    check: str | None
+    kind: str | None
+
+
 class Choice(Given):
     """One of the replies; feedback names it by its completion_id, which for the first is the answer's id."""
 
@@ -215,6 +224,7 @@ class Choice(Given):
     message: ReplyMessage
     finish_reason: str | None
     logprobs: ChoiceLogprobs | None
+    guard: GuardWord | None
 
 
 class Usage(Given):

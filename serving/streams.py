@@ -3,7 +3,8 @@
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from core.errors import DunnockError, openai_error
@@ -13,7 +14,7 @@ from serving.guard.verdicts import Verdict
 from serving.guarding import Watch
 from serving.metrics import OPEN, first_text, replied
 from serving.recorder import Recorder
-from serving.replies import Ended, Reply, usage_body
+from serving.replies import CUT, Ended, Reply, guard_body, usage_body
 
 log = logging.getLogger("dunnock.serving")
 
@@ -89,7 +90,8 @@ class ReplyStream(AsyncIterator[bytes]):
             log.exception(NOT_STORED, self._reply.id, self._length)
             yield _line(openai_error(DunnockError(gettext("the reply could not be stored")))[1])
             return
-        yield self._chunk({}, self._end.finish_reason or "stop")
+        reason = self._end.finish_reason or "stop"
+        yield self._chunk({}, reason, {"guard": guard_body(self._verdicts(), cut=reason == CUT)})
         if self._include_usage:
             yield _line({**self._reply.head("chat.completion.chunk"), "choices": [], "usage": usage_body(self._usage)})
         yield b"data: [DONE]\n\n"
@@ -98,13 +100,15 @@ class ReplyStream(AsyncIterator[bytes]):
     def _usage(self) -> tuple[int | None, int | None]:
         return self._end.prompt_tokens, self._end.completion_tokens
 
+    def _verdicts(self) -> tuple[Verdict, ...]:
+        return (*self._prompt, *(self._watch.verdicts() if self._watch is not None else ()))
+
     async def _store(self, finish_reason: str) -> None:
         """Store it the first time that this is called; wait until that is done, also where the one who began it has left."""
         if self._storing is None:
-            verdicts, withheld = self._prompt, None
-            if self._watch is not None:
-                verdicts, withheld = (*self._prompt, *self._watch.verdicts()), self._watch.withheld
-            ended = Ended(self._reply, "".join(self._text), finish_reason, self._usage, verdicts, withheld)
+            withheld = self._watch.withheld if self._watch is not None else None
+            text = "".join(self._text)
+            ended = Ended(self._reply, text, finish_reason, self._usage, self._verdicts(), withheld)
             replied(ended)
             self._storing = asyncio.ensure_future(self._recorder.store([ended]))
         await asyncio.shield(self._storing)
@@ -113,8 +117,10 @@ class ReplyStream(AsyncIterator[bytes]):
     def _length(self) -> int:
         return sum(map(len, self._text))
 
-    def _chunk(self, delta: dict[str, str], reason: str | None) -> bytes:
-        choice = json.dumps([{"index": 0, "delta": delta, "finish_reason": reason}], ensure_ascii=False)
+    def _chunk(
+        self, delta: dict[str, str], reason: str | None, more: Mapping[str, Any] = MappingProxyType({})
+    ) -> bytes:
+        choice = json.dumps([{"index": 0, "delta": delta, "finish_reason": reason, **more}], ensure_ascii=False)
         return f'data: {self._head}, "choices": {choice}}}\n\n'.encode()
 
 

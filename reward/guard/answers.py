@@ -126,7 +126,10 @@ def _ask(
         logit = torch.tensor(teacher.logits([(texts[i].item, rules[j].text) for i, j in batch]), dtype=torch.float64)
         broken = torch.sigmoid(logit / teacher.temperature).tolist()
         found += [Answer(i, j, p, 1.0, "teacher") for (i, j), p in zip(batch, broken, strict=True)]
-        progress((start + len(batch)) / max(1, len(order)), f"guard: {len(found)} answers of the rule reward model")
+        progress(
+            min(start + ASKED_TOGETHER, len(order)) / len(order),
+            f"guard: {len(found)} answers of the rule reward model",
+        )
     return found
 
 

@@ -9,6 +9,7 @@ const page = {
   words: document.getElementById("words"),
   send: document.getElementById("send"),
   stop: document.getElementById("stop"),
+  model: document.getElementById("model"), // of leads: which version answers
 };
 const showsVersion = page.turns.dataset.showsVersion === "yes";
 const texts = JSON.parse(page.turns.dataset.words);
@@ -86,6 +87,7 @@ async function read(response, turn) {
     if (chunk.error) throw new Error(chunk.error.message);
     turn.id = chunk.id;
     turn.version = chunk.dunnock?.policy_version;
+    turn.guard = chunk.choices[0]?.guard ?? turn.guard;
     turn.content += chunk.choices[0]?.delta?.content ?? "";
     turn.text.textContent = turn.content;
     if (atBottom()) turn.element.scrollIntoView({ block: "end" });
@@ -112,7 +114,7 @@ async function reply() {
   setRunning(controller);
   show("");
   try {
-    const response = await post("/v1/chat/completions", { model: "dunnock", messages, stream: true }, controller.signal);
+    const response = await post("/v1/chat/completions", { model: page.model?.value ?? "dunnock", messages, stream: true }, controller.signal);
     if (!response.ok) throw new Error(await messageOf(response));
     await read(response, turn);
     page.said.textContent = turn.content;
@@ -143,6 +145,9 @@ function addTools(turn) {
   const badge = tools.querySelector("[data-version]");
   badge.hidden = !showsVersion;
   badge.textContent = turn.version ?? "";
+  const guard = tools.querySelector("[data-guard]");
+  guard.hidden = !showsVersion || !turn.guard;
+  guard.textContent = wordOf(turn.guard);
   tools.addEventListener("click", (event) => {
     const act = event.target.closest("button")?.dataset.act;
     if (act === "up" || act === "down") rate(turn, act);
@@ -150,6 +155,13 @@ function addTools(turn) {
     if (act === "again") again(turn);
   });
   turn.element.append(tools);
+}
+
+// The guard's word on a reply, for those who see versions: what it found, or that it found nothing.
+function wordOf(guard) {
+  if (!guard) return "";
+  const found = [guard.check, guard.kind].filter(Boolean).join(": ");
+  return guard.cut ? texts.cut.replace("{what}", () => found) : texts[`guard_${guard.outcome}`];
 }
 
 async function sendFeedback(turn, body) {

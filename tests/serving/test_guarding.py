@@ -332,3 +332,20 @@ def test_what_is_off_is_not_looked_for_and_not_told_of(settings: Settings, datab
         assert not list(session.scalars(select(GuardReport)))
     assert not found.model.asked
     found.stop()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_callers_are_told_what_the_guard_said(guarded: Installed, stream: bool) -> None:
+    def told(*pieces: str) -> Any:
+        guarded.engine.pieces = pieces
+        body = {"model": "dunnock", "messages": user("Hi"), "stream": stream}
+        answer = guarded.client.post("/v1/chat/completions", json=body, headers=guarded.key)
+        if not stream:
+            return answer.json["choices"][0]["guard"]
+        return json.loads(answer.text.split("\n\n")[-3][6:])["choices"][0]["guard"]
+
+    assert told("a wren") == {"outcome": "clear", "cut": False, "check": None, "kind": None}
+    kind = guarded.rules[1].rule.slug
+    assert told("a heron") == {"outcome": "hit", "cut": True, "check": "rules", "kind": kind}
+    guarded.model.mode = "busy"
+    assert told("a wren") == {"outcome": "not_scanned", "cut": True, "check": "rules", "kind": None}
