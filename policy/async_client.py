@@ -24,6 +24,8 @@ from policy.protocol import ChatReply, ChatRequest, StreamEvent, read_event, rea
 
 KEPT_S = 30.0
 """How long an idle connection is kept: less than engines wait before they close it, so that few are lost."""
+NOT_REACHED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
+"""No connection came about, so nothing was sent."""
 LINE_BYTES = 4 * 1024 * 1024
 """The longest line of a stream."""
 
@@ -59,7 +61,7 @@ class AsyncEngineClient:
             if response.status != 200:
                 raise refusal(response.status, await response.text())
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise unreachable(self.base_url, error) from error
+            raise unreachable(self.base_url, error, reached=not isinstance(error, NOT_REACHED)) from error
         return AsyncCompletionStream(response, self.base_url)
 
     async def count_tokens(self, messages: Sequence[Message]) -> int | None:
@@ -84,7 +86,7 @@ class AsyncEngineClient:
             async with await self._send(url, body) as response:
                 text = await response.text()
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise unreachable(self.base_url, error) from error
+            raise unreachable(self.base_url, error, reached=not isinstance(error, NOT_REACHED)) from error
         if response.status != 200:
             raise refusal(response.status, text)
         return json.loads(text)

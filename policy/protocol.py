@@ -77,6 +77,10 @@ class StreamEvent:
         )
 
 
+class Untouched(EngineError):
+    """The engine surely did nothing with the call: it was not reached, or refused it at once because it is full."""
+
+
 class Events(Protocol):
     """Events of a completion, as an engine sends them or as a guard lets them through."""
 
@@ -132,9 +136,10 @@ def _tuple(ids: list[int] | None) -> tuple[int, ...] | None:
     return None if ids is None else tuple(ids)
 
 
-def unreachable(url: str, error: Exception) -> EngineError:
-    """What a connection that failed means."""
-    return EngineError(f"the engine at {url} cannot be reached ({type(error).__name__}: {error}); is it running?")
+def unreachable(url: str, error: Exception, *, reached: bool = True) -> EngineError:
+    """What a connection that failed means; `reached`: it had come about."""
+    kind = EngineError if reached else Untouched
+    return kind(f"the engine at {url} cannot be reached ({type(error).__name__}: {error}); is it running?")
 
 
 def refusal(status: int, text: str) -> DunnockError:
@@ -155,4 +160,5 @@ def refusal(status: int, text: str) -> DunnockError:
         return NotFound(message, code="model_not_found", param="model")
     if status in (400, 409, 422):
         return InvalidInput(message, param=error.get("param"))
-    return EngineError(f"the engine answered {status}: {message}")
+    kind = Untouched if status in (429, 503) else EngineError
+    return kind(f"the engine answered {status}: {message}")

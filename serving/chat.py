@@ -2,37 +2,31 @@
 
 import asyncio
 import json
-import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 from flask import Flask
 
 from core.db import Database
-from core.errors import EngineError, NotFound, PromptTooLong
+from core.errors import PromptTooLong
 from core.language import gettext
 from core.settings import Settings
-from policy.async_client import AsyncEngineClient
 from policy.client import EngineClient
 from policy.models import PolicyVersion
 from policy.protocol import ChatReply, ChatRequest, StreamEvent
 from serving.deferred import Answer
+from serving.engines import Engines
 from serving.guarding import Checked, Guard, Standing
 from serving.metrics import replied
 from serving.recorder import Recorder
 from serving.replies import CUT, Ended, Reply, choice_body, several, usage_body
-from serving.routing import engine_client, make_ready
+from serving.routing import engine_client
 from serving.streams import ReplyStream
-
-log = logging.getLogger("dunnock.serving")
 
 EXTENSION = "dunnock_chat"
 VERSION_HEADER = "X-Dunnock-Policy-Version"
 TEMPLATE_TOKENS = 64  # what a chat template adds at most, with room to spare, plus so many per message:
 TEMPLATE_TOKENS_PER_MESSAGE = 8
-
-Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -68,10 +62,9 @@ class Chat:
 
     def __init__(self, settings: Settings, db: Database, loader: EngineClient) -> None:
         self.settings = settings
-        self.engine = AsyncEngineClient(settings.engine_base_url, settings.engine_api_key, settings.engine_timeout_s)
+        self.engines = Engines(settings, loader)
         self.guard = Guard(settings)
         self.recorder = Recorder(db, settings.sampling)
-        self._loader = loader
 
     async def answer(self, asked: Asked) -> Answer:
         """The reply or replies, whole or as a stream; stored before the last byte goes out.
@@ -89,7 +82,7 @@ class Chat:
         return await (self._streamed if asked.stream else self._whole)(asked, reply)
 
     async def _streamed(self, asked: Asked, reply: Reply) -> Answer:
-        events = await self._with_version(asked.version, lambda: self.engine.stream(asked.request))
+        events = await self.engines.stream(asked.version, asked.request)
         watch = self.guard.watch(asked.request.messages, asked.standing, asked.path)
         return _stream(asked, ReplyStream(
             reply, watch.over(events), self.recorder, watch=watch, prompt=asked.checked.verdicts,
@@ -98,7 +91,7 @@ class Chat:
 
     async def _whole(self, asked: Asked, first: Reply) -> Answer:
         replies = several(asked.choices, first)
-        made = await self._with_version(asked.version, lambda: self._all(replies))
+        made = await self._all(replies)
         ended = await asyncio.gather(
             *(self._cleared(asked, reply, whole) for reply, whole in zip(replies, made, strict=True))
         )
@@ -133,33 +126,20 @@ class Chat:
 
     async def close(self) -> None:
         """Close the connections of this event loop."""
-        await self.engine.close()
+        await self.engines.close()
         await self.guard.close()
 
     async def _all(self, replies: list[Reply]) -> list[ChatReply]:
         """All at once; the first failure ends the others."""
         if len(replies) == 1:
-            return [await self.engine.complete(replies[0].request)]
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self.engine.complete(reply.request)) for reply in replies]
+            return [await self.engines.complete(replies[0].version, replies[0].request)]
+        try:
+            async with asyncio.TaskGroup() as group:
+                asked = (self.engines.complete(reply.version, reply.request) for reply in replies)
+                tasks = [group.create_task(each) for each in asked]
+        except BaseExceptionGroup as failed:
+            raise failed.exceptions[0] from failed
         return [task.result() for task in tasks]
-
-    async def _with_version(self, version: PolicyVersion, call: Callable[[], Awaitable[Made]]) -> Made:
-        """Do `call`; if the engine does not know the version, as after its restart, load it and try once more."""
-        try:
-            return await _first_of_group(call)
-        except NotFound:
-            log.info("the engine does not know %s; loading it", version.name)
-        await asyncio.to_thread(make_ready, self._loader, version, self.settings)
-        try:
-            return await _first_of_group(call)
-        except NotFound as error:
-            raise EngineError(
-                gettext(
-                    "the engine does not know %(name)r after loading it; a vLLM server must be started with `--served-model-name base`",
-                    name=version.name,
-                )
-            ) from error
 
     async def _check_length(self, asked: ChatRequest) -> None:
         """Raise PromptTooLong above the limit; asks the engine only where the bytes leave a doubt."""
@@ -167,7 +147,7 @@ class Chat:
         most = sum(len(m.content.encode()) + TEMPLATE_TOKENS_PER_MESSAGE for m in asked.messages) + TEMPLATE_TOKENS
         if most <= limit:  # a token is at least a byte
             return
-        count = await self.engine.count_tokens(asked.messages)
+        count = await self.engines.count_tokens(asked.messages)
         if count is not None and count > limit:
             raise PromptTooLong(
                 gettext("the prompt has %(count)s tokens; at most %(limit)s are taken", count=count, limit=limit),
@@ -199,14 +179,6 @@ def _answer(
     choices = [choice_body(i, one, whole) for i, (one, whole) in enumerate(zip(ended, made, strict=True))]
     body = {**ended[0].reply.head("chat.completion"), "choices": choices, "usage": usage_body(usage)}
     return Answer(json.dumps(body, ensure_ascii=False).encode(), headers={VERSION_HEADER: asked.version.name})
-
-
-async def _first_of_group(call: Callable[[], Awaitable[Made]]) -> Made:
-    """What it gives; of a group of errors, the first."""
-    try:
-        return await call()
-    except BaseExceptionGroup as group:
-        raise group.exceptions[0] from group
 
 
 def chat_of(app: Flask) -> Chat:

@@ -12,7 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from core.errors import SettingsError
 from core.settings.people import AssignmentSettings, CareSettings, GoldSettings, OidcSettings, QualitySettings
 from core.settings.records import EnergySettings, TrackingSettings
-from core.settings.serving import GgufSettings, GuardSettings, LimitsSettings, SamplingSettings
+from core.settings.serving import EnginesSettings, GgufSettings, GuardSettings, LimitsSettings, SamplingSettings
 from core.settings.stages import (
     CollectSettings,
     GateSettings,
@@ -144,6 +144,7 @@ class Settings(BaseSettings):
         False, description="Send webhooks to private and loopback addresses and over plain HTTP too; for trials only."
     )
 
+    engines: EnginesSettings = EnginesSettings()
     guard: GuardSettings = GuardSettings()
     sampling: SamplingSettings = SamplingSettings()
 

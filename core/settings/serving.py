@@ -118,3 +118,20 @@ class GgufSettings(SettingsGroup):
     )
     slots: int = Field(8, ge=1, le=256, description="Requests decoded together; the others wait.")
     threads: int = Field(0, ge=0, description="Threads that decode; 0: as many as the process may use cores.")
+
+
+class EnginesSettings(SettingsGroup):
+    """More engines beside `DUNNOCK_ENGINE_URL`, with the same base and key; each is given the adapters that it is asked for."""
+
+    replicas: list[str] = Field(
+        default_factory=list, description='`/v1` URLs of the local pool, e.g. `["http://10.0.0.2:8091/v1"]`.'
+    )
+    overflow: list[str] = Field(
+        default_factory=list,
+        description="`/v1` URLs that are asked where every engine of the local pool holds as many calls as it may.",
+    )
+    most_outstanding: int = Field(
+        0, ge=0, description="Calls that one engine of the local pool may hold before others overflow; 0: any number."
+    )
+    failures: int = Field(3, ge=1, description="Failures in a row after which an engine is left alone.")
+    rest_s: float = Field(10.0, gt=0, description="How long it is; then one call tries it.")

@@ -52,6 +52,7 @@ class ScriptedEngine(Server):
     Attributes:
         left: callers that went before the end of a stream.
         wait_at: the number of the piece before which it waits for `go_on`.
+        mode: "well", "full" (503), or "breaks" (the connection ends without an answer).
     """
 
     def __init__(self) -> None:
@@ -60,10 +61,17 @@ class ScriptedEngine(Server):
         self.left = 0
         self.wait_at: int | None = None
         self.go_on = threading.Event()
+        self.mode = "well"
         super().__init__()
 
     def post(self, at: BaseHTTPRequestHandler, body: Any) -> None:
         self.asked.append(body)
+        if self.mode == "full":
+            answer(at, 503, {"error": {"message": "full"}})
+            return
+        if self.mode == "breaks":
+            at.close_connection = True
+            return
         head = {"id": "x", "created": 0, "model": body.get("model", "")}
         usage = {"prompt_tokens": 3, "completion_tokens": len(self.pieces)}
         if not body.get("stream"):

@@ -1,0 +1,187 @@
+"""Several engines as one: the least busy that is well answers, and what a burst has too much goes to another pool.
+
+    engines = Engines(settings, loader)
+    reply = await engines.complete(version, request)
+    events = await engines.stream(version, request)
+
+The local pool is the engine that always was and `DUNNOCK_ENGINES__REPLICAS`; where all of it holds as many calls as it may,
+`DUNNOCK_ENGINES__OVERFLOW` is asked. An engine that failed some times in a row is left alone for a while, then tried with one
+call. A call goes on to the next engine only where the one before surely did nothing with it: no connection came about, or it
+refused at once because it is full. What broke off later is an error, for it may have been paid for.
+
+An engine that does not know the version is given it, and asked once more.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from core.errors import EngineError, NotFound
+from core.language import gettext
+from core.messages import Message
+from core.settings import Settings
+from policy.async_client import AsyncEngineClient
+from policy.client import EngineClient
+from policy.models import PolicyVersion
+from policy.protocol import ChatReply, ChatRequest, Events, StreamEvent, Untouched
+from serving.routing import make_ready
+
+log = logging.getLogger("dunnock.serving")
+
+Made = TypeVar("Made")
+
+
+@dataclass
+class Replica:
+    """One engine.
+
+    Attributes:
+        outstanding: calls that it holds.
+        failures: in a row.
+        closed_until: by the monotonic clock, when it may be tried again; 0 while it is well.
+        trying: one call is trying it.
+    """
+
+    client: AsyncEngineClient
+    loader: EngineClient
+    outstanding: int = 0
+    failures: int = 0
+    closed_until: float = 0.0
+    trying: bool = False
+
+    def may_be_asked(self) -> bool:
+        """Whether it is well, or has rested and nobody tries it yet."""
+        return not self.closed_until or (time.monotonic() >= self.closed_until and not self.trying)
+
+
+class Engines:
+    """The pools. One per app.
+
+    Args:
+        loader: the client of the first engine, which others use too.
+    """
+
+    def __init__(self, settings: Settings, loader: EngineClient) -> None:
+        self._settings = settings
+        local = [settings.engine_base_url, *settings.engines.replicas]
+        self.local = [self._replica(url, loader if url == settings.engine_base_url else None) for url in local]
+        self.overflow = [self._replica(url, None) for url in settings.engines.overflow]
+
+    def _replica(self, url: str, loader: EngineClient | None) -> Replica:
+        of = self._settings
+        theirs = loader or EngineClient(url, of.engine_api_key, of.engine_timeout_s)
+        return Replica(AsyncEngineClient(url, of.engine_api_key, of.engine_timeout_s), theirs)
+
+    async def complete(self, version: PolicyVersion, request: ChatRequest) -> ChatReply:
+        """A whole completion. Errors as of `policy.client.EngineClient.complete`, and ArtifactError where the version cannot be loaded."""
+        replica, reply = await self._ask(version, lambda client: client.complete(request))
+        replica.outstanding -= 1
+        return reply
+
+    async def stream(self, version: PolicyVersion, request: ChatRequest) -> Events:
+        """A streamed completion; the engine counts as busy with it until it is closed."""
+        replica, events = await self._ask(version, lambda client: client.stream(request))
+        return _Counted(events, replica)
+
+    async def count_tokens(self, messages: Sequence[Message]) -> int | None:
+        """Prompt tokens of a conversation; None where the first engine cannot say."""
+        return await self._order()[0].client.count_tokens(messages)
+
+    async def close(self) -> None:
+        """Close the connections of this event loop."""
+        for replica in (*self.local, *self.overflow):
+            await replica.client.close()
+        for replica in (*self.local[1:], *self.overflow):
+            replica.loader.close()
+
+    def _order(self) -> list[Replica]:
+        """Whom to ask, first to last. Where nobody is well all are tried: that an error is certain helps nobody."""
+        limit = self._settings.engines.most_outstanding
+        well = [replica for replica in self.local if replica.may_be_asked()]
+        free = [replica for replica in well if not limit or replica.outstanding < limit]
+        spill = [replica for replica in self.overflow if replica.may_be_asked()]
+        pools = [free, spill, [replica for replica in well if replica not in free]]
+        found = [replica for pool in pools for replica in sorted(pool, key=lambda r: r.outstanding)]
+        return found or [*self.local, *self.overflow]
+
+    async def _ask(
+        self, version: PolicyVersion, call: Callable[[AsyncEngineClient], Awaitable[Made]]
+    ) -> tuple[Replica, Made]:
+        """What the first engine that can answer gives; its call counts as outstanding until the caller takes it off."""
+        order = self._order()
+        for replica in order:
+            replica.outstanding += 1
+            replica.trying = bool(replica.closed_until)
+            try:
+                made = await self._with_version(replica, version, call)
+            except Untouched as error:
+                self._failed(replica, error)
+                if replica is order[-1]:
+                    raise
+                log.warning("%s; the next engine is asked", error.message)
+            except EngineError as error:
+                self._failed(replica, error)
+                raise
+            except BaseException:
+                replica.outstanding -= 1
+                replica.trying = False
+                raise
+            else:
+                replica.failures, replica.closed_until, replica.trying = 0, 0.0, False
+                return replica, made
+        raise AssertionError("there is always an engine")
+
+    def _failed(self, replica: Replica, error: EngineError) -> None:
+        of = self._settings.engines
+        replica.outstanding -= 1
+        replica.trying = False
+        replica.failures += 1
+        if replica.failures >= of.failures:
+            replica.closed_until = time.monotonic() + of.rest_s
+            log.warning("%s is left alone for %s s: %s", replica.client.base_url, of.rest_s, error.message)
+
+    async def _with_version(
+        self, replica: Replica, version: PolicyVersion, call: Callable[[AsyncEngineClient], Awaitable[Made]]
+    ) -> Made:
+        """Do `call`; if the engine does not know the version, as after its restart, load it and try once more."""
+        try:
+            return await call(replica.client)
+        except NotFound:
+            log.info("%s does not know %s; loading it", replica.client.base_url, version.name)
+        await asyncio.to_thread(make_ready, replica.loader, version, self._settings)
+        try:
+            return await call(replica.client)
+        except NotFound as error:
+            raise EngineError(
+                gettext(
+                    "the engine does not know %(name)r after loading it; a vLLM server must be started with `--served-model-name base`",
+                    name=version.name,
+                )
+            ) from error
+
+
+class _Counted:
+    """A stream that its engine is busy with until it is closed."""
+
+    def __init__(self, events: Events, replica: Replica) -> None:
+        self._events, self._replica = events, replica
+        self._closed = False
+
+    async def __aiter__(self) -> AsyncIterator[StreamEvent]:
+        try:
+            async for event in self._events:
+                yield event
+        except EngineError:
+            self._replica.failures += 1
+            raise
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        self._events.close()
+        if not self._closed:
+            self._closed = True
+            self._replica.outstanding -= 1
