@@ -20,8 +20,8 @@ RULES_EACH = 5
 HELDOUT_FRAC = 0.3
 """Share of the teacher's answers that is spent on measuring."""
 ASKED_TOGETHER = 16
-MORE_JUDGED = 120
-"""Completions beyond those that the teacher is asked about from which people's verdicts are learnt: each is encoded four times."""
+MORE_JUDGED = 600
+"""Completions of a side, beyond those that the teacher is asked about, of which people's verdicts are taken: each is encoded four times."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,8 @@ def gather(
     each = min(RULES_EACH, max(1, len(rules)))
     judged = {_key(Text(v.prompt, v.completion, v.cluster, False)) for v in verdicts}
     n_train, n_heldout = (most - spent_on_heldout) // each, spent_on_heldout // each
-    more = [text for text in train[n_train : n_train + MORE_JUDGED] if _key(text) in judged]
+    rest = [*train[n_train : n_train + MORE_JUDGED], *heldout[n_heldout : n_heldout + MORE_JUDGED]]
+    more = [text for text in rest if _key(text) in judged]
     texts = [*train[:n_train], *heldout[:n_heldout], *more]
     place = {_key(text): i for i, text in enumerate(texts)}
     all_rules = list(dict.fromkeys([*rules, *(Rule(v.rule, v.rule_text) for v in verdicts)]))

@@ -172,14 +172,27 @@ def _say(student: Student, states: Any, rules: Any, answers: Sequence[Answer], t
 
 
 def _thresholds(said: _Said, rules: Sequence[Rule], false_hits_frac: float) -> dict[str, Any]:
-    """Thresholds for a share of false hits, by rule where it has enough clean texts, on answers that no head had learnt."""
+    """Thresholds for a share of false hits, by rule where it has enough clean texts, on answers that no head had learnt.
+
+    What people call clean decides where there is enough of it, else what anybody does: a teacher that is unsure calls clean what
+    is not, and thresholds would lie above all that is broken.
+    """
     largest = said.p.amax(1).tolist()
     clean: dict[int, list[float]] = {}
+    by_people: dict[int, list[float]] = {}
     for value, answer in zip(largest, said.answers, strict=True):
         if answer.broken <= 0.5:
             clean.setdefault(answer.rule, []).append(value)
-    every = [v for values in clean.values() for v in values]
+            if answer.by == "people":
+                by_people.setdefault(answer.rule, []).append(value)
+    every = [v for values in by_people.values() for v in values]
     common = threshold(every, false_hits_frac)
+    of_people = common is not None
+    if not of_people:
+        every = [v for values in clean.values() for v in values]
+        common = threshold(every, false_hits_frac)
+    else:
+        clean = by_people
     few = common is None
     if common is None:
         common = math.nextafter(max(every), math.inf)
@@ -191,7 +204,8 @@ def _thresholds(said: _Said, rules: Sequence[Rule], false_hits_frac: float) -> d
             "n_clean": len(clean.get(j, [])),
         })  # fmt: skip
     return {
-        "false_hits_frac": false_hits_frac, "common": common, "n_clean": len(every), "too_few": few, "by_rule": by_rule,
+        "false_hits_frac": false_hits_frac, "common": common, "n_clean": len(every), "of_people": of_people, "too_few": few,
+        "by_rule": by_rule,
     }  # fmt: skip
 
 
