@@ -198,10 +198,10 @@ class Watch:
             [scan for action, scan in scans if action == "block"],
             asked=(RULES,) if asks == "block" else (), pieces=pieces, fail_closed=fail_closed,
         )  # fmt: skip
-        self._record = Window(
-            [scan for action, scan in scans if action == "record"],
-            asked=(RULES,) if asks == "record" else (), pieces=AT_THE_END, fail_closed=False,
-        )  # fmt: skip
+        # One window for each check that only records: a hit ends its own alone.
+        self._records = [Window([scan], fail_closed=False) for action, scan in scans if action == "record"] + (
+            [Window(asked=(RULES,), pieces=AT_THE_END, fail_closed=False)] if asks == "record" else []
+        )
         self._written: list[str] = []
         self._shown: list[str] = []
 
@@ -233,7 +233,8 @@ class Watch:
     def feed(self, text: str) -> list[Action]:
         """Take what the policy wrote next."""
         self._written.append(text)
-        self._record.feed(text)
+        for record in self._records:
+            record.feed(text)
         return self.window.feed(text)
 
     def finish(self) -> list[Action]:
@@ -260,9 +261,10 @@ class Watch:
 
     async def record_rest(self) -> None:
         """What is only recorded is asked at the end, when nobody waits for it any more."""
-        asks = [action for action in self._record.finish() if isinstance(action, Ask)]
-        for asked in asks:
-            self._record.answer(asked.upto, await self.ask(asked))
+        for record in self._records:
+            for action in record.finish():
+                if isinstance(action, Ask):
+                    record.answer(action.upto, await self.ask(action))
 
     def show(self, text: str) -> None:
         """Remember what the reader gets."""
@@ -286,7 +288,7 @@ class Watch:
 
     def verdicts(self) -> list[Verdict]:
         """Of every check that is on, as far as it is known."""
-        found = [*self.window.verdicts(), *self._record.verdicts()]
+        found = [v for window in (self.window, *self._records) for v in window.verdicts()]
         if self._no_model:
             found.append(Verdict(RULES, "output", "not_scanned"))
         return found

@@ -60,13 +60,16 @@ class ReplyStream(AsyncIterator[bytes]):
     async def aclose(self) -> None:
         """End the request at the engine and store what came, as cancelled if it had not ended."""
         self._events.close()
-        if not self._closed:
-            self._closed = True
-            OPEN.dec()
+        self._over()
         try:
             await self._store(self._end.finish_reason or "cancelled")
         except Exception:
             log.exception(NOT_STORED, self._reply.id, self._length)
+
+    def _over(self) -> None:
+        if not self._closed:
+            self._closed = True
+            OPEN.dec()
 
     async def _produce(self) -> AsyncIterator[bytes]:
         yield self._chunk({"role": "assistant", "content": ""}, None)
@@ -94,6 +97,7 @@ class ReplyStream(AsyncIterator[bytes]):
         yield self._chunk({}, reason, {"guard": guard_body(self._verdicts(), cut=reason == CUT)})
         if self._include_usage:
             yield _line({**self._reply.head("chat.completion.chunk"), "choices": [], "usage": usage_body(self._usage)})
+        self._over()
         yield b"data: [DONE]\n\n"
 
     @property

@@ -46,16 +46,17 @@ PLACES = ("in the garden", "that is safe", "but here is something", "what is the
 def make_tiny_encoder(folder: Path, seed: int = 0) -> Path:
     """A 2-layer BERT with a word tokenizer, saved as a hub snapshot is; equal seeds give equal models."""
     import torch
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
     torch.set_num_threads(1)
-    inner = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    # Every word by itself: a vocabulary that is trained is another one each time.
+    split = pre_tokenizers.BertPreTokenizer()
+    said = " ".join([*SENTENCES, *NAMES, *(rule.text for rule in RULES)]).lower()
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted({word for word, _ in split.pre_tokenize_str(said)})]
+    inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
     inner.normalizer = normalizers.Lowercase()
-    inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    trainer = trainers.WordPieceTrainer(vocab_size=400, special_tokens=special, show_progress=False)
-    inner.train_from_iterator([*SENTENCES, *NAMES, *(rule.text for rule in RULES)] * 3, trainer)
+    inner.pre_tokenizer = split
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=inner, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
         mask_token="[MASK]", model_max_length=256,

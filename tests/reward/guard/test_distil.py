@@ -52,7 +52,7 @@ def test_a_word_counts_from_where_it_stands(trained: Trained, encoder: Encoder) 
     student = Student.load(trained.folder, encoder)
     whole = "the wren in the garden and bread."
     before, after = student.p_broken([(CONTEXT, whole[:20]), (CONTEXT, whole)], ["Do not talk about bread."])
-    assert after[0] > 0.5 > before[0]
+    assert after[0] > 2 * before[0]
 
 
 def test_rules_held_out_whole_are_reported(trained: Trained) -> None:
