@@ -40,10 +40,11 @@ class Server:
         raise NotImplementedError
 
     def stop(self) -> None:
-        """End it."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        """End it; a second call does nothing."""
+        if self._thread.is_alive():
+            self._server.shutdown()
+            self._server.server_close()
+            self._thread.join()
 
 
 class ScriptedEngine(Server):

@@ -25,6 +25,7 @@ from serving.chat import close_chat
 from serving.deferred import wait
 from serving.guard.verdicts import GRAVITY
 from serving.models import GuardReport
+from serving.routing import engine_client
 from tests import factories
 from tests.browser import LiveServer
 from tests.serving.scripted import ScriptedEngine, WordsModel, last_word
@@ -63,9 +64,11 @@ class Installed:
         return self
 
     def stop(self) -> None:
+        """End what was not ended yet."""
         self.engine.stop()
         self.model.stop()
         wait(close_chat(self.app))
+        engine_client(self.settings, self.app).close()
 
     def ask(self, *pieces: str, stream: bool, messages: Any = None, **more: Any) -> tuple[str, str]:
         """Text and finish reason that a caller gets when the engine writes these pieces."""
@@ -349,3 +352,10 @@ def test_callers_are_told_what_the_guard_said(guarded: Installed, stream: bool) 
     assert told("a heron") == {"outcome": "hit", "cut": True, "check": "rules", "kind": kind}
     guarded.model.mode = "busy"
     assert told("a wren") == {"outcome": "not_scanned", "cut": True, "check": "rules", "kind": None}
+
+
+def test_without_its_model_s_process_the_guard_is_not_ready(guarded: Installed) -> None:
+    assert guarded.client.get("/readyz").json == {"ready": True, "policy_version": "v1", "reasons": []}
+    guarded.model.stop()
+    answer = guarded.client.get("/readyz")
+    assert (answer.status_code, answer.json["reasons"]) == (503, ["guard: its model does not answer"])
