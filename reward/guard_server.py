@@ -22,11 +22,13 @@ it any more. 400: the folder is outside (code `invalid_request`), damaged, no gu
 **POST /v1/score**
 
     {"model": NAME, "deadline_ms": 300,
-     "items": [{"context": "user: …\nassistant: …\nuser: …", "text": "what is written so far",
+     "items": [{"context": "user: …\nassistant: …\nuser: …", "text": "what is written so far", "start": 0,
                 "rules": [{"name": "no_threats", "text": "Do not threaten anyone."}, …]}, …]}
 
 `context` is the conversation as `reward.guard.encoder.end_of` writes it, or the end of that. 1 to `MOST_ITEMS` items with up to `MOST_RULES` rules each, which may differ; a rule is what its text says, its name is what the answer
-calls it. `text` is all that is written so far: the model reads its last 128 tokens, and the last 48 of `context`. Answers 200
+calls it. `text` is all that is written so far, of which what stands before character `start` (optional, 0) was asked about before: the
+model reads its last 128 tokens and the last 48 of `context`, and where that does not reach back to `start` the 128 before too,
+and so on; each such window counts as an item that waits, and P(broken) is the highest of them. Answers 200
 
     {"model": NAME, "items": [{"broken": {"no_threats": 0.03, …}, "hits": []}, …]}
 
@@ -89,6 +91,7 @@ class RuleBody(pydantic.BaseModel):
 class ItemBody(pydantic.BaseModel):
     context: str = ""
     text: str
+    start: int = pydantic.Field(0, ge=0)
     rules: list[RuleBody] = pydantic.Field(max_length=MOST_RULES)
 
 
@@ -174,8 +177,8 @@ class Guard:
         for name in over:
             del self._leaving[name], self.models[name]
 
-    def submit(self, body: ScoreBody, arrived: float) -> tuple[Student, list[Any]]:
-        """Queue the items of a request; futures of P(broken) in the order of its rules.
+    def submit(self, body: ScoreBody, arrived: float) -> tuple[Student, list[list[Any]]]:
+        """Queue the items of a request; of each the futures of its windows, with P(broken) in the order of its rules.
 
         Raises:
             NotFound: no model of this name is loaded.
@@ -186,11 +189,15 @@ class Guard:
             raise NotFound(f"no model {body.model} is loaded; POST /load first", param="model")
         deadline = arrived + body.deadline_ms / 1000 if body.deadline_ms is not None else math.inf
         asks = [
-            _Ask(loaded.student, self.encoder.tokens(i.context, i.text), tuple(r.text for r in i.rules))
+            [_Ask(loaded.student, tokens, tuple(r.text for r in i.rules)) for tokens in self._windows(i)]
             for i in body.items
         ]
         self.requests += 1
-        return loaded.student, self.batcher.submit(asks, deadline)
+        futures = iter(self.batcher.submit([ask for windows in asks for ask in windows], deadline))
+        return loaded.student, [[next(futures) for _ in windows] for windows in asks]
+
+    def _windows(self, item: ItemBody) -> list[Tokens]:
+        return self.encoder.windows(item.context, item.text, item.start)
 
     def health(self) -> dict[str, Any]:
         """What GET /health tells."""
@@ -214,8 +221,8 @@ def create_guard_app(guard: Guard) -> Starlette:
         arrived = time.monotonic()
         body = await _body(request, ScoreBody)
         student, futures = guard.submit(body, arrived)
-        found = await asyncio.gather(*map(asyncio.wrap_future, futures))
-        items = [_answer(student, item.rules, p) for item, p in zip(body.items, found, strict=True)]
+        found = [await asyncio.gather(*map(asyncio.wrap_future, windows)) for windows in futures]
+        items = [_answer(student, item.rules, _highest(p)) for item, p in zip(body.items, found, strict=True)]
         return JSONResponse({"model": body.model, "items": items})
 
     async def load(request: Request) -> Response:
@@ -242,6 +249,11 @@ def create_guard_app(guard: Guard) -> Starlette:
         ],
         exception_handlers={DunnockError: _refused},
     )
+
+
+def _highest(windows: Sequence[Sequence[float]]) -> list[float]:
+    """P(broken) of each rule: of a text that was read in several windows, the highest."""
+    return [max(found) for found in zip(*windows, strict=True)]
 
 
 def _answer(student: Student, rules: Sequence[RuleBody], found: Sequence[float]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ Whatever goes wrong, the process gone, too slow, too busy, is `Unanswered`, and 
 
 import asyncio
 import json
+import math
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ import aiohttp
 
 CONNECT_S = 1.0
 LOAD_S = 20.0
+MOST_RULES = 128
+"""That its process takes in one item."""
 
 
 class Unanswered(Exception):
@@ -84,12 +87,13 @@ class GuardModel:
             with suppress(Unanswered):
                 await self._post("/unload", {"model": before}, LOAD_S)
 
-    async def judge(self, context: str, text: str, rules: Mapping[str, str]) -> dict[str, Word]:
+    async def judge(self, context: str, text: str, rules: Mapping[str, str], start: int = 0) -> dict[str, Word]:
         """A word on each rule, by name, for what was written so far.
 
         Args:
             context: the end of the conversation.
             rules: their words, by name.
+            start: the first character that was not asked about before; the model is shown all from there on.
 
         Raises:
             Unanswered: it cannot be asked, or did not answer in time.
@@ -97,16 +101,17 @@ class GuardModel:
         if self.held is None:
             raise Unanswered("not_scanned", "no model is loaded")
         asked = [{"name": name, "text": words} for name, words in rules.items()]
-        item = {"context": context, "text": text, "rules": asked}
-        body = {"model": self._name, "deadline_ms": 1000 * self._timeout_s, "items": [item]}
+        parts = [asked[i : i + MOST_RULES] for i in range(0, len(asked), MOST_RULES)]
+        items = [{"context": context, "text": text, "start": start, "rules": part} for part in parts]
+        body = {"model": self._name, "deadline_ms": 1000 * self._timeout_s, "items": items}
         said = await self._post("/v1/score", body, self._timeout_s)
         try:
-            broken, hits = said["items"][0]["broken"], set(said["items"][0]["hits"])
-            return {
-                name: Word(float(broken[name]), self._thresholds.get(name, self._common), name in hits)
-                for name in rules
-            }
-        except (KeyError, IndexError, TypeError, ValueError) as error:
+            broken = {name: float(p) for item in said["items"] for name, p in item["broken"].items()}
+            hits = {name for item in said["items"] for name in item["hits"]}
+            if not all(math.isfinite(broken[name]) for name in rules):
+                raise ValueError("a probability is no number")
+            return {name: Word(broken[name], self._thresholds.get(name, self._common), name in hits) for name in rules}
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise Unanswered("not_scanned", f"its answer cannot be read: {error!r}") from error
 
     async def close(self) -> None:
@@ -117,7 +122,7 @@ class GuardModel:
     async def _post(self, path: str, body: dict[str, Any], timeout_s: float) -> Any:
         try:
             async with asyncio.timeout(timeout_s), self._session().post(f"{self.url}{path}", json=body) as response:
-                said = await response.text()
+                said = await response.text(errors="replace")
         except TimeoutError as error:
             raise Unanswered("timed_out", f"no answer within {timeout_s} s") from error
         except aiohttp.ClientError as error:
@@ -127,7 +132,10 @@ class GuardModel:
         if response.status != 200:
             late = response.status == 503 and "guard_late" in said
             raise Unanswered("timed_out" if late else "not_scanned", f"it answered {response.status}: {said[:200]}")
-        return json.loads(said)
+        try:
+            return json.loads(said)
+        except ValueError as error:
+            raise Unanswered("not_scanned", f"its answer cannot be read: {error!r}") from error
 
     def _session(self) -> aiohttp.ClientSession:
         loop = asyncio.get_running_loop()

@@ -33,6 +33,8 @@ SETTING = "DUNNOCK_GUARD__ENCODER"
 
 CONTEXT_TOKENS = 48
 TEXT_TOKENS = 128
+SHARED_TOKENS = 32
+"""Where a text is read in several windows, so much of a window stands in the one before too: what lies across is seen whole."""
 RULE_TOKENS = 96
 LONGEST_TOKEN = 16
 """Characters of a text that are looked at for each token that is kept of it: what lies before them is not even tokenised."""
@@ -131,8 +133,22 @@ class Encoder:
 
     def tokens(self, context: str, text: str) -> Tokens:
         """A completion as it is read, with the end of its conversation."""
-        before = [self._cls, *self._last(context, CONTEXT_TOKENS), self._sep]
-        return Tokens([*before, *self._last(text, TEXT_TOKENS), self._sep], len(before))
+        return self.windows(context, text, len(text))[0]
+
+    def windows(self, context: str, text: str, start: int) -> list[Tokens]:
+        """A completion as it is read, and as it was before, until all from character `start` on was read: the last one first."""
+        before = [self._cls, *self._last(context, CONTEXT_TOKENS)[0], self._sep]
+        found: list[Tokens] = []
+        end = len(text)
+        while not found or end > start:
+            ids, begins = self._last(text[:end], TEXT_TOKENS)
+            if ids or not found:
+                found.append(Tokens([*before, *ids, self._sep], len(before)))
+            whole = len(ids) < TEXT_TOKENS  # of the characters that were looked at
+            if (max(0, end - TEXT_TOKENS * LONGEST_TOKEN) if whole else begins[0]) <= start:
+                break
+            end = max(0, end - TEXT_TOKENS * LONGEST_TOKEN) if whole else begins[SHARED_TOKENS]
+        return found
 
     def states(self, asked: Sequence[Tokens]) -> Any:
         """(N, 3H) fp32 states of completions that go through the encoder together."""
@@ -158,9 +174,11 @@ class Encoder:
             found.append(torch.nn.functional.normalize(_mean(hidden, mask), dim=1).cpu())
         return torch.cat(found)
 
-    def _last(self, text: str, n: int) -> list[int]:
-        ids: list[int] = self._words.encode(text[-n * LONGEST_TOKEN :], add_special_tokens=False).ids
-        return ids[-n:]
+    def _last(self, text: str, n: int) -> tuple[list[int], list[int]]:
+        """The last tokens of a text, and the characters of it that they begin at."""
+        left_out = max(0, len(text) - n * LONGEST_TOKEN)
+        found = self._words.encode(text[left_out:], add_special_tokens=False)
+        return found.ids[-n:], [left_out + begin for begin, _ in found.offsets[-n:]]
 
     def _hidden(self, rows: Sequence[list[int]]) -> tuple[Any, Any]:
         """(B, T, H) fp32 last states and the (B, T) mask of what is not padding."""

@@ -108,6 +108,22 @@ def test_it_says_what_the_model_says(client: httpx.Client, trained: Trained, enc
     assert any(row["hits"] for row in found.json()["items"])
 
 
+def test_all_of_a_long_text_is_read_but_what_was_asked_before(
+    client: httpx.Client, trained: Trained, encoder: Encoder
+) -> None:
+    model = load(client, trained.folder).json()["model"]
+    student = Student.load(trained.folder, encoder)
+    text = " ".join(t.completion for t in texts(0, 40, heldout=False))
+    windows = encoder.windows(CONTEXT, text, 0)
+    assert len(windows) > 2
+    of_each = student.from_states(encoder.states(windows), [r.text for r in RULES])
+    highest = [max(column) for column in zip(*of_each, strict=True)]
+    found = score(client, model, item(text), {**item(text), "start": len(text) - 9}).json()["items"]
+    assert list(found[0]["broken"].values()) == pytest.approx(highest, abs=1e-5)
+    assert list(found[1]["broken"].values()) == pytest.approx(of_each[0], abs=1e-5)
+    assert found[0]["broken"] != found[1]["broken"]
+
+
 def test_connections_share_batches_and_are_told_what_they_are_told_alone(
     client: httpx.Client,
     trained: Trained,
@@ -288,7 +304,7 @@ def test_a_body_that_is_too_large(client: httpx.Client) -> None:
 def test_odd_texts_are_answered(client: httpx.Client, trained: Trained) -> None:
     model = load(client, trained.folder).json()["model"]
     odd = ["", "\0", "🐦" * 9000, "x" * 200_000, "é\u0301\u202e", " \n\t"]
-    found = score(client, model, *[item(t, context=t[:50_000]) for t in odd])
+    found = score(client, model, *[{**item(t, context=t[:50_000]), "start": len(t)} for t in odd])
     assert found.status_code == 200, found.text
     assert all(0 < p < 1 for row in found.json()["items"] for p in row["broken"].values())
     bare = score(client, model, {"text": "the wren.", "rules": []})

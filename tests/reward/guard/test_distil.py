@@ -13,7 +13,7 @@ from core.errors import ArtifactError, StageError
 from feedback.dataset import RuleExample
 from reward.guard.answers import Answer, Asked, gather, texts_of
 from reward.guard.distil import FRACTIONS, parts, train_guard, why_not
-from reward.guard.encoder import TEXT_TOKENS, Encoder, end_of
+from reward.guard.encoder import SHARED_TOKENS, TEXT_TOKENS, Encoder, end_of
 from reward.guard.figures import agreement, kappa, threshold
 from reward.guard.student import HEAD, Rule, Student
 from tests.reward.conftest import (
@@ -102,6 +102,24 @@ def test_only_the_end_of_a_long_text_is_read(encoder: Encoder) -> None:
     found = encoder.tokens("butter " * 5000, long)
     assert len(found.ids) - found.start == TEXT_TOKENS + 1
     assert found.ids == encoder.tokens("butter " * 300, "bread " * 400 + "winter").ids
+
+
+@pytest.mark.parametrize(
+    "text", ["bread winter Paris " * 150, "bread" + " " * 9000 + "winter", "é" * 3000, "x" * 7000, " " * 6000, ""]
+)
+@pytest.mark.parametrize("start", [0, 700, 2500])
+def test_windows_leave_nothing_unread_from_the_start_on(encoder: Encoder, text: str, start: int) -> None:
+    windows = encoder.windows("butter", text, start)
+    assert windows[0].ids == encoder.tokens("butter", text).ids
+    read = [window.ids[window.start : -1] for window in windows]
+    assert all(len(ids) <= TEXT_TOKENS for ids in read)
+    wanted = encoder._words.encode(text[start:], add_special_tokens=False).ids
+    if text.startswith("bread winter"):  # cut between words, so the tokens are those of the whole
+        found = list(read[-1])
+        for ids in reversed(read[:-1]):
+            found += ids[SHARED_TOKENS:]
+        assert found[-len(wanted) + 2 :] == wanted[2:]
+    assert len(windows) <= 2 + len(text) // 300
 
 
 # --- the folder
