@@ -43,3 +43,8 @@ def plain_text(text: str) -> str:
     """Text as it is stored: newlines as in Unix, no NUL (PostgreSQL refuses it), no half surrogates."""
     text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\0", "")
     return text.encode("utf-8", "replace").decode()
+
+
+def whole_signs(text: str) -> str:
+    """A text that can be sent: halves of a sign that came apart are one again, and a half alone is the sign for "unreadable"."""
+    return text if text.isascii() else text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 
 from core.detectors.pii import PII
 from core.detectors.secrets import SECRETS
-from core.messages import Message
+from core.messages import Message, whole_signs
 from core.settings import Settings
 from core.settings.serving import Action as Does
 from feedback.rules.store import active_rules
@@ -31,7 +31,7 @@ from serving.guard.leakage import LeakageScan
 from serving.guard.patterns import PatternScan, Scan, judge
 from serving.guard.verdicts import Outcome, Verdict, stops
 from serving.guard.window import Action, Ask, Cut, Pieces, Release, Window
-from serving.guard_model import GuardModel, Held, Unanswered, Word
+from serving.guard_model import LOAD_S, GuardModel, Held, Unanswered, Word
 from serving.replies import CUT
 
 log = logging.getLogger("dunnock.serving")
@@ -39,6 +39,10 @@ log = logging.getLogger("dunnock.serving")
 RULES = "rules"
 CONTEXT_CHARS = 1200
 TENANTS_REMEMBERED = 1000
+AGAIN_S = 1.0
+"""How long a model that could not be loaded is left alone."""
+AGAIN_S = 1.0
+"""How long a model that could not be loaded is left alone."""
 AT_THE_END = Pieces(1 << 40, 1 << 40)
 """A check that only records asks once, when nobody waits for it."""
 
@@ -73,7 +77,8 @@ class Guard:
         self.model = GuardModel(settings.guard.base_url, settings.guard.timeout_s)
         self._artifact_dir = settings.artifact_dir
         self._standing: dict[int | None, tuple[float, Standing]] = {}
-        self._loading = asyncio.Lock()
+        self._loading: asyncio.Future[None] | None = None
+        self._again_at = -math.inf
 
     # --- what holds
 
@@ -92,31 +97,44 @@ class Guard:
         self._standing[tenant_id] = (time.monotonic(), found)
         return found
 
-    async def ready(self, standing: Standing) -> None:
-        """Have the guard's process hold the newest model; where that fails the one before goes on, and it is tried again."""
+    async def ready(self, standing: Standing, most_s: float = LOAD_S) -> None:
+        """Have the guard's process hold the newest model; where that fails the one before goes on, and it is tried again.
+
+        Whoever needs it waits for the same one attempt, `most_s` at the longest; while the one before answers, no longer than for a verdict.
+        """
         if standing.model is None or self.model.held == standing.model:
             return
-        async with self._loading:
-            if self.model.held != standing.model:
-                try:
-                    await self.model.use(standing.model)
-                except Unanswered as error:
-                    log.warning("the guard's model in %s is not loaded: %s", standing.model.path, error)
+        loop = asyncio.get_running_loop()
+        if self._loading is None or self._loading.done() or self._loading.get_loop() is not loop:
+            if time.monotonic() < self._again_at:
+                return
+            self._loading = loop.create_task(self._load(standing.model))
+        await asyncio.wait({self._loading}, timeout=most_s if self.model.held is None else self.settings.timeout_s)
 
-    async def ask(self, standing: Standing, context: str, text: str) -> dict[str, Word]:
+    async def _load(self, held: Held) -> None:
+        try:
+            await self.model.use(held)
+        except Unanswered as error:
+            self._again_at = time.monotonic() + AGAIN_S
+            log.warning("the guard's model in %s is not loaded: %s", held.path, error)
+
+    async def ask(self, standing: Standing, context: str, text: str, start: int = 0) -> dict[str, Word]:
         """A word on each rule that holds; a process that lost the model is given it again, once.
+
+        Args:
+            start: the first character that was not asked about before.
 
         Raises:
             Unanswered: there is none.
         """
         rules = {rule.name: rule.text for rule in standing.rules}
         try:
-            return await self.model.judge(context, text, rules)
+            return await self.model.judge(context, text, rules, start)
         except Unanswered:
             if self.model.held is not None:
                 raise
-        await self.ready(standing)
-        return await self.model.judge(context, text, rules)
+        await self.ready(standing, self.settings.timeout_s)
+        return await self.model.judge(context, text, rules, start)
 
     def reached(self, word: Word) -> bool:
         """Whether a rule counts as broken: by the threshold of the settings, else by the model's own."""
@@ -245,7 +263,8 @@ class Watch:
         """What the guard's model says of a piece; verdicts without an answer where it did not."""
         began = time.perf_counter()
         try:
-            words = await self._guard.ask(self._standing, self._context, asked.text)
+            before = len(asked.text) - (asked.upto - asked.start)
+            words = await self._guard.ask(self._standing, self._context, asked.text, before)
         except Unanswered as error:
             log.warning("the guard's model did not answer: %s", error)
             return [Verdict(RULES, "output", error.outcome, latency_s=time.perf_counter() - began)]
@@ -266,9 +285,10 @@ class Watch:
                 if isinstance(action, Ask):
                     record.answer(action.upto, await self.ask(action))
 
-    def show(self, text: str) -> None:
-        """Remember what the reader gets."""
-        self._shown.append(text)
+    def show(self, text: str) -> str:
+        """What the reader gets, remembered."""
+        self._shown.append(whole_signs(text))
+        return self._shown[-1]
 
     def refusal(self, cut: Cut) -> str:
         """What is said at the cut: the words of the rule, or those of the settings."""
@@ -331,8 +351,7 @@ class GuardedEvents:
                         coming = asyncio.ensure_future(anext(events))
                 for action in actions:
                     if isinstance(action, Release):
-                        watch.show(action.text)
-                        yield StreamEvent(action.text)
+                        yield StreamEvent(watch.show(action.text))
                     elif isinstance(action, Ask):
                         asking = asyncio.ensure_future(self._ask(action))
                     else:
