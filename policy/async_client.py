@@ -16,8 +16,9 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import aiohttp
+from aiohttp.http_exceptions import HttpProcessingError
 
-from core.errors import NotFound
+from core.errors import EngineError, NotFound
 from core.messages import Message
 from policy.client import CONNECT_TIMEOUT_S, HEALTH_TIMEOUT_S, is_loopback
 from policy.protocol import ChatReply, ChatRequest, StreamEvent, read_event, read_reply, refusal, unreachable
@@ -59,7 +60,7 @@ class AsyncEngineClient:
         try:
             response = await self._send(f"{self.base_url}/chat/completions", body)
             if response.status != 200:
-                raise refusal(response.status, await response.text())
+                raise refusal(response.status, await response.text(errors="replace"))
         except (aiohttp.ClientError, TimeoutError) as error:
             raise unreachable(self.base_url, error, reached=not isinstance(error, NOT_REACHED)) from error
         return AsyncCompletionStream(response, self.base_url)
@@ -69,7 +70,7 @@ class AsyncEngineClient:
         body = {"messages": [m.model_dump() for m in messages], "add_generation_prompt": True}
         try:
             return int((await self._call(f"{self._root}/tokenize", body))["count"])
-        except (NotFound, KeyError):
+        except (NotFound, KeyError, TypeError):
             return None
 
     async def healthy(self) -> bool:
@@ -84,12 +85,15 @@ class AsyncEngineClient:
     async def _call(self, url: str, body: dict[str, Any]) -> Any:
         try:
             async with await self._send(url, body) as response:
-                text = await response.text()
+                text = await response.text(errors="replace")
         except (aiohttp.ClientError, TimeoutError) as error:
             raise unreachable(self.base_url, error, reached=not isinstance(error, NOT_REACHED)) from error
         if response.status != 200:
             raise refusal(response.status, text)
-        return json.loads(text)
+        try:
+            return json.loads(text)
+        except ValueError as error:
+            raise EngineError(f"the engine at {self.base_url} answered in no JSON ({error})") from error
 
     async def _send(self, url: str, body: dict[str, Any]) -> aiohttp.ClientResponse:
         """Send a request, and once more when a kept connection was lost before an answer.
@@ -123,6 +127,7 @@ class AsyncCompletionStream(AsyncIterator[StreamEvent]):
     def __init__(self, response: aiohttp.ClientResponse, base_url: str) -> None:
         self._response = response
         self._base_url = base_url
+        self._ended = False
 
     async def __anext__(self) -> StreamEvent:
         try:
@@ -131,12 +136,17 @@ class AsyncCompletionStream(AsyncIterator[StreamEvent]):
                     continue
                 payload = line[5:].strip()
                 if payload == b"[DONE]":
+                    self._ended = True
                     break
-                return read_event(json.loads(payload))
-        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+                event = read_event(json.loads(payload))
+                self._ended = self._ended or event.finish_reason is not None
+                return event
+        except (aiohttp.ClientError, HttpProcessingError, TimeoutError, ValueError) as error:
             self.close()
             raise unreachable(self._base_url, error) from error
         self._response.release()
+        if not self._ended:  # without chunks or a length, a connection that was lost looks like an end
+            raise EngineError(f"the stream of the engine at {self._base_url} broke off")
         raise StopAsyncIteration
 
     def close(self) -> None:

@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from core.errors import ArtifactError, DunnockError, EngineError, InvalidInput, NotFound, PromptTooLong
 from core.messages import Message
 
+REASON_CHARS = 20
+
 
 class ChatRequest(BaseModel):
     """One request for a completion, in the words of the OpenAI chat API."""
@@ -100,36 +102,54 @@ def read_reply(answer: Any, latency_s: float) -> ChatReply:
         choice, usage = answer["choices"][0], answer["usage"]
         logprobs = (choice.get("logprobs") or {}).get("content")
         return ChatReply(
-            text=choice["message"]["content"] or "",
-            finish_reason=choice["finish_reason"],
-            prompt_tokens=usage["prompt_tokens"],
-            completion_tokens=usage["completion_tokens"],
+            text=_text(choice["message"].get("content")),
+            finish_reason=_reason(choice["finish_reason"]) or "stop",
+            prompt_tokens=int(usage["prompt_tokens"]),
+            completion_tokens=int(usage["completion_tokens"]),
             latency_s=latency_s,
             prompt_token_ids=_tuple(answer.get("prompt_token_ids")),
             token_ids=_tuple(choice.get("token_ids")),
             tokens=None if logprobs is None else tuple(str(token["token"]) for token in logprobs),
             logprobs=None if logprobs is None else tuple(float(token["logprob"]) for token in logprobs),
         )
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise EngineError(f"the engine's answer is not a chat completion: {error!r} is missing") from error
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise EngineError(f"the engine's answer is not a chat completion: {error!r}") from error
 
 
-def read_event(chunk: dict[str, Any]) -> StreamEvent:
+def read_event(chunk: Any) -> StreamEvent:
     """An event of a stream.
 
     Raises:
-        EngineError: the engine failed in mid-stream.
+        EngineError: the engine failed in mid-stream, or this is no event of a chat completion.
     """
-    if "error" in chunk:
-        raise EngineError(f"the engine failed in mid-stream: {chunk['error'].get('message', chunk['error'])}")
-    choice = (chunk.get("choices") or [{}])[0]
-    usage = chunk.get("usage") or {}
-    return StreamEvent(
-        text=(choice.get("delta") or {}).get("content") or "",
-        finish_reason=choice.get("finish_reason"),
-        prompt_tokens=usage.get("prompt_tokens"),
-        completion_tokens=usage.get("completion_tokens"),
-    )
+    try:
+        if failed := chunk.get("error"):
+            said = failed.get("message", failed) if isinstance(failed, dict) else failed
+            raise EngineError(f"the engine failed in mid-stream: {said}")
+        choice = (chunk.get("choices") or [{}])[0]
+        usage = chunk.get("usage") or {}
+        return StreamEvent(
+            text=_text((choice.get("delta") or {}).get("content")),
+            finish_reason=_reason(choice.get("finish_reason")),
+            prompt_tokens=usage.get("prompt_tokens"),
+            completion_tokens=usage.get("completion_tokens"),
+        )
+    except (LookupError, TypeError, AttributeError) as error:
+        raise EngineError(f"the engine's stream is none of a chat completion: {error!r}") from error
+
+
+def _text(content: Any) -> str:
+    """A text, or the texts of parts; of what is neither there is a TypeError."""
+    if isinstance(content, list):
+        return "".join(_text(part.get("text")) for part in content)
+    if content is not None and not isinstance(content, str):
+        raise TypeError(f"a text was expected, and not {type(content).__name__}")
+    return content or ""
+
+
+def _reason(reason: Any) -> str | None:
+    """Why a completion ended, no longer than it is stored."""
+    return None if reason is None else str(reason)[:REASON_CHARS]
 
 
 def _tuple(ids: list[int] | None) -> tuple[int, ...] | None:

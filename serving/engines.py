@@ -16,6 +16,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -87,8 +88,12 @@ class Engines:
         return _Counted(events, replica)
 
     async def count_tokens(self, messages: Sequence[Message]) -> int | None:
-        """Prompt tokens of a conversation; None where the first engine cannot say."""
-        return await self._order()[0].client.count_tokens(messages)
+        """Prompt tokens of a conversation; None where the first engine that answers cannot say."""
+        *order, last = self._order()
+        for replica in order:
+            with suppress(EngineError):
+                return await replica.client.count_tokens(messages)
+        return await last.client.count_tokens(messages)
 
     async def close(self) -> None:
         """Close the connections of this event loop."""
