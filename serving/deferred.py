@@ -18,13 +18,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
+from string import printable
 from typing import Any, TypeVar, cast
+from urllib.parse import quote_from_bytes
 
 from a2wsgi import WSGIMiddleware
 from a2wsgi.wsgi import build_environ
 from flask import Flask, Response
 
-from core.errors import DunnockError, RateLimited, openai_error
+from core.errors import DunnockError, EngineError, RateLimited, openai_error
 from core.language import N_, gettext, language, speaking
 
 log = logging.getLogger("dunnock.serving")
@@ -33,6 +35,11 @@ SLOT = "dunnock.deferred"
 DEFERRED_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/moderations")
 MOST_BODY = 4 * 1024 * 1024
 """As Flask's MAX_CONTENT_LENGTH; the view says so in its own words."""
+BODY_S = 60.0
+"""How long a body may take to come. Until it is there it costs no thread."""
+QUERY = printable.encode()
+"""What of a query stays as it came."""
+ENGINE = N_("The engine does not answer, is overloaded or failed. Try again in a while.")
 INTERNAL = N_("Something failed on our side; nothing was changed. It has been logged.")
 
 T = TypeVar("T")
@@ -89,13 +96,19 @@ async def answered(make: Callable[[], Coroutine[Any, Any, Answer]]) -> Answer:
     except DunnockError as error:
         if error.status >= 500:
             log.error("%s: %s", type(error).__name__, error.message)
-        status, body = openai_error(error)
+        status, body = openai_error(told(error))
         headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, RateLimited) else {}
         return Answer(json.dumps(body).encode(), status, headers)
     except Exception:
         log.exception("unexpected error while a reply was made")
         _, body = openai_error(DunnockError(gettext(INTERNAL)))
         return Answer(json.dumps(body).encode(), 500)
+
+
+def told(error: DunnockError) -> DunnockError:
+    """An error as callers may know it: where the engine is, and its own words, which no check has seen, stay in the log."""
+    of_engine = isinstance(error, EngineError) and error.code == EngineError.code
+    return EngineError(gettext(ENGINE)) if of_engine else error
 
 
 class Gateway:
@@ -109,7 +122,7 @@ class Gateway:
 
     def __init__(self, app: Flask, threads: int, closing: Sequence[Callable[[], Awaitable[None]]] = ()) -> None:
         self.app = app
-        self._wsgi = WSGIMiddleware(cast(Any, _terminated(app)), workers=threads)
+        self._wsgi = WSGIMiddleware(cast(Any, app), workers=threads)
         self._views = ThreadPoolExecutor(threads, thread_name_prefix="view")
         self._closing = list(closing)
 
@@ -117,12 +130,24 @@ class Gateway:
         """Serve one connection's request, or the life of the process."""
         if scope["type"] == "lifespan":
             await self._live(receive, send)
-        elif scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in DEFERRED_PATHS:
-            await self._deferred(scope, receive, send)
         elif scope["type"] == "http":
-            await self._wsgi(scope, receive, send)  # type: ignore[arg-type]  # its own names for the same shapes
+            await self._serve(_plain(scope), receive, send)
         else:
             await send({"type": "websocket.close", "code": 1000})
+
+    async def _serve(self, scope: Message, receive: Receive, send: Send) -> None:
+        try:
+            async with asyncio.timeout(BODY_S):
+                body = await _read(receive)
+        except TimeoutError:
+            await _send_whole(send, 408, [("Connection", "close")], b"")
+            return
+        if body is None:
+            return  # the client has gone; what it sent may be the half of what it meant
+        if scope["method"] == "POST" and scope["path"] in DEFERRED_PATHS:
+            await self._deferred(scope, body, receive, send)
+        else:
+            await self._wsgi(_sized(scope, body), _said(body, receive), send)  # type: ignore[arg-type]  # its own names for the same shapes
 
     async def _live(self, receive: Receive, send: Send) -> None:
         while (message := await receive())["type"] != "lifespan.shutdown":
@@ -131,10 +156,7 @@ class Gateway:
             await close()
         await send({"type": "lifespan.shutdown.complete"})
 
-    async def _deferred(self, scope: Message, receive: Receive, send: Send) -> None:
-        body = await _read(receive)
-        if body is None:
-            return  # the client has gone
+    async def _deferred(self, scope: Message, body: bytes, receive: Receive, send: Send) -> None:
         loop = asyncio.get_running_loop()
         deferred, status, headers, said = await loop.run_in_executor(self._views, self._view, scope, body)
         if deferred is None:
@@ -175,14 +197,28 @@ class Gateway:
         return (slot[0] if slot else None), int(told[0].split()[0]), told[1], said
 
 
-def _terminated(app: Flask) -> Callable[[dict[str, Any], Any], Iterable[bytes]]:
-    """The app, which may read a body without a length to its end: the server above tells it where that is."""
+def _plain(scope: Message) -> Message:
+    """A request without headers that WSGI could not tell from others ("X_Forwarded_For"), and with a query in ASCII."""
+    headers = [(name, value) for name, value in scope["headers"] if b"_" not in name]
+    return {**scope, "headers": headers, "query_string": quote_from_bytes(scope["query_string"], QUERY).encode()}
 
-    def run(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        environ["wsgi.input_terminated"] = True
-        return app(environ, start_response)
 
-    return run
+def _sized(scope: Message, body: bytes) -> Message:
+    """A request whose body has the length that it says: Flask looks at that alone to refuse what is too large."""
+    headers = [
+        (name, value) for name, value in scope["headers"] if name not in (b"content-length", b"transfer-encoding")
+    ]
+    return {**scope, "headers": [*headers, *([(b"content-length", b"%d" % len(body))] if body else [])]}
+
+
+def _said(body: bytes, receive: Receive) -> Receive:
+    """A body that was read, to be received once more; then whatever comes."""
+    left = [body]
+
+    async def receive_again() -> Message:
+        return {"type": "http.request", "body": left.pop()} if left else await receive()
+
+    return receive_again
 
 
 async def _read(receive: Receive) -> bytes | None:
