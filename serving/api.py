@@ -52,7 +52,7 @@ def chat_completions() -> Response:
         texts = earlier_replies(session, body.named, who.person_id)
     request = body.engine_request(version.name, settings, texts)
     asked = Asked(
-        version, request, who.person_id, standing, chat.guard.check_prompt(request.messages), flask.request.path, body.choices, bool(body.stream), body.include_usage,
+        version, request, who.person_id, standing, chat.check_prompt(request), flask.request.path, body.choices, bool(body.stream), body.include_usage,
         tenant_id=who.tenant_id, keep_texts=body.store is not False,
     )  # fmt: skip
     return Deferred(lambda: chat.answer(asked))

@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 
 from flask import Flask
 
@@ -27,6 +29,10 @@ EXTENSION = "dunnock_chat"
 VERSION_HEADER = "X-Dunnock-Policy-Version"
 TEMPLATE_TOKENS = 64  # what a chat template adds at most, with room to spare, plus so many per message:
 TEMPLATE_TOKENS_PER_MESSAGE = 8
+CHARACTERS_PER_TOKEN = 32
+"""More than a prompt has of them on the average; some tokens are longer."""
+
+_making = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,7 @@ class Chat:
         self.engines = Engines(settings, loader)
         self.guard = Guard(settings)
         self.recorder = Recorder(db, settings.sampling)
+        self._at_work: set[asyncio.Task[None]] = set()
 
     async def answer(self, asked: Asked) -> Answer:
         """The reply or replies, whole or as a stream; stored before the last byte goes out.
@@ -90,11 +97,15 @@ class Chat:
         ))  # fmt: skip
 
     async def _whole(self, asked: Asked, first: Reply) -> Answer:
-        replies = several(asked.choices, first)
-        made = await self._all(replies)
-        ended = await asyncio.gather(
-            *(self._cleared(asked, reply, whole) for reply, whole in zip(replies, made, strict=True))
-        )
+        replies, made = several(asked.choices, first), []
+        try:
+            made = await self._all(replies)
+            ended = await asyncio.gather(
+                *(self._cleared(asked, reply, whole) for reply, whole in zip(replies, made, strict=True))
+            )
+        except asyncio.CancelledError:
+            self._storing(self._left(asked, replies, made))
+            raise
         await self._store(ended)
         # the prompt of all is told once
         usage = (made[0].prompt_tokens, sum(whole.completion_tokens for whole in made))
@@ -108,6 +119,16 @@ class Chat:
         usage = (whole.prompt_tokens, whole.completion_tokens)
         return Ended(reply, text, reason, usage, verdicts, watch.withheld)
 
+    def _left(self, asked: Asked, replies: Sequence[Reply], made: Sequence[ChatReply]) -> list[Ended]:
+        """What is kept of replies whose caller did not wait for them: that they were asked for, and what they cost as far as it is known."""
+        verdicts = (
+            *asked.checked.verdicts,
+            *self.guard.watch(asked.request.messages, asked.standing, asked.path).verdicts(),
+        )
+        usages: list[tuple[int | None, int | None]]
+        usages = [(whole.prompt_tokens, whole.completion_tokens) for whole in made] or [(None, None)] * len(replies)
+        return [Ended(*each, verdicts) for each in zip(replies, repeat(""), repeat("cancelled"), usages, strict=False)]
+
     async def _refused(self, asked: Asked, reply: Reply) -> Answer:
         """The answer to a prompt that is not let through to the engine: every choice is the refusal."""
         said = self.settings.guard.refusal_text
@@ -120,9 +141,20 @@ class Chat:
         return _answer(asked, ended, [None] * len(ended), (0, 0))
 
     async def _store(self, ended: Sequence[Ended]) -> None:
-        await self.recorder.store(ended)
-        for each in ended:
-            replied(each)
+        await asyncio.shield(self._storing(ended))
+
+    def _storing(self, ended: Sequence[Ended]) -> "asyncio.Task[None]":
+        """Store and count replies, also where the one who asked has left."""
+
+        async def store() -> None:
+            await self.recorder.store(ended)
+            for each in ended:
+                replied(each)
+
+        task = asyncio.get_running_loop().create_task(store())
+        self._at_work.add(task)
+        task.add_done_callback(self._at_work.discard)
+        return task
 
     async def close(self) -> None:
         """Close the connections of this event loop."""
@@ -140,6 +172,22 @@ class Chat:
         except BaseExceptionGroup as failed:
             raise failed.exceptions[0] from failed
         return [task.result() for task in tasks]
+
+    def check_prompt(self, asked: ChatRequest) -> Checked:
+        """What the guard says of a prompt; takes a while for a long one, so it is for a view's thread.
+
+        Raises:
+            PromptTooLong: no tokenizer could bring it below the limit, and nobody need look at it.
+        """
+        limit, chars = self.settings.max_prompt_tokens, sum(len(m.content) for m in asked.messages)
+        if chars > CHARACTERS_PER_TOKEN * limit:
+            raise PromptTooLong(
+                gettext(
+                    "the prompt has %(chars)s characters; at most %(limit)s tokens are taken", chars=chars, limit=limit
+                ),
+                param="messages",
+            )
+        return self.guard.check_prompt(asked.messages)
 
     async def _check_length(self, asked: ChatRequest) -> None:
         """Raise PromptTooLong above the limit; asks the engine only where the bytes leave a doubt."""
@@ -183,9 +231,10 @@ def _answer(
 
 def chat_of(app: Flask) -> Chat:
     """The app's one `Chat`, made at its first use."""
-    if EXTENSION not in app.extensions:
-        runtime = app.extensions["dunnock"]
-        app.extensions[EXTENSION] = Chat(runtime.settings, runtime.db, engine_client(runtime.settings, app))
+    with _making:  # two views that begin at once would make two, and one of them would never be closed
+        if EXTENSION not in app.extensions:
+            runtime = app.extensions["dunnock"]
+            app.extensions[EXTENSION] = Chat(runtime.settings, runtime.db, engine_client(runtime.settings, app))
     chat: Chat = app.extensions[EXTENSION]
     return chat
 

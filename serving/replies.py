@@ -91,10 +91,10 @@ def several(n: int, first: Reply) -> list[Reply]:
 
 def choice_body(index: int, ended: Ended, whole: ChatReply | None) -> dict[str, Any]:
     """A reply as one of an answer's `choices`; tokens are told where all of it may be shown."""
-    shown = whole if whole is not None and ended.finish_reason == whole.finish_reason else None
+    shown = whole if whole is not None and ended.text == whole.text else None
     tokens = zip(shown.tokens or (), shown.logprobs or (), strict=True) if shown else ()
     told = [
-        {"token": token, "logprob": logprob, "bytes": list(token.encode()), "top_logprobs": []}
+        {"token": token, "logprob": logprob, "bytes": list(token.encode(errors="replace")), "top_logprobs": []}
         for token, logprob in tokens
     ]
     return {

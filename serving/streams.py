@@ -3,13 +3,14 @@
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 from core.errors import DunnockError, openai_error
-from core.language import gettext
+from core.language import gettext, language, speaking
 from policy.protocol import Events, StreamEvent
+from serving.deferred import told
 from serving.guard.verdicts import Verdict
 from serving.guarding import Watch
 from serving.metrics import OPEN, first_text, replied
@@ -49,6 +50,7 @@ class ReplyStream(AsyncIterator[bytes]):
         self._text: list[str] = []
         self._end = StreamEvent()
         self._closed = False
+        self._language = language()
         self._storing: asyncio.Future[None] | None = None
         self._head = json.dumps(reply.head("chat.completion.chunk"), ensure_ascii=False)[:-1]
         self._lines = self._produce()
@@ -65,13 +67,14 @@ class ReplyStream(AsyncIterator[bytes]):
             await self._store(self._end.finish_reason or "cancelled")
         except Exception:
             log.exception(NOT_STORED, self._reply.id, self._length)
+        await self._lines.aclose()  # one that a slow reader left at a piece still waits for the next one
 
     def _over(self) -> None:
         if not self._closed:
             self._closed = True
             OPEN.dec()
 
-    async def _produce(self) -> AsyncIterator[bytes]:
+    async def _produce(self) -> AsyncGenerator[bytes]:
         yield self._chunk({"role": "assistant", "content": ""}, None)
         shown = False
         try:
@@ -87,11 +90,15 @@ class ReplyStream(AsyncIterator[bytes]):
         except DunnockError as error:
             log.error("the reply %s broke off: %s", self._reply.id, error.message)
             await self._store("error")
-            yield _line(openai_error(error)[1])
+            with speaking(self._language):
+                said = openai_error(told(error))
+            yield _line(said[1])
             return
         except Exception:
             log.exception(NOT_STORED, self._reply.id, self._length)
-            yield _line(openai_error(DunnockError(gettext("the reply could not be stored")))[1])
+            with speaking(self._language):
+                said = openai_error(DunnockError(gettext("the reply could not be stored")))
+            yield _line(said[1])
             return
         reason = self._end.finish_reason or "stop"
         yield self._chunk({}, reason, {"guard": guard_body(self._verdicts(), cut=reason == CUT)})

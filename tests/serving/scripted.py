@@ -53,6 +53,9 @@ class ScriptedEngine(Server):
     Attributes:
         left: callers that went before the end of a stream.
         wait_at: the number of the piece before which it waits for `go_on`.
+        slow: whether a whole answer waits for `go_on` too.
+        chunks: what it streams in the place of `pieces`; bytes as they are, and it ends there.
+        choice: what is otherwise in the choice of a whole answer.
         mode: "well", "full" (503), or "breaks" (the connection ends without an answer).
     """
 
@@ -63,6 +66,9 @@ class ScriptedEngine(Server):
         self.wait_at: int | None = None
         self.go_on = threading.Event()
         self.mode = "well"
+        self.slow = False
+        self.chunks: Sequence[Any] = ()
+        self.choice: dict[str, Any] = {}
         super().__init__()
 
     def post(self, at: BaseHTTPRequestHandler, body: Any) -> None:
@@ -76,18 +82,21 @@ class ScriptedEngine(Server):
         head = {"id": "x", "created": 0, "model": body.get("model", "")}
         usage = {"prompt_tokens": 3, "completion_tokens": len(self.pieces)}
         if not body.get("stream"):
+            if self.slow:
+                self.go_on.wait(20)
             message = {"role": "assistant", "content": "".join(self.pieces)}
-            answer(
-                at,
-                200,
-                {**head, "choices": [{"index": 0, "message": message, "finish_reason": "stop"}], "usage": usage},
-            )
+            choice = {"index": 0, "message": message, "finish_reason": "stop", **self.choice}
+            answer(at, 200, {**head, "choices": [choice], "usage": usage})
             return
         at.send_response(200)
         at.send_header("Content-Type", "text/event-stream")
         at.send_header("Connection", "close")
         at.end_headers()
         at.close_connection = True
+        for chunk in self.chunks:
+            at.wfile.write(chunk if isinstance(chunk, bytes) else f"data: {json.dumps(chunk)}\n\n".encode())
+        if self.chunks:
+            return
         try:
             for i, piece in enumerate(self.pieces):
                 if i == self.wait_at:
@@ -108,7 +117,7 @@ class WordsModel(Server):
     """A guard's model, in its protocol (`reward.guard`): a rule is broken where the last word of its text stands in a reply.
 
     Attributes:
-        mode: "well", "hangs", "busy" or "dies".
+        mode: "well", "hangs", "busy", "dies", "raves" (no JSON), "loads" (it does so without an end).
         asked: items, as they came.
     """
 
@@ -122,6 +131,10 @@ class WordsModel(Server):
     def post(self, at: BaseHTTPRequestHandler, body: Any) -> None:
         if at.path == "/unload":
             answer(at, 200, {})
+        elif at.path == "/load" and self.mode == "loads":
+            self.loaded.append(body)
+            self.release.wait(20)
+            at.close_connection = True
         elif at.path == "/load":
             self.loaded.append(body)
             answer(at, 200, {"model": body["sha256"][:8], "threshold": 0.5, "thresholds": {}})
@@ -130,6 +143,11 @@ class WordsModel(Server):
             at.close_connection = True
         elif self.mode == "busy":
             answer(at, 503, {"error": "busy"})
+        elif self.mode == "raves":
+            at.send_response(200)
+            at.send_header("Content-Length", "2")
+            at.end_headers()
+            at.wfile.write(b"\xff{")
         elif self.mode == "dies":
             at.close_connection = True
         else:
