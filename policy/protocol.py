@@ -180,5 +180,7 @@ def refusal(status: int, text: str) -> DunnockError:
         return NotFound(message, code="model_not_found", param="model")
     if status in (400, 409, 422):
         return InvalidInput(message, param=error.get("param"))
-    kind = Untouched if status in (429, 503) else EngineError
+    # Our engines say 503 of a completion that failed half-way too, by another code.
+    full = status in (429, 503) and code in (None, "engine_overloaded", status, str(status))
+    kind = Untouched if full else EngineError
     return kind(f"the engine answered {status}: {message}")

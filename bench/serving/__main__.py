@@ -1,10 +1,11 @@
 """Measure serving beside what else there is; write the figures.
 
-    python -m bench.serving [--parts gateway streams engine] [--round var] [--repeats 3] [--add] [--out FILE]
+    python -m bench.serving [--parts gateway streams engine soak] [--round var] [--repeats 3] [--add] [--out FILE]
 
 - `gateway`: whole calls at 100 a second to an upstream that costs nothing, straight, through Dunnock (guard on, everything
   stored) and through LiteLLM's proxy; then the highest rate at which each answers all calls within a second
 - `streams`: a thousand streams at once
+- `soak`: callers that leave at random moments, for `--soak-s` seconds; slots, sockets, threads and memory of the web process by minutes
 - `engine`: the same weights, prompts and tokens by the embedded engine alone, by Dunnock in front of it, and by `transformers serve`
 
 Every measurement is a process of its own, in turns. `--round` names the `var` of a finished round (`make demo`), whose active
@@ -24,21 +25,25 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import httpx
+
 from bench import machine
 from bench.serving import peers
-from bench.serving.installed import Served, free_port, installed, rss_mb, threads
-from bench.serving.load import Found, steady, streams
+from bench.serving.installed import Served, free_port, installed, rss_mb, sockets, threads
+from bench.serving.load import Found, left, steady, streams
 from bench.tools import NotDone
 from commands import processes
 from policy.base import base_model_path
 
 RESULT = Path(__file__).parents[1] / "results" / "serving.json"
-PARTS = ("gateway", "streams", "engine")
+PARTS = ("gateway", "streams", "engine", "soak")
+USUAL = ("gateway", "streams", "engine")
 RATE, SECONDS = 100, 20
 RATES = (50, 100, 150, 200, 250, 300, 350, 400, 500, 600, 800)
 RATE_SECONDS = 6
 LATE_MS = 1000.0
 OPEN, PIECES, PAUSE_MS = 1000, 40, 500
+LEFT = 300
 STREAMS = (1, 8)
 TOKENS = 64
 PROMPTS = (
@@ -157,6 +162,24 @@ class Bench:
         during = {"rss_mb": rss_mb(ours.web), "threads": threads(ours.web)}
         return {"found": await asked, "during": during}
 
+    def soak(self) -> None:
+        """Streams that are left, round after round; what the web process holds once all are gone."""
+        rows, errors, n = [], 0, 0
+        began = time.monotonic()
+        with upstream(30, 20) as direct, installed(self.folder("soak"), upstream=direct) as ours:
+            while time.monotonic() - began < self.options.soak_s:
+                minute = time.monotonic()
+                while time.monotonic() - minute < min(60.0, self.options.soak_s):
+                    errors += len(asyncio.run(left(ours.url, ours.key, LEFT, 50, seed=n, model="dunnock")))
+                    n += LEFT
+                time.sleep(2)
+                rows.append({
+                    "streams": n, "open": _open_streams(ours), "sockets": sockets(ours.web), "threads": threads(ours.web),
+                    "rss_mb": rss_mb(ours.web),
+                })  # fmt: skip
+                self.say("soak", rows[-1])
+        self.figures["soak"] = {"seconds": round(time.monotonic() - began), "errors": errors, "minutes": rows}
+
     def engine(self) -> None:
         """Tokens per second of the same weights."""
         found: dict[str, Any] = {}
@@ -252,6 +275,12 @@ def _count(texts: list[str]) -> int:
     return sum(len(tokenizer(text)["input_ids"]) for text in texts)
 
 
+def _open_streams(ours: Served) -> float:
+    """As `/metrics` tells it."""
+    told = httpx.get(f"{ours.url.removesuffix('/v1')}/metrics", timeout=30).text
+    return float(next(line.split()[1] for line in told.splitlines() if line.startswith("dunnock_open_streams ")))
+
+
 def _latency(run: Found) -> dict[str, Any]:
     return {
         "p50_ms": round(run.quantile_ms(0.5), 2), "p99_ms": round(run.quantile_ms(0.99), 2), "errors": len(run.errors),
@@ -262,9 +291,10 @@ def _latency(run: Found) -> dict[str, Any]:
 def main() -> int:
     """Measure what was asked for; exit status 1 where something could not be done."""
     parser = argparse.ArgumentParser(description="Serving beside what else answers chat calls.")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=USUAL)
     parser.add_argument("--round", type=Path, help="`var` of a finished round")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--soak-s", type=float, default=1200.0)
     parser.add_argument("--add", action="store_true", help="keep those parts of the file that are not measured now")
     parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()

@@ -137,6 +137,13 @@ def rss_mb(child: processes.Child) -> float:
     return round(pages * os.sysconf("SC_PAGE_SIZE") / 1e6, 1)
 
 
+def sockets(child: processes.Child) -> int:
+    """Open sockets of a process."""
+    assert child.process is not None
+    links = (os.readlink(fd) for fd in Path(f"/proc/{child.process.pid}/fd").iterdir())
+    return sum(link.startswith("socket:") for link in links)
+
+
 def threads(child: processes.Child) -> int:
     """Threads of a process."""
     assert child.process is not None

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import random
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,6 +54,37 @@ async def streams(url: str, key: str, n: int, **more: Any) -> Found:
     async with _session(key) as session:
         await asyncio.gather(*(_streamed(session, url, found, more) for _ in range(n)))
     return found
+
+
+async def left(url: str, key: str, n: int, at_once: int, seed: int, **more: Any) -> list[str]:
+    """`n` streams whose callers leave at random moments: before the answer, after some lines, or not at all. Errors, if any."""
+    draw, errors = random.Random(seed), list[str]()
+    room = asyncio.Semaphore(at_once)
+
+    async def read(session: aiohttp.ClientSession, lines: int) -> None:
+        try:
+            async with session.post(f"{url}/chat/completions", json={**BODY, "stream": True, **more}) as response:
+                if response.status != 200:
+                    errors.append(f"{response.status} {(await response.text())[:200]}")
+                async for _ in response.content:
+                    lines -= 1
+                    if lines < 0:
+                        response.close()
+                        return
+        except (aiohttp.ClientError, TimeoutError) as error:
+            errors.append(repr(error))
+
+    async def one(session: aiohttp.ClientSession) -> None:
+        async with room:
+            reading = asyncio.create_task(read(session, draw.choice((0, 1, 2, 5, 20, 1000))))
+            if draw.random() < 0.3:
+                await asyncio.sleep(draw.random() * 0.3)
+                reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+
+    async with _session(key) as session:
+        await asyncio.gather(*(one(session) for _ in range(n)))
+    return errors
 
 
 def _session(key: str) -> aiohttp.ClientSession:
