@@ -3,7 +3,6 @@
 With several web processes each writes its figures into `var/metrics`, and whichever is asked adds them up.
 """
 
-import os
 import time
 
 from flask import Blueprint, Response, request
@@ -60,8 +59,9 @@ def metrics() -> Response:
     allowed = runtime().settings.metrics
     if allowed == "off" or (allowed == "loopback" and request.remote_addr not in (*LOOPBACK, "::1")):
         raise NotFound(gettext("There is no page at this address. The link may be old, or what it led to was removed."))
-    registry: CollectorRegistry = OF_THIS_PROCESS
-    if os.environ.get(SHARED):
-        registry = CollectorRegistry()
+    registry = CollectorRegistry()
+    try:
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    except ValueError:  # SHARED is not set: there is one process
+        registry = OF_THIS_PROCESS
     return Response(generate_latest(registry), content_type=CONTENT_TYPE_LATEST)

@@ -13,7 +13,7 @@ from bench import tools
 from bench.serving.installed import free_port
 from bench.tools import NotDone
 
-LITELLM = ("litellm[proxy]==1.110.2",)
+LITELLM = ("litellm[proxy]==1.105.7",)
 START_S = 240.0
 
 

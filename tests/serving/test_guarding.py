@@ -1,6 +1,7 @@
 """The guard in the chat API: what is found never leaves, what could not be looked at is cut, and every word on it is stored."""
 
 import json
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -154,12 +155,14 @@ def test_a_reply_that_breaks_a_rule_ends_with_its_refusal(guarded: Installed, st
 
 
 def test_a_stream_that_is_cut_is_ended_at_the_engine(guarded: Installed) -> None:
-    guarded.engine.pieces = ["x" * 60, last_word(guarded.rules[0].text), *["y" * 2000] * 2000]
+    guarded.engine.pieces = ["x" * 60 + last_word(guarded.rules[0].text), *["y" * 2000] * 2000]
+    guarded.engine.wait_at = 1
     assert guarded.ask(stream=True)[1] == "content_filter"
+    guarded.engine.go_on.set()
     for _ in range(200):
         if guarded.engine.left:
             break
-        guarded.engine.go_on.wait(0.05)
+        time.sleep(0.05)
     assert guarded.engine.left == 1
 
 
