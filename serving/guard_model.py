@@ -108,11 +108,12 @@ class GuardModel:
         try:
             broken = {name: float(p) for item in said["items"] for name, p in item["broken"].items()}
             hits = {name for item in said["items"] for name in item["hits"]}
-            if not all(math.isfinite(broken[name]) for name in rules):
-                raise ValueError("a probability is no number")
-            return {name: Word(broken[name], self._thresholds.get(name, self._common), name in hits) for name in rules}
+            words = {name: Word(broken[name], self._thresholds.get(name, self._common), name in hits) for name in rules}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise Unanswered("not_scanned", f"its answer cannot be read: {error!r}") from error
+        if not all(math.isfinite(word.broken) for word in words.values()):
+            raise Unanswered("not_scanned", "a probability is no number")
+        return words
 
     async def close(self) -> None:
         """Close the connections of this event loop."""
