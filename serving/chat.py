@@ -117,7 +117,7 @@ class Chat:
         text, reason = await watch.whole(whole)
         verdicts = (*asked.checked.verdicts, *watch.verdicts())
         usage = (whole.prompt_tokens, whole.completion_tokens)
-        return Ended(reply, text, reason, usage, verdicts, watch.withheld)
+        return Ended(reply, text, reason, usage, verdicts, watch.withheld, watch.stopped_by)
 
     def _left(self, asked: Asked, replies: Sequence[Reply], made: Sequence[ChatReply]) -> list[Ended]:
         """What is kept of replies whose caller did not wait for them: that they were asked for, and what they cost as far as it is known."""
@@ -136,7 +136,10 @@ class Chat:
             return _stream(asked, ReplyStream(
                 reply, Said(said, CUT), self.recorder, prompt=asked.checked.verdicts, include_usage=asked.include_usage
             ))  # fmt: skip
-        ended = [Ended(each, said, CUT, (0, 0), asked.checked.verdicts) for each in several(asked.choices, reply)]
+        ended = [
+            Ended(each, said, CUT, (0, 0), asked.checked.verdicts, stopped_by=asked.checked.stop)
+            for each in several(asked.choices, reply)
+        ]
         await self._store(ended)
         return _answer(asked, ended, [None] * len(ended), (0, 0))
 

@@ -32,7 +32,7 @@ from core.language import N_, gettext, language, speaking
 log = logging.getLogger("dunnock.serving")
 
 SLOT = "dunnock.deferred"
-DEFERRED_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/moderations")
+DEFERRED_PATHS = ("/v1/chat/completions", "/v1/moderations")
 MOST_BODY = 4 * 1024 * 1024
 """As Flask's MAX_CONTENT_LENGTH; the view says so in its own words."""
 BODY_S = 60.0

@@ -306,6 +306,11 @@ class Watch:
         broke_rule = cut is not None and cut.verdict.check == RULES and cut.verdict.outcome == "hit"
         return "".join(self._written) if broke_rule and self._guard.settings.keep_withheld else None
 
+    @property
+    def stopped_by(self) -> Verdict | None:
+        """The verdict that cut it."""
+        return self.window.cut.verdict if self.window.cut else None
+
     def verdicts(self) -> list[Verdict]:
         """Of every check that is on, as far as it is known."""
         found = [v for window in (self.window, *self._records) for v in window.verdicts()]

@@ -69,6 +69,7 @@ class Ended:
         usage: prompt and completion tokens, None where the engine did not get to say.
         verdicts: what the guard said of prompt and reply.
         withheld: what the policy wrote, where that broke a rule and is kept for annotators.
+        stopped_by: the verdict that cut it.
     """
 
     reply: Reply
@@ -77,6 +78,7 @@ class Ended:
     usage: tuple[int | None, int | None] = (None, None)
     verdicts: Sequence[Verdict] = ()
     withheld: str | None = None
+    stopped_by: Verdict | None = None
 
 
 def several(n: int, first: Reply) -> list[Reply]:
@@ -103,16 +105,21 @@ def choice_body(index: int, ended: Ended, whole: ChatReply | None) -> dict[str, 
         "message": {"role": "assistant", "content": ended.text, "refusal": None},
         "finish_reason": ended.finish_reason,
         "logprobs": {"content": told} if ended.reply.request.logprobs else None,
-        "guard": guard_body(ended.verdicts, cut=ended.finish_reason == CUT),
+        "guard": guard_body(ended.verdicts, cut=ended.finish_reason == CUT, stopped_by=ended.stopped_by),
     }
 
 
-def guard_body(verdicts: Sequence[Verdict], *, cut: bool) -> dict[str, Any] | None:
-    """The guard's word on a reply: the gravest outcome, and of what was cut the check and the kind; None where nothing was on."""
+def guard_body(verdicts: Sequence[Verdict], *, cut: bool, stopped_by: Verdict | None = None) -> dict[str, Any] | None:
+    """The guard's word on a reply: the gravest outcome, and of what was cut the check and the kind; None where nothing was on.
+
+    Args:
+        stopped_by: the verdict that cut it; others, which were only recorded, may be graver.
+    """
     if not verdicts:
         return None
     gravest = max(verdicts, key=lambda verdict: GRAVITY[verdict.outcome])
-    shown = {"check": gravest.check, "kind": gravest.kind or None} if cut else {"check": None, "kind": None}
+    by = stopped_by or gravest
+    shown = {"check": by.check, "kind": by.kind or None} if cut else {"check": None, "kind": None}
     return {"outcome": gravest.outcome, "cut": cut, **shown}
 
 

@@ -101,7 +101,15 @@ class ReplyStream(AsyncIterator[bytes]):
             yield _line(said[1])
             return
         reason = self._end.finish_reason or "stop"
-        yield self._chunk({}, reason, {"guard": guard_body(self._verdicts(), cut=reason == CUT)})
+        yield self._chunk(
+            {},
+            reason,
+            {
+                "guard": guard_body(
+                    self._verdicts(), cut=reason == CUT, stopped_by=self._watch.stopped_by if self._watch else None
+                )
+            },
+        )
         if self._include_usage:
             yield _line({**self._reply.head("chat.completion.chunk"), "choices": [], "usage": usage_body(self._usage)})
         self._over()

@@ -354,6 +354,8 @@ def test_callers_are_told_what_the_guard_said(guarded: Installed, stream: bool) 
     kind = guarded.rules[1].rule.slug
     assert told("a heron") == {"outcome": "hit", "cut": True, "check": "rules", "kind": kind}
     guarded.model.mode = "busy"
+    mail = told("write to wren@example.org now")  # which is only recorded, and graver than what cut the reply
+    assert mail == {"outcome": "hit", "cut": True, "check": "rules", "kind": None}
     assert told("a wren") == {"outcome": "not_scanned", "cut": True, "check": "rules", "kind": None}
 
 
