@@ -7,6 +7,7 @@ Errors raised by the parts become HTTP here and nowhere else: the OpenAI error s
 problem details for other programs, and a plain page for people.
 """
 
+import gc
 import logging
 from collections.abc import Mapping
 from functools import partial
@@ -145,6 +146,8 @@ def create_app(settings: Settings | None = None, db: Database | None = None) -> 
 def create_gateway(settings: Settings | None = None, db: Database | None = None) -> Gateway:
     """Build the web process as an ASGI app, in which open chat streams cost no threads."""
     app = create_app(settings, db)
+    gc.collect()
+    gc.freeze()  # looking through all that was imported, again and again, would stop every stream for a tenth of a second
     return Gateway(app, app.extensions["dunnock"].settings.web_threads, [partial(close_chat, app)])
 
 

@@ -9,6 +9,7 @@ PostgreSQL needs no such care; the same code runs on both.
 import datetime as dt
 import json
 import math
+import os
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 from sqlalchemy.orm.util import identity_key
-from sqlalchemy.pool import NullPool
+from sqlalchemy.pool import QueuePool
 from sqlalchemy.types import JSON, TypeDecorator
 
 BUSY_TIMEOUT_S = 30
@@ -86,10 +87,13 @@ class Database:
         if self.is_sqlite:
             if parsed.database and parsed.database != ":memory:":
                 Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+            # A new connection reads the whole schema before its first statement, which takes longer than most of those.
             self.engine: Engine = create_engine(
-                parsed, connect_args={"timeout": BUSY_TIMEOUT_S}, poolclass=NullPool, json_serializer=_to_json
-            )
+                parsed, connect_args={"timeout": BUSY_TIMEOUT_S, "check_same_thread": False}, poolclass=QueuePool,
+                pool_size=16, max_overflow=-1, json_serializer=_to_json,
+            )  # fmt: skip
             event.listen(self.engine, "connect", _sqlite_connect)
+            event.listen(self.engine, "checkout", _check_file)
             event.listen(self.engine, "begin", _sqlite_begin)
         else:
             # A look-up of one row is never worth compiling.
@@ -154,6 +158,22 @@ def _sqlite_connect(connection: Any, record: Any) -> None:
     cursor.execute("PRAGMA synchronous=NORMAL")
     cursor.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_S * 1000}")
     cursor.close()
+
+
+def _file_of(connection: Any) -> tuple[int, int, int] | None:
+    """Which file a connection stands on, and in which process; None for a database in memory, or one whose file is gone."""
+    path = connection.execute("PRAGMA database_list").fetchone()[2]
+    try:
+        found = os.stat(path)
+    except (FileNotFoundError, ValueError):
+        return None
+    return os.getpid(), found.st_dev, found.st_ino
+
+
+def _check_file(connection: Any, record: Any, proxy: Any) -> None:
+    """A pooled connection is no good in a child of its process, nor once another file, as out of a backup, has its name."""
+    if record.info.setdefault("file", now := _file_of(connection)) != now:
+        raise DisconnectionError("this connection is of another file or process; the pool makes a new one")
 
 
 def _note_time(connection: Any, record: Any) -> None:

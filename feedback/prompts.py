@@ -1,13 +1,26 @@
 """Adding prompts and completions. Both are idempotent, so that a re-run stage or import adds nothing twice."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import insert, select, update
 from sqlalchemy.orm import Session
 
+from core.db import table_of
 from core.messages import conversation_hash
 from feedback.models import Completion, Prompt, Task
+
+_PROMPT = table_of(Prompt)
+_MADE = insert(_PROMPT).returning(_PROMPT.c.id, sort_by_parameter_order=True)
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Messages that somebody asked with; `tenant_id` None is the house."""
+
+    tenant_id: int | None
+    messages: list[dict[str, str]]
 
 
 def add_prompt(
@@ -45,6 +58,33 @@ def add_prompt(
     if learnt:
         _fill_in(session, prompt, learnt)
     return prompt
+
+
+def add_prompts(session: Session, conversations: Sequence[Conversation], source: str) -> list[int]:
+    """The ids of the prompt rows of many conversations, in their order, by few statements; made where they are new.
+
+    Raises:
+        IntegrityError: another transaction made one of them meanwhile; the next try finds it.
+    """
+    keys = [(each.tenant_id, conversation_hash(each.messages)) for each in conversations]
+    known: dict[tuple[int | None, str], int] = {}
+    for tenant_id in {tenant_id for tenant_id, _ in keys}:
+        of_whom = _PROMPT.c.tenant_id.is_(None) if tenant_id is None else _PROMPT.c.tenant_id == tenant_id
+        digests = {digest for whose, digest in keys if whose == tenant_id}
+        found = select(_PROMPT.c.messages_sha256, _PROMPT.c.id).where(of_whom, _PROMPT.c.messages_sha256.in_(digests))
+        known |= {(tenant_id, digest): prompt_id for digest, prompt_id in session.connection().execute(found)}
+    fresh = {key: each for key, each in zip(keys, conversations, strict=True) if key not in known}
+    if fresh:
+        rows = [
+            {
+                "messages_sha256": digest, "tenant_id": tenant_id, "source": source,
+                "messages": [{"role": m["role"], "content": m["content"]} for m in each.messages],
+            }
+            for (tenant_id, digest), each in fresh.items()
+        ]  # fmt: skip
+        made = session.connection().scalars(_MADE, rows)
+        known |= dict(zip(fresh, made, strict=True))
+    return [known[key] for key in keys]
 
 
 def _fill_in(session: Session, prompt: Prompt, learnt: dict[str, Any]) -> None:

@@ -11,18 +11,20 @@ import queue
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
+from typing import Any
 
+from sqlalchemy import insert
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from access.limits import estimated_tokens, spend
-from core.db import Database
+from core.db import Database, table_of
 from core.detectors import redact
 from core.detectors.pii import PII
 from core.messages import plain_text
 from core.settings import SamplingSettings
-from feedback.models import Prompt
-from feedback.prompts import add_completion, add_prompt
+from feedback.models import Completion, Prompt
+from feedback.prompts import Conversation, add_completion, add_prompts
 from feedback.tasks import create_task
 from serving.guard.verdicts import GRAVITY
 from serving.models import GuardReport
@@ -32,6 +34,8 @@ ATTEMPTS = 3
 WHOLE = ("stop", "length")
 MOST_TOGETHER = 64
 
+
+_COMPLETIONS, _REPORTS = insert(table_of(Completion)), insert(table_of(GuardReport))
 
 Group = Sequence[Ended]
 """The replies to one request, which are stored all or none."""
@@ -76,8 +80,7 @@ class Recorder:
         together.sort(key=lambda waiting: waiting[0][0].reply.tenant_id or 0)
         try:
             with self._db.session() as session:
-                for group, _ in together:
-                    _add(session, group, self._sampling)
+                _add(session, [group for group, _ in together], self._sampling)
         except Exception as error:  # noqa: BLE001 (whoever waits gets it)
             if len(together) > 1 or isinstance(error, IntegrityError):
                 for group, done in together:
@@ -92,7 +95,7 @@ class Recorder:
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 with self._db.session() as session:
-                    _add(session, group, self._sampling)
+                    _add(session, [group], self._sampling)
             except IntegrityError as error:  # another process stored the same prompt first; now it is there
                 if attempt == ATTEMPTS:
                     done.set_exception(error)
@@ -110,23 +113,42 @@ def _ended(group: Group, done: "Future[None]") -> None:
     done.set_result(None)
 
 
-def _add(session: Session, group: Group, sampling: SamplingSettings) -> None:
-    asked = group[0].reply
+def _add(session: Session, groups: Sequence[Group], sampling: SamplingSettings) -> None:
+    """Write what was replied to some requests, by few statements however many they are."""
+    prompts = add_prompts(session, [_conversation(group[0].reply, sampling) for group in groups], "served")
+    ended = [(prompt_id, each) for prompt_id, group in zip(prompts, groups, strict=True) for each in group]
+    connection = session.connection()
+    connection.execute(_COMPLETIONS, [_row(prompt_id, each, sampling) for prompt_id, each in ended])
+    if reports := [_report(each) for _, each in ended if each.verdicts]:
+        connection.execute(_REPORTS, reports)
+    for group in groups:
+        spend(session, group[0].reply.tenant_id, _prompt_tokens(group), sum(_written(each) for each in group))
+    for prompt_id, each in ended:
+        if each.reply.keep_texts:
+            _ask_people(session, prompt_id, each, sampling)
+
+
+def _ask_people(session: Session, prompt_id: int, ended: Ended, sampling: SamplingSettings) -> None:
+    """The task that a reply is to be judged in, if it is."""
+    if ended.withheld is not None:
+        _keep_withheld(session, prompt_id, ended, sampling)
+    elif ended.finish_reason in WHOLE and drawn(ended.reply.id, sampling.rate):
+        create_task(
+            session, "rating", prompt_id, [ended.reply.id], source=f"chat:{ended.reply.id}", why="drawn from the chat"
+        )
+
+
+def _conversation(asked: Reply, sampling: SamplingSettings) -> Conversation:
     messages = [{"role": m.role, "content": _kept(m.content, asked, sampling)} for m in asked.request.messages]
-    prompt = add_prompt(session, messages, "served", tenant_id=asked.tenant_id)
-    spend(session, asked.tenant_id, _prompt_tokens(group), sum(_written(ended) for ended in group))
-    for ended in group:
-        version, details = ended.reply.version.id, ended.reply.details(ended.finish_reason, ended.usage)
-        text = _kept(ended.text, asked, sampling)
-        kept = add_completion(session, prompt, text, "served", policy_version_id=version, details=details)
-        if ended.verdicts:
-            session.add(_report(ended))
-        if not asked.keep_texts:
-            continue
-        if ended.withheld is not None:
-            _keep_withheld(session, prompt, ended, sampling)
-        elif ended.finish_reason in WHOLE and drawn(kept.id, sampling.rate):
-            create_task(session, "rating", prompt.id, [kept.id], source=f"chat:{kept.id}", why="drawn from the chat")
+    return Conversation(asked.tenant_id, messages)
+
+
+def _row(prompt_id: int, ended: Ended, sampling: SamplingSettings) -> dict[str, Any]:
+    reply = ended.reply
+    return {
+        **reply.details(ended.finish_reason, ended.usage), "prompt_id": prompt_id, "tenant_id": reply.tenant_id, "source": "served",
+        "policy_version_id": reply.version.id, "text": _kept(ended.text, reply, sampling),
+    }  # fmt: skip
 
 
 def _prompt_tokens(group: Group) -> int:
@@ -154,24 +176,24 @@ def _kept(text: str, asked: Reply, sampling: SamplingSettings) -> str:
     return redact(plain_text(text), PII)[0] if sampling.redact else plain_text(text)
 
 
-def _report(ended: Ended) -> GuardReport:
+def _report(ended: Ended) -> dict[str, Any]:
     gravest = max(ended.verdicts, key=lambda verdict: GRAVITY[verdict.outcome])
     broken = (v.rule_version_id for v in ended.verdicts if v.outcome == "hit" and v.rule_version_id is not None)
-    return GuardReport(
-        completion_id=ended.reply.id, outcome=gravest.outcome, cut=ended.finish_reason == CUT,
-        rule_version_id=next(broken, None), verdicts=[verdict.as_json() for verdict in ended.verdicts],
-    )  # fmt: skip
+    return {
+        "completion_id": ended.reply.id, "outcome": gravest.outcome, "cut": ended.finish_reason == CUT,
+        "rule_version_id": next(broken, None), "verdicts": [verdict.as_json() for verdict in ended.verdicts],
+    }  # fmt: skip
 
 
-def _keep_withheld(session: Session, prompt: Prompt, ended: Ended, sampling: SamplingSettings) -> None:
+def _keep_withheld(session: Session, prompt_id: int, ended: Ended, sampling: SamplingSettings) -> None:
     """What broke a rule, for annotators to judge by that rule: nobody who chats gets to see it."""
     hit = next(v for v in ended.verdicts if v.outcome == "hit" and v.rule_version_id is not None)
     source = f"withheld:{ended.reply.id}"
     kept = add_completion(
-        session, prompt, _kept(ended.withheld or "", ended.reply, sampling), "withheld", policy_version_id=ended.reply.version.id,
+        session, session.get_one(Prompt, prompt_id), _kept(ended.withheld or "", ended.reply, sampling), "withheld", policy_version_id=ended.reply.version.id,
         once=source, details={"sampling": ended.reply.details("", (None, None))["sampling"]},
     )  # fmt: skip
     create_task(
-        session, "rule_check", prompt.id, [kept.id], source=source, rule_version_id=hit.rule_version_id, pool="flagged",
+        session, "rule_check", prompt_id, [kept.id], source=source, rule_version_id=hit.rule_version_id, pool="flagged",
         why="the guard held this reply back",
     )  # fmt: skip

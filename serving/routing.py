@@ -5,11 +5,13 @@ never a silent step to another one.
 """
 
 import logging
+from typing import Any
 
 from flask import Flask, current_app
-from sqlalchemy import select
+from sqlalchemy import Select, bindparam, select
 from sqlalchemy.orm import Session
 
+from core.db import table_of
 from core.errors import ArtifactError, EngineError, NotFound
 from core.language import gettext
 from core.settings import Settings
@@ -23,6 +25,17 @@ SERVED_STATES = ("active", "retired")
 EXTENSION = "dunnock_engine"
 
 
+_VERSION = table_of(PolicyVersion)
+_ACTIVE = select(_VERSION).where(_VERSION.c.state == "active")
+_NAMED = select(_VERSION).where(_VERSION.c.name == bindparam("name"), _VERSION.c.state.in_(SERVED_STATES))
+
+
+def _one(session: Session, statement: Select[Any], **values: str) -> PolicyVersion | None:
+    """The version that is found, as an object of no session: every chat call asks for one, and nobody changes it here."""
+    row = session.connection().execute(statement, values).one_or_none()
+    return None if row is None else PolicyVersion(**row._mapping)
+
+
 def resolve(session: Session, model: str) -> PolicyVersion:
     """The version that answers to a model name: "dunnock" is the active one, a version's own name pins it.
 
@@ -32,9 +45,7 @@ def resolve(session: Session, model: str) -> PolicyVersion:
     """
     if model == PUBLIC_NAME:
         return active(session)
-    version = session.scalar(
-        select(PolicyVersion).where(PolicyVersion.name == model, PolicyVersion.state.in_(SERVED_STATES))
-    )
+    version = _one(session, _NAMED, name=model)
     if version is None:
         raise NotFound(
             gettext("the model %(model)r does not exist", model=model), code="model_not_found", param="model"
@@ -44,7 +55,7 @@ def resolve(session: Session, model: str) -> PolicyVersion:
 
 def active(session: Session) -> PolicyVersion:
     """The version that answers now, or EngineError."""
-    version = session.scalar(select(PolicyVersion).where(PolicyVersion.state == "active"))
+    version = _one(session, _ACTIVE)
     if version is None:
         raise EngineError(gettext("no policy version is active yet"), code="no_active_policy")
     return version

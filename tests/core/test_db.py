@@ -2,6 +2,7 @@
 
 import datetime as dt
 import math
+import sqlite3
 import threading
 from pathlib import Path
 
@@ -130,3 +131,23 @@ def test_a_plain_postgresql_url_gets_the_driver_we_have() -> None:
     assert db.engine.url.drivername == "postgresql+psycopg"
     assert not db.is_sqlite
     db.dispose()
+
+
+def test_a_file_that_took_the_place_of_another_is_read(tmp_path: Path) -> None:
+    path, other = tmp_path / "dunnock.db", tmp_path / "backup.db"
+    for file, word in ((path, "old"), (other, "new")):
+        with sqlite3.connect(file) as made:
+            made.execute("CREATE TABLE kept (word TEXT)")
+            made.execute("INSERT INTO kept VALUES (?)", (word,))
+        made.close()
+    database = Database(f"sqlite:///{path}")
+    try:
+        words = []
+        for _ in range(2):
+            with database.read() as session:
+                words.append(session.scalar(text("SELECT word FROM kept")))
+            if other.exists():
+                other.replace(path)
+        assert words == ["old", "new"]
+    finally:
+        database.dispose()
