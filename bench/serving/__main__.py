@@ -1,12 +1,13 @@
 """Measure serving beside what else there is; write the figures.
 
-    python -m bench.serving [--parts gateway streams engine soak] [--round var] [--repeats 3] [--add] [--out FILE]
+    python -m bench.serving [--parts gateway streams engine swaps soak] [--round var] [--repeats 3] [--add] [--out FILE]
 
 - `gateway`: whole calls at 100 a second to an upstream that costs nothing, straight, through Dunnock (guard on, everything
   stored) and through LiteLLM's proxy; then the highest rate at which each answers all calls within a second
 - `streams`: a thousand streams at once
 - `soak`: callers that leave at random moments, for `--soak-s` seconds; slots, sockets, threads and memory of the web process by minutes
 - `engine`: the same weights, prompts and tokens by the embedded engine alone, by Dunnock in front of it, and by `transformers serve`
+- `swaps`: versions that take turns under eight open streams, whose texts must be those of their versions; needs `--round`
 
 Every measurement is a process of its own, in turns. `--round` names the `var` of a finished round (`make demo`), whose active
 version, adapter and guard's model are then served; without it, the base is, and no model is asked about rules.
@@ -31,12 +32,14 @@ from bench import machine
 from bench.serving import peers
 from bench.serving.installed import Served, free_port, installed, rss_mb, sockets, threads
 from bench.serving.load import Found, left, steady, streams
+from bench.serving.swaps import under_swaps
 from bench.tools import NotDone
 from commands import processes
+from core.db import Database
 from policy.base import base_model_path
 
 RESULT = Path(__file__).parents[1] / "results" / "serving.json"
-PARTS = ("gateway", "streams", "engine", "soak")
+PARTS = ("gateway", "streams", "engine", "swaps", "soak")
 USUAL = ("gateway", "streams", "engine")
 RATE, SECONDS = 100, 20
 RATES = (50, 100, 150, 200, 250, 300, 350, 400, 500, 600, 800)
@@ -45,6 +48,7 @@ LATE_MS = 1000.0
 OPEN, PIECES, PAUSE_MS = 1000, 40, 500
 LEFT = 300
 STREAMS = (1, 8)
+SWAPS = 20
 TOKENS = 64
 PROMPTS = (
     "How do I keep basil alive on a windowsill?", "Write a short note to a neighbour about a parcel.",
@@ -179,6 +183,17 @@ class Bench:
                 })  # fmt: skip
                 self.say("soak", rows[-1])
         self.figures["soak"] = {"seconds": round(time.monotonic() - began), "errors": errors, "minutes": rows}
+
+    def swaps(self) -> None:
+        """Twenty swaps under eight open streams."""
+        if self.options.round is None:
+            raise NotDone("swaps need two versions: name the `var` of a finished round by --round")
+        with installed(self.folder("swaps"), of_round=self.options.round) as ours:
+            db = Database(ours.db_url)
+            found = asyncio.run(under_swaps(ours, db, PROMPTS, SWAPS, TOKENS))
+            db.dispose()
+        self.say("swaps", found)
+        self.figures["swaps"] = found
 
     def engine(self) -> None:
         """Tokens per second of the same weights."""

@@ -33,6 +33,7 @@ class Served:
         engine_url: the engine behind it.
         model: the version that is active; the engine's name for it.
         web: the process.
+        db_url: of the database that it stands on.
     """
 
     url: str
@@ -40,6 +41,7 @@ class Served:
     key: str
     model: str
     web: processes.Child
+    db_url: str
 
 
 def free_port() -> int:
@@ -85,7 +87,7 @@ def installed(folder: Path, *, upstream: str = "", of_round: Path | None = None)
             processes.wait_ready(child, processes.health_url(child, settings), START_S)
         url = f"http://127.0.0.1:{settings.web_port}"
         _ready(url)
-        yield Served(f"{url}/v1", settings.engine_base_url, key, model, children[0])
+        yield Served(f"{url}/v1", settings.engine_base_url, key, model, children[0], settings.db_url)
     finally:
         for child in children:
             child.stop()

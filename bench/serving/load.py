@@ -36,7 +36,7 @@ class Found:
 async def steady(url: str, key: str, rate: float, seconds: float, **more: Any) -> Found:
     """`rate` whole calls a second for so long; a call that waits for a connection is late by that."""
     found = Found()
-    async with _session(key) as session:
+    async with connected(key) as session:
         await _whole(session, url, Found(), time.perf_counter(), more)  # a connection, and what is made at first use
         began = time.perf_counter()
         calls = []
@@ -51,7 +51,7 @@ async def steady(url: str, key: str, rate: float, seconds: float, **more: Any) -
 async def streams(url: str, key: str, n: int, **more: Any) -> Found:
     """`n` streams at once, each read to its end."""
     found = Found()
-    async with _session(key) as session:
+    async with connected(key) as session:
         await asyncio.gather(*(_streamed(session, url, found, more) for _ in range(n)))
     return found
 
@@ -82,12 +82,13 @@ async def left(url: str, key: str, n: int, at_once: int, seed: int, **more: Any)
                 reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
 
-    async with _session(key) as session:
+    async with connected(key) as session:
         await asyncio.gather(*(one(session) for _ in range(n)))
     return errors
 
 
-def _session(key: str) -> aiohttp.ClientSession:
+def connected(key: str) -> aiohttp.ClientSession:
+    """Connections without limit, that show a key."""
     return aiohttp.ClientSession(
         headers={"Authorization": f"Bearer {key}"},
         connector=aiohttp.TCPConnector(limit=0),

@@ -6,7 +6,7 @@ decided once stays decided (`Detector.undecided_from`).
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 LOOK_BEHIND = 1
@@ -69,6 +69,12 @@ def undecided_from(opening: re.Pattern[str], longest: int, text: str, start: int
         return start
     found = opening.search(text, max(start, n - longest))
     return found.start() if found else n
+
+
+def beginnings(words: Iterable[str]) -> str:
+    """A pattern of all that these words begin with, each whole word included, the longer ones first."""
+    found = {word[:n] for word in words for n in range(1, len(word) + 1)}
+    return "|".join(re.escape(each) for each in sorted(found, key=lambda each: (-len(each), each)))
 
 
 def find_all(text: str, detectors: Sequence[Detector]) -> list[Span]:

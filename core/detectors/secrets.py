@@ -7,8 +7,9 @@ only beside a word like "password" and only if it looks drawn at random. Forms a
 import math
 import re
 from collections import Counter
+from collections.abc import Callable
 
-from core.detectors.detector import IN_WORD, Detector
+from core.detectors.detector import Detector, beginnings
 
 ENTROPY_BITS = 3.0
 """Least Shannon entropy of a value per character that counts as drawn: words are at 2 to 3, twelve drawn characters at 3.3."""
@@ -17,6 +18,11 @@ _NAME = (
     r"(?:pass(?:word|wd|phrase|wort)|kennwort|pwd|secret|token|credential"
     r"|(?:api|access|private|auth|account|encryption)[_-]?key)"
 )
+_NAMES = (
+    "password", "passwd", "passphrase", "passwort", "kennwort", "pwd", "secret", "token", "credential",
+    *(f"{of}{tie}key" for of in ("api", "access", "private", "auth", "account", "encryption") for tie in ("", "_", "-")),
+)  # fmt: skip
+"""All that `_NAME` matches, but for those that begin with another one."""
 _TO = r"[\"'`*]{0,2}[ \t]{0,3}(?:=>|:=|==|=|:|is\b|ist\b|lautet\b)[ \t]{0,3}[\"'`*]{0,3}"
 _VALUE = r"[^\s\"'`,;<>(){}\[\]]"
 _ASSIGNED = re.compile(rf"{_NAME}\w{{0,20}}{_TO}", re.IGNORECASE)
@@ -59,8 +65,18 @@ def _url(text: str) -> int:
 _REST = re.compile(r"[A-Za-z0-9_+/=-]*")
 
 
-def _key(kind: str, pattern: str, longest: int) -> Detector:
-    return Detector(kind, re.compile(pattern, re.ASCII), longest, rest=_REST)
+_BEGINNINGS = (
+    "AKIA", "ASIA", *(f"gh{c}_" for c in "pousr"), "github_pat_",
+    *(f"gl{kind}-" for kind in ("pat", "dt", "rt", "ptt", "ft", "imt", "agent", "oas", "soat", "ffct", "cbt")),
+    *(f"xox{c}-" for c in "abeoprs"), "xapp-", "hooks.slack.com/services/", "hooks.slack.com/workflows/", "sk-", "AIza", "GOCSPX-", "ya29.",
+    *(f"{c}k_{mode}_" for c in "sr" for mode in ("live", "test")), "whsec_", "dk-", "hf_", "npm_", "pypi-AgE",
+)  # fmt: skip
+_OPENING = re.compile(rf"(?:{beginnings(_BEGINNINGS)})\Z|(?:{'|'.join(map(re.escape, _BEGINNINGS))})[!-~]{{0,212}}\Z")
+"""One for all keys, so that a text is searched once for them."""
+
+
+def _key(kind: str, pattern: str, longest: int, length: Callable[[str], int] = len) -> Detector:
+    return Detector(kind, re.compile(pattern, re.ASCII), longest, _OPENING, length=length, rest=_REST)
 
 
 JWT = Detector(
@@ -95,7 +111,7 @@ PASSWORD = Detector(
     re.compile(rf"{_NAME}\w{{0,20}}{_TO}{_VALUE}{{8,128}}", re.IGNORECASE),
     longest=10 + 4 + 20 + 2 + 3 + 6 + 3 + 3 + 128 + 1,
     opening=re.compile(
-        rf"[a-z_-]{{1,40}}\Z|{_NAME}\w{{0,20}}[\"'`*]{{0,2}}[ \t]{{0,3}}"
+        rf"(?:{beginnings(_NAMES)})\Z|{_NAME}\w{{0,20}}[\"'`*]{{0,2}}[ \t]{{0,3}}"
         rf"(?:(?:[:=]{{1,2}}|=>|i|is|ist|l|la|lau|laut|laute|lautet)(?:[ \t]{{0,3}}[\"'`*]{{0,3}}{_VALUE}{{0,128}})?)?\Z",
         re.IGNORECASE,
     ),
@@ -109,9 +125,7 @@ SECRETS = (
     _key("gitlab_token", r"gl(?:pat|dt|rt|ptt|ft|imt|agent|oas|soat|ffct|cbt)-[\w-]{20,200}", 209),
     _key("slack_token", r"xox[abeoprs]-[A-Za-z0-9-]{10,200}|xapp-\d-[A-Za-z0-9-]{10,200}", 208),
     _key("slack_webhook", r"hooks\.slack\.com/(?:services|workflows)/[A-Za-z0-9+/]{20,120}", 152),
-    Detector(
-        "model_api_key", re.compile(r"(?<![A-Za-z0-9])sk-[\w-]{20,200}", re.ASCII), 204, length=_mixed, rest=_REST
-    ),
+    _key("model_api_key", r"(?<![A-Za-z0-9])sk-[\w-]{20,200}", 204, _mixed),
     _key("google_api_key", r"AIza[A-Za-z0-9_-]{35}", 39),
     _key("google_oauth", r"GOCSPX-[A-Za-z0-9_-]{28}|ya29\.[A-Za-z0-9_-]{20,200}", 206),
     _key("stripe_key", r"(?:sk|rk)_(?:live|test)_[A-Za-z0-9]{16,200}", 208),
@@ -122,13 +136,10 @@ SECRETS = (
     _key("pypi_token", r"pypi-AgE[A-Za-z0-9_-]{40,200}", 209),
     Detector(
         "url_password",
-        re.compile(
-            r"(?<![A-Za-z0-9+.-])[a-z][a-z0-9+.-]{1,20}://[^\s:/@]{1,64}:[^\s/@]{3,64}@", re.ASCII | re.IGNORECASE
-        ),
-        longest=156,
-        opening=re.compile(
-            rf"[{IN_WORD}]{{1,24}}\Z|[a-z][a-z0-9+.-]{{0,20}}:/{{0,2}}[^\s/@]{{0,130}}\Z", re.ASCII | re.IGNORECASE
-        ),
+        # From where the scheme ends: any word could be one, and none could be shown before the next had come.
+        re.compile(r"://[^\s:/@]{1,64}:[^\s/@]{3,64}@", re.ASCII),
+        longest=133,
+        opening=re.compile(r":/?\Z|://[^\s/@]{0,130}\Z", re.ASCII),
         length=_url,
     ),
     JWT,

@@ -53,7 +53,7 @@ class GuardSettings(SettingsGroup):
         "I can't show that.", description="What is said where something other than a rule cut a reply."
     )
     first_chars: int = Field(
-        48, ge=1, description="Characters of a stream that the guard's model is first asked about; more later."
+        1, ge=1, description="Characters of a stream that the guard's model is first asked about; more later."
     )
     piece_chars: int = Field(512, ge=1, description="Most characters that it is asked about at once in mid-stream.")
     refresh_s: float = Field(1.0, ge=0, description="How old the rules and the model that replies are held to may be.")

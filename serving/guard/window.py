@@ -22,6 +22,10 @@ from serving.guard.patterns import Scan
 from serving.guard.verdicts import Outcome, Side, Verdict, first_stop, merge
 
 
+SECOND_CHARS = 8
+"""A word or two: a reader who has seen the first is not kept waiting for long."""
+
+
 @dataclass(frozen=True)
 class Release:
     """Text that every check has cleared: the next characters of the reply."""
@@ -60,12 +64,12 @@ class Pieces:
     """How much is asked about at once, in characters.
 
     Attributes:
-        first_chars: of the first question: small, so that the first words are soon there.
-        piece_chars: of later ones, which double from the first up to this: a question costs about the same whatever it holds.
+        first_chars: of the first question: small, so that the first word is soon there.
+        piece_chars: of later ones, which double from `SECOND_CHARS` up to this: a question costs about the same whatever it holds.
         context_chars: how much of what was asked before goes along.
     """
 
-    first_chars: int = 48
+    first_chars: int = 1
     piece_chars: int = 512
     context_chars: int = 4000
 
@@ -235,7 +239,7 @@ class Window:
             start, upto, self._text.between(max(self._text.begin, start - self._pieces.context_chars), upto)
         )
         self._questioned = upto
-        self._size = min(2 * self._size, self._pieces.piece_chars)
+        self._size = min(max(2 * self._size, SECOND_CHARS), self._pieces.piece_chars)
         return [self._open]
 
     def _end_by(self, verdict: Verdict) -> list[Action]:

@@ -57,7 +57,7 @@ SECRETS = {
     "hugging_face_token": after("hf_", chars(WORD, 34)),
     "npm_token": after("npm_", chars(WORD, 36)),
     "pypi_token": after("pypi-AgE", chars(URL_SAFE, 60, 180)),
-    "url_password": st.tuples(chars(LOWER, 1, 12), drawn()).map(lambda t: f"postgresql://{t[0]}:{t[1]}@db.example/x"),
+    "url_password": st.tuples(chars(LOWER, 1, 12), drawn()).map(lambda t: f"://{t[0]}:{t[1]}@db.example/x"),
     "jwt": st.tuples(*[chars(URL_SAFE, 10, 700)] * 2).map(lambda t: f"eyJ{t[0][:400]}.eyJ{t[1]}.{t[0]}"),
     "private_key": st.sampled_from(["", "RSA ", "EC ", "OPENSSH ", "ENCRYPTED "]).map(
         lambda kind: f"-----BEGIN {kind}PRIVATE KEY-----\nMIIE"
