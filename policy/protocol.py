@@ -32,10 +32,11 @@ class ChatRequest(BaseModel):
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     logprobs: bool = False
     return_token_ids: bool = False  # vLLM's name for it
+    response_format: dict[str, Any] | None = None  # for engines that keep to a grammar
 
     def wire(self) -> dict[str, Any]:
         """The body of the call; what is not asked for is not named, since not every engine knows it."""
-        left_out = {name for name in ("logprobs", "return_token_ids") if not getattr(self, name)}
+        left_out = {name for name in ("logprobs", "return_token_ids", "response_format") if not getattr(self, name)}
         return self.model_dump(mode="json", exclude=left_out)
 
 
@@ -63,12 +64,17 @@ class ChatReply:
 
 @dataclass(frozen=True)
 class StreamEvent:
-    """A piece of a streamed completion; the fields beside `text` come near the end."""
+    """A piece of a streamed completion; finish reason and counts come near the end.
+
+    Attributes:
+        tokens: those that made the text, each with its log-probability in nats, where these were asked for.
+    """
 
     text: str = ""
     finish_reason: str | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    tokens: tuple[tuple[str, float], ...] = ()
 
     def after(self, earlier: "StreamEvent") -> "StreamEvent":
         """What is known of the end once this has followed on what was known before; without text."""
@@ -100,7 +106,7 @@ def read_reply(answer: Any, latency_s: float) -> ChatReply:
     """
     try:
         choice, usage = answer["choices"][0], answer["usage"]
-        logprobs = (choice.get("logprobs") or {}).get("content")
+        logprobs = _content(choice) if choice.get("logprobs") else None
         return ChatReply(
             text=_text(choice["message"].get("content")),
             finish_reason=_reason(choice["finish_reason"]) or "stop",
@@ -133,9 +139,15 @@ def read_event(chunk: Any) -> StreamEvent:
             finish_reason=_reason(choice.get("finish_reason")),
             prompt_tokens=usage.get("prompt_tokens"),
             completion_tokens=usage.get("completion_tokens"),
+            tokens=tuple((str(token["token"]), float(token["logprob"])) for token in _content(choice)),
         )
-    except (LookupError, TypeError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise EngineError(f"the engine's stream is none of a chat completion: {error!r}") from error
+
+
+def _content(choice: Any) -> list[Any]:
+    """The tokens of a choice, or of a piece of one, that are told with their log-probabilities."""
+    return (choice.get("logprobs") or {}).get("content") or []
 
 
 def _text(content: Any) -> str:

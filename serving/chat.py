@@ -15,7 +15,7 @@ from core.language import gettext
 from core.settings import Settings
 from policy.client import EngineClient
 from policy.models import PolicyVersion
-from policy.protocol import ChatReply, ChatRequest, StreamEvent
+from policy.protocol import ChatReply, ChatRequest, Events, StreamEvent
 from serving.deferred import Answer
 from serving.engines import Engines
 from serving.guarding import Checked, Guard, Standing
@@ -23,7 +23,7 @@ from serving.metrics import replied
 from serving.recorder import Recorder
 from serving.replies import CUT, Ended, Reply, choice_body, several, usage_body
 from serving.routing import engine_client
-from serving.streams import ReplyStream
+from serving.streams import ReplyStream, Streamed
 
 EXTENSION = "dunnock_chat"
 VERSION_HEADER = "X-Dunnock-Policy-Version"
@@ -43,7 +43,7 @@ class Asked:
         standing: the rules that its replies are held to.
         checked: what the guard says of the prompt, which takes a while for long ones and is no work for an event loop.
         path: which call it was.
-        choices: replies to make; more than one come whole.
+        choices: replies to make.
     """
 
     version: PolicyVersion
@@ -88,13 +88,33 @@ class Chat:
         await self.guard.ready(asked.standing)
         return await (self._streamed if asked.stream else self._whole)(asked, reply)
 
-    async def _streamed(self, asked: Asked, reply: Reply) -> Answer:
-        events = await self.engines.stream(asked.version, asked.request)
-        watch = self.guard.watch(asked.request.messages, asked.standing, asked.path)
-        return _stream(asked, ReplyStream(
-            reply, watch.over(events), self.recorder, watch=watch, prompt=asked.checked.verdicts,
-            include_usage=asked.include_usage,
-        ))  # fmt: skip
+    async def _streamed(self, asked: Asked, first: Reply) -> Answer:
+        replies = several(asked.choices, first)
+        choices = []
+        for reply, events in zip(replies, await self._opened(replies), strict=True):
+            watch = self.guard.watch(asked.request.messages, asked.standing, asked.path)
+            choices.append(Streamed(reply, watch.over(events), watch))
+        return self._stream(asked, choices)
+
+    async def _opened(self, replies: Sequence[Reply]) -> list[Events]:
+        """The streams of all replies, or of none."""
+        opening = [asyncio.ensure_future(self.engines.stream(reply.version, reply.request)) for reply in replies]
+        try:
+            return await asyncio.gather(*opening)
+        except BaseException:
+            for each in opening:
+                each.cancel()
+            for events in await asyncio.gather(*opening, return_exceptions=True):
+                if not isinstance(events, BaseException):
+                    events.close()
+            raise
+
+    def _stream(self, asked: Asked, choices: Sequence[Streamed]) -> Answer:
+        headers = {VERSION_HEADER: asked.version.name, "X-Accel-Buffering": "no"}
+        lines = ReplyStream(
+            choices, self.recorder, prompt=asked.checked.verdicts, include_usage=asked.include_usage
+        )  # fmt: skip
+        return Answer(lines, headers=headers, media="text/event-stream")
 
     async def _whole(self, asked: Asked, first: Reply) -> Answer:
         replies, made = several(asked.choices, first), []
@@ -133,9 +153,7 @@ class Chat:
         """The answer to a prompt that is not let through to the engine: every choice is the refusal."""
         said = self.settings.guard.refusal_text
         if asked.stream:
-            return _stream(asked, ReplyStream(
-                reply, Said(said, CUT), self.recorder, prompt=asked.checked.verdicts, include_usage=asked.include_usage
-            ))  # fmt: skip
+            return self._stream(asked, [Streamed(each, Said(said, CUT)) for each in several(asked.choices, reply)])
         ended = [
             Ended(each, said, CUT, (0, 0), asked.checked.verdicts, stopped_by=asked.checked.stop)
             for each in several(asked.choices, reply)
@@ -217,11 +235,6 @@ class Said:
 
     def close(self) -> None:
         """There is nothing to end."""
-
-
-def _stream(asked: Asked, lines: ReplyStream) -> Answer:
-    headers = {VERSION_HEADER: asked.version.name, "X-Accel-Buffering": "no"}
-    return Answer(lines, headers=headers, media="text/event-stream")
 
 
 def _answer(

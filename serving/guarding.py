@@ -10,6 +10,7 @@ import hashlib
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -39,8 +40,6 @@ log = logging.getLogger("dunnock.serving")
 RULES = "rules"
 CONTEXT_CHARS = 1200
 TENANTS_REMEMBERED = 1000
-AGAIN_S = 1.0
-"""How long a model that could not be loaded is left alone."""
 AGAIN_S = 1.0
 """How long a model that could not be loaded is left alone."""
 AT_THE_END = Pieces(1 << 40, 1 << 40)
@@ -331,6 +330,7 @@ class GuardedEvents:
 
     async def __aiter__(self) -> AsyncIterator[StreamEvent]:
         watch, end, n = self._watch, StreamEvent(), 0
+        told = _Told()
         events = aiter(self._events)
         coming: asyncio.Future[StreamEvent] | None = asyncio.ensure_future(anext(events))
         asking: asyncio.Future[tuple[Ask, list[Verdict]]] | None = None
@@ -352,11 +352,12 @@ class GuardedEvents:
                     else:
                         n += bool(event.text)
                         end = event.after(end)
+                        told.take(event)
                         actions += watch.feed(event.text) if event.text else []
                         coming = asyncio.ensure_future(anext(events))
                 for action in actions:
                     if isinstance(action, Release):
-                        yield StreamEvent(watch.show(action.text))
+                        yield StreamEvent(watch.show(action.text), tokens=told.upto(watch.window.released))
                     elif isinstance(action, Ask):
                         asking = asyncio.ensure_future(self._ask(action))
                     else:
@@ -367,7 +368,8 @@ class GuardedEvents:
                         yield StreamEvent(said, CUT, end.prompt_tokens, end.completion_tokens or n)
                         return
             await watch.record_rest()
-            yield StreamEvent("", end.finish_reason, end.prompt_tokens, end.completion_tokens)
+            tokens = told.upto(watch.window.released)
+            yield StreamEvent("", end.finish_reason, end.prompt_tokens, end.completion_tokens, tokens)
         finally:
             for future in (coming, asking):
                 if future is not None:
@@ -377,6 +379,26 @@ class GuardedEvents:
 
     async def _ask(self, asked: Ask) -> tuple[Ask, list[Verdict]]:
         return asked, await self._watch.ask(asked)
+
+
+class _Told:
+    """Tokens that wait until all of their text is cleared."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[tuple[int, tuple[str, float]]] = deque()
+        self._chars = 0
+
+    def take(self, event: StreamEvent) -> None:
+        """What came."""
+        self._chars += len(event.text)
+        self._waiting += [(self._chars, token) for token in event.tokens]
+
+    def upto(self, released: int) -> tuple[tuple[str, float], ...]:
+        """Those whose text has gone out, once each."""
+        found = []
+        while self._waiting and self._waiting[0][0] <= released:
+            found.append(self._waiting.popleft()[1])
+        return tuple(found)
 
 
 def _newest_model(session: Session) -> RewardModel | None:

@@ -1,5 +1,6 @@
 """What `/v1` accepts: the OpenAI client's calls. Fields that are not listed are ignored, as that API grows."""
 
+import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -10,6 +11,8 @@ from core.settings import Settings
 from policy.protocol import ChatRequest
 
 MOST_CHOICES = 8
+MOST_SCHEMA = 20_000
+MOST_DEPTH = 32
 ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 ModerationText = Annotated[str, StringConstraints(max_length=20_000)]
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=200)]
@@ -60,8 +63,45 @@ class StreamOptions(Wire):
     include_usage: bool = False
 
 
+class SchemaFormat(Wire):
+    """A JSON schema that the text is to conform to."""
+
+    name: str | None = Field(None, max_length=64)
+    strict: bool | None = None
+    schema_: dict[str, Any] = Field(alias="schema")
+
+    @field_validator("schema_")
+    @classmethod
+    def _within_bounds(cls, schema: dict[str, Any]) -> dict[str, Any]:
+        try:
+            size, depth = len(json.dumps(schema)), _depth(schema)
+        except RecursionError:
+            size, depth = 0, MOST_DEPTH + 1
+        if size > MOST_SCHEMA or depth > MOST_DEPTH:
+            raise ValueError(f"a schema has at most {MOST_SCHEMA} characters and {MOST_DEPTH} levels")
+        return schema
+
+
 class ResponseFormat(Wire):
-    type: str = Field("text", max_length=40)
+    """What the text is to be: any, a JSON object, or one by a schema. The engine keeps to it or refuses."""
+
+    type: Literal["text", "json_object", "json_schema"] = "text"
+    json_schema: SchemaFormat | None = None
+
+    @model_validator(mode="after")
+    def _has_its_schema(self) -> "ResponseFormat":
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError("json_schema comes with the type json_schema, and with no other")
+        return self
+
+    def wire(self) -> dict[str, Any] | None:
+        """As engines are asked; None where any text will do."""
+        return None if self.type == "text" else self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def _depth(value: Any) -> int:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + max(map(_depth, inner), default=0)
 
 
 class ChatBody(Wire):
@@ -79,7 +119,8 @@ class ChatBody(Wire):
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     n: int | None = Field(None, ge=1, le=MOST_CHOICES, description="Replies to make, each from a seed of its own.")
     logprobs: bool | None = Field(
-        None, description="Tell the tokens of a whole reply with the log of their probabilities."
+        None,
+        description="Tell the tokens with the log of their probabilities; in a stream with the text that they made, once that is cleared.",
     )
     top_logprobs: int | None = Field(None, ge=0, le=20)
     response_format: ResponseFormat | None = None
@@ -93,14 +134,8 @@ class ChatBody(Wire):
     @model_validator(mode="after")
     def _can_be_done(self) -> "ChatBody":
         """What would be left out in silence is refused."""
-        if self.stream and self.choices > 1:
-            raise ValueError(f"{self.choices} replies were asked for as a stream; ask for them whole, or for one")
-        if self.stream and self.logprobs:
-            raise ValueError("logprobs come with whole replies only; leave out stream")
         if self.top_logprobs:
             raise ValueError("top_logprobs are not told, only those of the tokens that were written")
-        if self.response_format is not None and self.response_format.type != "text":
-            raise ValueError(f"response_format {self.response_format.type!r} is not made here; only text is")
         if self.tools:
             raise ValueError("tools are not called here; leave them out")
         return self
@@ -142,6 +177,7 @@ class ChatBody(Wire):
             max_tokens=min(wanted, settings.max_completion_tokens),
             stop=stop,
             logprobs=bool(self.logprobs),
+            response_format=self.response_format.wire() if self.response_format else None,
             **given,
         )
 

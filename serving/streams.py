@@ -1,9 +1,11 @@
-"""Replies as server-sent events: each is stored, whole or cut, before its last byte is sent."""
+"""Replies as server-sent events: all replies to a request are stored, whole or cut, before the first of them ends."""
 
 import asyncio
 import json
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -15,44 +17,68 @@ from serving.guard.verdicts import Verdict
 from serving.guarding import Watch
 from serving.metrics import OPEN, first_text, replied
 from serving.recorder import Recorder
-from serving.replies import CUT, Ended, Reply, guard_body, usage_body
+from serving.replies import CUT, Ended, Reply, guard_body, logprobs_body, usage_body
 
 log = logging.getLogger("dunnock.serving")
 
 NOT_STORED = "the reply %s, %d characters, could not be stored"  # its text is nobody's business here
 
 
+@dataclass
+class Streamed:
+    """One of the replies to a request, on its way.
+
+    Attributes:
+        events: what may be shown; `close` ends the completion at the engine.
+        watch: what looks at the reply, for its verdicts; None for what the guard itself says.
+        end: what is known of its end so far.
+    """
+
+    reply: Reply
+    events: Events
+    watch: Watch | None = None
+    text: list[str] = field(default_factory=list)
+    end: StreamEvent = field(default_factory=StreamEvent)
+
+    def take(self, event: StreamEvent) -> None:
+        """What came."""
+        if event.text and not any(self.text):
+            first_text(self.reply)
+        self.text.append(event.text)
+        self.end = event.after(self.end)
+
+    @property
+    def usage(self) -> tuple[int | None, int | None]:
+        """Prompt and completion tokens, as far as they are known."""
+        return self.end.prompt_tokens, self.end.completion_tokens
+
+
 class ReplyStream(AsyncIterator[bytes]):
-    """The server-sent events of a reply. Whoever sends them calls `aclose()` in any case, also when the client has gone.
+    """The server-sent events of the replies to a request. Whoever sends them calls `aclose()` in any case, also when the client
+    has gone.
 
     Args:
-        events: what may be shown; `close` ends the completion at the engine.
-        watch: what looks at the reply, for its verdicts.
+        choices: the replies, in the order of their indices.
         prompt: verdicts on the prompt.
     """
 
     def __init__(
         self,
-        reply: Reply,
-        events: Events,
+        choices: Sequence[Streamed],
         recorder: Recorder,
         *,
-        watch: Watch | None = None,
         prompt: Sequence[Verdict] = (),
         include_usage: bool = False,
     ) -> None:
-        self._reply = reply
-        self._events = events
+        self._choices = tuple(choices)
         self._recorder = recorder
-        self._watch = watch
         self._prompt = tuple(prompt)
         self._include_usage = include_usage
-        self._text: list[str] = []
-        self._end = StreamEvent()
+        self._logprobs = choices[0].reply.request.logprobs
         self._closed = False
         self._language = language()
         self._storing: asyncio.Future[None] | None = None
-        self._head = json.dumps(reply.head("chat.completion.chunk"), ensure_ascii=False)[:-1]
+        self._head = json.dumps(choices[0].reply.head("chat.completion.chunk"), ensure_ascii=False)[:-1]
         self._lines = self._produce()
         OPEN.inc()
 
@@ -60,13 +86,14 @@ class ReplyStream(AsyncIterator[bytes]):
         return await anext(self._lines)
 
     async def aclose(self) -> None:
-        """End the request at the engine and store what came, as cancelled if it had not ended."""
-        self._events.close()
+        """End the requests at the engine and store what came, as cancelled where it had not ended."""
+        for choice in self._choices:
+            choice.events.close()
         self._over()
         try:
-            await self._store(self._end.finish_reason or "cancelled")
+            await self._store("cancelled")
         except Exception:
-            log.exception(NOT_STORED, self._reply.id, self._length)
+            log.exception(NOT_STORED, self._choices[0].reply.id, self._length)
         await self._lines.aclose()  # one that a slow reader left at a piece still waits for the next one
 
     def _over(self) -> None:
@@ -75,72 +102,108 @@ class ReplyStream(AsyncIterator[bytes]):
             OPEN.dec()
 
     async def _produce(self) -> AsyncGenerator[bytes]:
-        yield self._chunk({"role": "assistant", "content": ""}, None)
-        shown = False
+        for i in range(len(self._choices)):
+            yield self._chunk(i, {"role": "assistant", "content": ""}, None)
         try:
-            async for event in self._events:
-                self._text.append(event.text)
-                self._end = event.after(self._end)
-                if event.text:
-                    if not shown:
-                        first_text(self._reply)
-                    shown = True
-                    yield self._chunk({"content": event.text}, None)
-            await self._store(self._end.finish_reason or "stop")
+            async for i, event in _merged([choice.events for choice in self._choices]):
+                self._choices[i].take(event)
+                if event.text or event.tokens:
+                    yield self._chunk(i, {"content": event.text}, None, self._told(event))
+            await self._store("stop")
         except DunnockError as error:
-            log.error("the reply %s broke off: %s", self._reply.id, error.message)
+            log.error("the reply %s broke off: %s", self._choices[0].reply.id, error.message)
             await self._store("error")
-            with speaking(self._language):
-                said = openai_error(told(error))
-            yield _line(said[1])
+            yield self._failure(told(error))
             return
         except Exception:
-            log.exception(NOT_STORED, self._reply.id, self._length)
-            with speaking(self._language):
-                said = openai_error(DunnockError(gettext("the reply could not be stored")))
-            yield _line(said[1])
+            log.exception(NOT_STORED, self._choices[0].reply.id, self._length)
+            yield self._failure(None)
             return
-        reason = self._end.finish_reason or "stop"
-        yield self._chunk(
-            {},
-            reason,
-            {
-                "guard": guard_body(
-                    self._verdicts(), cut=reason == CUT, stopped_by=self._watch.stopped_by if self._watch else None
-                )
-            },
-        )
+        for i, choice in enumerate(self._choices):
+            reason = choice.end.finish_reason or "stop"
+            cut_by = choice.watch.stopped_by if choice.watch else None
+            guard = guard_body(self._verdicts(choice), cut=reason == CUT, stopped_by=cut_by)
+            yield self._chunk(i, {}, reason, {"guard": guard, **self._named(i)})
         if self._include_usage:
-            yield _line({**self._reply.head("chat.completion.chunk"), "choices": [], "usage": usage_body(self._usage)})
+            head = self._choices[0].reply.head("chat.completion.chunk")
+            yield _line({**head, "choices": [], "usage": usage_body(self._usage())})
         self._over()
         yield b"data: [DONE]\n\n"
 
-    @property
-    def _usage(self) -> tuple[int | None, int | None]:
-        return self._end.prompt_tokens, self._end.completion_tokens
+    def _usage(self) -> tuple[int | None, int]:
+        """Of all replies; their prompt is told once."""
+        return self._choices[0].usage[0], sum(choice.usage[1] or 0 for choice in self._choices)
 
-    def _verdicts(self) -> tuple[Verdict, ...]:
-        return (*self._prompt, *(self._watch.verdicts() if self._watch is not None else ()))
+    def _verdicts(self, choice: Streamed) -> tuple[Verdict, ...]:
+        return (*self._prompt, *(choice.watch.verdicts() if choice.watch is not None else ()))
 
-    async def _store(self, finish_reason: str) -> None:
-        """Store it the first time that this is called; wait until that is done, also where the one who began it has left."""
+    async def _store(self, unended: str) -> None:
+        """Store them the first time that this is called; wait until that is done, also where the one who began it has left.
+
+        Args:
+            unended: the finish reason of those that have none.
+        """
         if self._storing is None:
-            withheld = self._watch.withheld if self._watch is not None else None
-            text = "".join(self._text)
-            ended = Ended(self._reply, text, finish_reason, self._usage, self._verdicts(), withheld)
-            replied(ended)
-            self._storing = asyncio.ensure_future(self._recorder.store([ended]))
+            group = [self._ended(choice, choice.end.finish_reason or unended) for choice in self._choices]
+            for ended in group:
+                replied(ended)
+            self._storing = asyncio.ensure_future(self._recorder.store(group))
         await asyncio.shield(self._storing)
+
+    def _ended(self, choice: Streamed, reason: str) -> Ended:
+        withheld = choice.watch.withheld if choice.watch is not None else None
+        return Ended(choice.reply, "".join(choice.text), reason, choice.usage, self._verdicts(choice), withheld)
 
     @property
     def _length(self) -> int:
-        return sum(map(len, self._text))
+        return sum(len(text) for choice in self._choices for text in choice.text)
+
+    def _failure(self, error: DunnockError | None) -> bytes:
+        with speaking(self._language):
+            return _line(openai_error(error or DunnockError(gettext("the reply could not be stored")))[1])
+
+    def _told(self, event: StreamEvent) -> dict[str, Any]:
+        return {"logprobs": logprobs_body(event.tokens)} if self._logprobs else {}
+
+    def _named(self, i: int) -> dict[str, str]:
+        """By what feedback names a reply, where the stream's id does not."""
+        return {"completion_id": self._choices[i].reply.id} if len(self._choices) > 1 else {}
 
     def _chunk(
-        self, delta: dict[str, str], reason: str | None, more: Mapping[str, Any] = MappingProxyType({})
+        self, i: int, delta: dict[str, str], reason: str | None, more: Mapping[str, Any] = MappingProxyType({})
     ) -> bytes:
-        choice = json.dumps([{"index": 0, "delta": delta, "finish_reason": reason, **more}], ensure_ascii=False)
+        choice = json.dumps([{"index": i, "delta": delta, "finish_reason": reason, **more}], ensure_ascii=False)
         return f'data: {self._head}, "choices": {choice}}}\n\n'.encode()
+
+
+async def _merged(sources: Sequence[Events]) -> AsyncGenerator[tuple[int, StreamEvent]]:
+    """The events of all sources as they come, each with its source's place; the first error ends all."""
+    if len(sources) == 1:
+        async for event in sources[0]:
+            yield 0, event
+        return
+    readers = [aiter(source) for source in sources]
+    coming = {asyncio.ensure_future(anext(reader)): i for i, reader in enumerate(readers)}
+    try:
+        while coming:
+            done, _ = await asyncio.wait(coming, return_when=asyncio.FIRST_COMPLETED)
+            for future in done:
+                i = coming.pop(future)
+                try:
+                    event = future.result()
+                except StopAsyncIteration:
+                    continue
+                coming[asyncio.ensure_future(anext(readers[i]))] = i
+                yield i, event
+    finally:
+        for future in coming:
+            future.cancel()
+            with suppress(asyncio.CancelledError, StopAsyncIteration, Exception):
+                await future
+        for source, reader in zip(sources, readers, strict=True):
+            source.close()
+            if close := getattr(reader, "aclose", None):
+                await close()
 
 
 def _line(value: dict[str, Any]) -> bytes:

@@ -53,8 +53,21 @@ class Finish:
     logprobs: tuple[float, ...] = field(default=(), compare=False)
 
 
+@dataclass(frozen=True)
+class Piece:
+    """Text that is sure, with the tokens that made it since the piece before.
+
+    Attributes:
+        logprobs: of each of the tokens, in nats, where the request asked for that; an end of text may come without text.
+    """
+
+    text: str
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+
+
 class Generation:
-    """What a caller holds of one request: an iterator of text pieces that ends with a `Finish`.
+    """What a caller holds of one request: an iterator of pieces that ends with a `Finish`.
 
     Args:
         max_tokens: length cap, already within the context.
@@ -67,18 +80,18 @@ class Generation:
         self.pieces = pieces
         self.cancelled = False
         self.over = False
-        self._events: queue.SimpleQueue[str | Finish | DunnockError] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[Piece | Finish | DunnockError] = queue.SimpleQueue()
 
     def cancel(self) -> None:
         """Nobody reads any more: the row leaves the batch at the next step."""
         self.cancelled = True
 
-    def put(self, event: str | Finish | DunnockError) -> None:
+    def put(self, event: Piece | Finish | DunnockError) -> None:
         """Called by the decode thread."""
-        self.over = self.over or not isinstance(event, str)
+        self.over = self.over or not isinstance(event, Piece)
         self._events.put(event)
 
-    def next(self, timeout_s: float | None = None) -> str | Finish | None:
+    def next(self, timeout_s: float | None = None) -> Piece | Finish | None:
         """The next piece or the end; None after `timeout_s` seconds without one.
 
         Raises:
@@ -92,7 +105,7 @@ class Generation:
             raise event
         return event
 
-    def __iter__(self) -> Iterator[str | Finish]:
+    def __iter__(self) -> Iterator[Piece | Finish]:
         while not isinstance(event := self.next(), Finish):
             assert event is not None  # no timeout was given
             yield event
@@ -108,6 +121,7 @@ class Writing:
         self.token_ids: list[int] = []
         self.logprobs: list[float] = []
         self._whole: list[str] = []
+        self._told = 0  # tokens that went out with pieces
 
     def take(self, token: int, logprob: float | None, eos_ids: frozenset[int]) -> bool:
         """Take the chosen token; returns whether the completion ends with it."""
@@ -125,19 +139,20 @@ class Writing:
 
     def end(self, reason: FinishReason) -> bool:
         """Send the rest of the text and the end."""
-        self._emit(self.text.finish())
+        self._emit(self.text.finish(), last=True)
         if self._whole:
-            self.generation.put("".join(self._whole))
+            self.generation.put(Piece("".join(self._whole)))
         reason = "stop" if self.text.stopped else reason
         prompt_tokens, made = len(self.generation.prompt_ids), tuple(self.token_ids)
         self.generation.put(Finish(reason, prompt_tokens, len(made), made, tuple(self.logprobs)))
         return True
 
-    def _emit(self, text: str) -> None:
-        if text and self.generation.pieces:
-            self.generation.put(text)
-        elif text:
-            self._whole.append(text)
+    def _emit(self, text: str, *, last: bool = False) -> None:
+        if not self.generation.pieces:
+            self._whole += [text] if text else []
+        elif text or (last and self._told < len(self.logprobs)):
+            at, self._told = self._told, len(self.token_ids)
+            self.generation.put(Piece(text, tuple(self.token_ids[at:]), tuple(self.logprobs[at:])))
 
 
 class Spoken(Protocol):

@@ -29,7 +29,7 @@ from core.errors import ArtifactError, DunnockError, InvalidInput
 from core.messages import Message
 from core.settings import get_settings
 from policy.base import base_model_path
-from policy.engine.generation import Engine, Finish, Generation, Sampling, Spoken
+from policy.engine.generation import Engine, Finish, Generation, Piece, Sampling, Spoken
 from policy.engine.names import BASE
 from policy.protocol import ChatRequest
 
@@ -67,7 +67,7 @@ class ResponseFormat(pydantic.BaseModel):
 class ChatBody(ChatRequest):
     """The body of a chat completion call."""
 
-    response_format: ResponseFormat = ResponseFormat()
+    response_format: ResponseFormat = ResponseFormat()  # type: ignore[assignment]  # clients write it as it comes
     stop: tuple[str, ...] | str | None = ()  # type: ignore[assignment]  # the wire allows one string
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
@@ -100,8 +100,8 @@ def create_engine_app(decoder: Engine, artifact_dir: Path) -> Flask:
     @app.post("/v1/chat/completions")
     def chat() -> Response:
         body = parse_body(ChatBody)
-        if body.stream and (body.logprobs or body.return_token_ids):
-            raise InvalidInput("logprobs and return_token_ids come with whole completions only", param="stream")
+        if body.stream and body.return_token_ids:
+            raise InvalidInput("return_token_ids comes with whole completions only", param="stream")
         sampling = body.sampling()
         if sampling.json_schema is not None and not decoder.grammars:
             raise InvalidInput("this engine keeps to no grammar; set DUNNOCK_ENGINE=gguf", param="response_format")
@@ -110,7 +110,7 @@ def create_engine_app(decoder: Engine, artifact_dir: Path) -> Flask:
         head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": body.model}
         gone = request.environ.get("waitress.client_disconnected", lambda: False)
         if body.stream:
-            lines = _Lines(generation, head, body.stream_options.include_usage, gone)
+            lines = _Lines(generation, head, body.stream_options.include_usage, gone, decoder.base)
             return Response(lines, mimetype="text/event-stream", headers={"Cache-Control": "no-store"})
         text, end = _read(generation, gone)
         return jsonify({**head, "object": "chat.completion", **_whole(text, end, body, prompt_ids, decoder.base)})
@@ -169,7 +169,7 @@ def _usage(end: Finish) -> dict[str, int]:
 def _read(generation: Generation, gone: Callable[[], bool]) -> tuple[str, Finish]:
     text = ""
     while not isinstance(event := generation.next(LOOK_FOR_CLIENT_S), Finish):
-        text += event or ""
+        text += event.text if event else ""
         if event is None and gone():
             generation.cancel()
     return text, event
@@ -180,12 +180,19 @@ def _whole(text: str, end: Finish, body: ChatBody, prompt_ids: list[int], base: 
     message = {"role": "assistant", "content": text}
     choice: dict[str, Any] = {"index": 0, "message": message, "finish_reason": end.reason, "logprobs": None}
     if body.logprobs:
-        pairs = zip(end.token_ids, end.logprobs, strict=True)
-        choice["logprobs"] = {"content": [_token(base.tokenizer.decode([token]), value) for token, value in pairs]}
+        choice["logprobs"] = _told(end, base)
     answer: dict[str, Any] = {"choices": [choice], "usage": _usage(end)}
     if body.return_token_ids:
         choice["token_ids"], answer["prompt_token_ids"] = list(end.token_ids), prompt_ids
     return answer
+
+
+def _told(of: Piece | Finish, base: Spoken) -> dict[str, Any] | None:
+    """Tokens with their log-probabilities, where they are told."""
+    if not of.logprobs:
+        return None
+    pairs = zip(of.token_ids, of.logprobs, strict=True)
+    return {"content": [_token(base.tokenizer.decode([token]), value) for token, value in pairs]}
 
 
 def _token(text: str, logprob: float) -> dict[str, Any]:
@@ -195,8 +202,11 @@ def _token(text: str, logprob: float) -> dict[str, Any]:
 class _Lines(Iterator[bytes]):
     """The server-sent events of one completion. `close()`, which the server calls in any case, frees the row."""
 
-    def __init__(self, generation: Generation, head: dict[str, Any], usage: bool, gone: Callable[[], bool]) -> None:
+    def __init__(
+        self, generation: Generation, head: dict[str, Any], usage: bool, gone: Callable[[], bool], base: Spoken
+    ) -> None:
         self._generation = generation
+        self._base = base
         self._head = {**head, "object": "chat.completion.chunk"}
         self._usage = usage
         self._gone = gone
@@ -215,7 +225,7 @@ class _Lines(Iterator[bytes]):
                 if event is None and self._gone():
                     return
                 if event:
-                    yield self._chunk({"content": event}, None)
+                    yield self._chunk({"content": event.text}, None, _told(event, self._base))
         except DunnockError as error:
             yield _line(_error_body(error))
             return
@@ -224,8 +234,9 @@ class _Lines(Iterator[bytes]):
             yield _line({**self._head, "choices": [], "usage": _usage(event)})
         yield b"data: [DONE]\n\n"
 
-    def _chunk(self, delta: dict[str, str], reason: str | None) -> bytes:
-        return _line({**self._head, "choices": [{"index": 0, "delta": delta, "finish_reason": reason}]})
+    def _chunk(self, delta: dict[str, str], reason: str | None, logprobs: dict[str, Any] | None = None) -> bytes:
+        choice = {"index": 0, "delta": delta, "finish_reason": reason, "logprobs": logprobs}
+        return _line({**self._head, "choices": [choice]})
 
 
 def _line(value: dict[str, Any]) -> bytes:

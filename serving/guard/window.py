@@ -21,7 +21,6 @@ from serving.guard.boundaries import torn_nowhere
 from serving.guard.patterns import Scan
 from serving.guard.verdicts import Outcome, Side, Verdict, first_stop, merge
 
-
 SECOND_CHARS = 8
 """A word or two: a reader who has seen the first is not kept waiting for long."""
 

@@ -12,7 +12,7 @@ from access.models import Person
 from core.artifacts import hash_folder
 from core.db import Database
 from core.settings import Settings
-from policy.engine.generation import Finish, Sampling
+from policy.engine.generation import Piece, Sampling
 from serving.chat import close_chat
 from serving.deferred import wait
 from serving.routing import engine_client
@@ -36,7 +36,7 @@ class Served:
         decoder = self.engine.decoder
         ids = decoder.base.encode([{"role": "user", "content": prompt}])
         events = decoder.submit(model, ids, Sampling(max_tokens=max_tokens, temperature=0.0))
-        return "".join(str(event) for event in events if not isinstance(event, Finish))
+        return "".join(event.text for event in events if isinstance(event, Piece))
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,9 @@ from tests.conftest import SignedIn
 from tests.factories import make_person
 from tests.serving.conftest import Served
 
+DEEP: dict[str, object] = {"type": "string"}
+for _ in range(33):
+    DEEP = {"type": "array", "items": DEEP}
 GREEDY = {"model": "dunnock", "messages": user("Hi"), "temperature": 0, "max_tokens": 12}
 
 
@@ -157,7 +160,15 @@ def test_a_version_is_pinned_by_its_name(client: FlaskClient, served: Served, mo
         ({"n": 0}, 400, "invalid_request"),
         ({"n": 9}, 400, "invalid_request"),
         ({"logprobs": True, "top_logprobs": 2}, 400, "invalid_request"),
-        ({"response_format": {"type": "json_object"}}, 400, "invalid_request"),
+        ({"response_format": {"type": "json_object"}}, 400, "invalid_request"),  # this engine has no grammar
+        ({"response_format": {"type": "xml"}}, 400, "invalid_request"),
+        ({"response_format": {"type": "json_schema"}}, 400, "invalid_request"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": DEEP}}}, 400, "invalid_request"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {"title": "x" * 20_001}}}},
+            400,
+            "invalid_request",
+        ),
         ({"tools": [{"type": "function"}]}, 400, "invalid_request"),
         ({"messages": []}, 400, "invalid_request"),
         ({"messages": [{"role": "tool", "content": "x"}]}, 400, "invalid_request"),
@@ -251,11 +262,37 @@ def test_tokens_come_with_the_logs_of_their_probabilities(
     assert ask(client, served).json["choices"][0]["logprobs"] is None
 
 
-@pytest.mark.parametrize("more", [{"n": 2}, {"logprobs": True}], ids=str)
-def test_what_comes_whole_only_is_refused_as_a_stream(
-    client: FlaskClient, served: Served, more: dict[str, object]
+def test_several_streams_come_side_by_side_and_are_stored_together(
+    chat: openai.OpenAI, served: Served, database: Database
 ) -> None:
-    assert error_of(ask(client, served, **more, stream=True)) == (400, "invalid_request")
+    several = {**GREEDY, "temperature": 1, "seed": 5, "n": 3}
+    whole = [choice.message.content for choice in chat.chat.completions.create(**several).choices]
+    assert len(set(whole)) == 3
+    chunks = list(chat.chat.completions.create(**several, stream=True, stream_options={"include_usage": True}))
+    texts, ends = [""] * 3, {}
+    for choice in (chunk.choices[0] for chunk in chunks if chunk.choices):
+        texts[choice.index] += choice.delta.content or ""
+        if choice.finish_reason:
+            ends[choice.index] = choice.to_dict()["completion_id"]
+    assert texts == whole
+    assert chunks[-1].usage.completion_tokens == 36
+    rows = {row.id: row for row in stored(database)[3:]}
+    assert [rows[ends[i]].text for i in range(3)] == texts
+    assert len({row.prompt_id for row in rows.values()}) == 1
+    assert chunks[0].id == ends[0]
+
+
+def test_a_stream_tells_the_tokens_of_what_it_shows(chat: openai.OpenAI) -> None:
+    told = chat.chat.completions.create(**GREEDY, logprobs=True).choices[0].logprobs.content
+    chunks = [chunk.choices[0] for chunk in chat.chat.completions.create(**GREEDY, logprobs=True, stream=True)]
+    streamed = [token for chunk in chunks if chunk.logprobs for token in chunk.logprobs.content]
+    assert [(t.token, t.logprob) for t in streamed] == [(t.token, t.logprob) for t in told]
+    shown, text = "", ""
+    for chunk in chunks:
+        text += chunk.delta.content or ""
+        shown += "".join(token.token for token in (chunk.logprobs.content if chunk.logprobs else ()))
+        assert text.startswith(shown)  # no token before its text
+    assert shown == text
 
 
 def test_a_model_is_looked_up_by_its_name(chat: openai.OpenAI, client: FlaskClient, served: Served) -> None:

@@ -364,3 +364,44 @@ def test_without_its_model_s_process_the_guard_is_not_ready(guarded: Installed) 
     guarded.model.stop()
     answer = guarded.client.get("/readyz")
     assert (answer.status_code, answer.json["reasons"]) == (503, ["guard: its model does not answer"])
+
+
+def test_the_tokens_of_what_is_cut_are_told_nobody(installed: Installed) -> None:
+    def piece(text: str) -> dict[str, Any]:
+        told = {"content": [{"token": text, "logprob": -0.5, "bytes": None, "top_logprobs": []}]}
+        return {"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": None, "logprobs": told}]}
+
+    installed.engine.chunks = [piece(text) for text in ("Its key", " is ", SECRET[:9], SECRET[9:], " indeed")]
+    body = {"model": "dunnock", "messages": user("Hi"), "stream": True, "logprobs": True}
+    answer = installed.client.post("/v1/chat/completions", json=body, headers=installed.key)
+    lines = [json.loads(line[6:]) for line in answer.text.split("\n\n") if line.startswith("data: {")]
+    told = [token for line in lines for token in (line["choices"][0].get("logprobs") or {}).get("content", [])]
+    assert [token["token"] for token in told] == ["Its key", " is "]
+    assert SECRET[:9] not in answer.text
+    installed.stored()
+
+
+def test_a_schema_goes_to_the_engine(guarded: Installed) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "n", "strict": True, "schema": {"type": "object"}}}
+    guarded.ask("{}", stream=False, response_format=form)
+    assert guarded.engine.asked[-1]["response_format"] == form
+    guarded.ask("{}", stream=False, response_format={"type": "text"})
+    assert "response_format" not in guarded.engine.asked[-1]
+
+
+def test_of_several_streams_each_is_looked_at(guarded: Installed) -> None:
+    word = last_word(guarded.rules[0].text)
+    guarded.engine.pieces = ("fine ", word, " more")
+    body = {"model": "dunnock", "messages": user("Hi"), "stream": True, "n": 2}
+    answer = guarded.client.post("/v1/chat/completions", json=body, headers=guarded.key)
+    lines = [json.loads(line[6:])["choices"][0] for line in answer.text.split("\n\n") if line.startswith("data: {")]
+    said = ["".join(c["delta"].get("content", "") for c in lines if c["index"] == i) for i in (0, 1)]
+    for text in said:
+        assert text.endswith(guarded.rules[0].refusal_text)
+        assert word not in text.removesuffix(guarded.rules[0].refusal_text)
+    assert {c["index"]: c["finish_reason"] for c in lines if c["finish_reason"]} == dict.fromkeys(
+        (0, 1), "content_filter"
+    )
+    with guarded.database.read() as session:
+        assert len(session.scalars(select(Completion).where(Completion.source == "served")).all()) == 2
+        assert len(session.scalars(select(GuardReport).where(GuardReport.cut)).all()) == 2

@@ -9,7 +9,7 @@ from core.errors import ArtifactError, Conflict, EngineError, InvalidInput, NotF
 from core.messages import user
 from policy.engine.base import LoadedBase
 from policy.engine.decoder import Decoder
-from policy.engine.generation import Finish, Generation, Sampling
+from policy.engine.generation import Finish, Generation, Piece, Sampling
 from policy.engine.lane import Lane, Row
 from policy.engine.sampling import Chooser
 from policy.engine.text import TextStream
@@ -23,10 +23,14 @@ def ask(decoder: Decoder, prompt: str, sampling: Sampling, model: str = "base", 
     return decoder.submit(model, decoder.base.encode(user(prompt)), sampling, pieces=pieces)
 
 
+def text_of(event: Piece | Finish | None) -> str:
+    return event.text if isinstance(event, Piece) else ""
+
+
 def read(generation: Generation) -> tuple[str, Finish]:
     *pieces, end = generation
     assert isinstance(end, Finish)
-    return "".join(str(piece) for piece in pieces), end
+    return "".join(piece.text for piece in pieces if isinstance(piece, Piece)), end
 
 
 def wait_until(condition, timeout_s: float = 10.0) -> None:
@@ -48,7 +52,7 @@ def test_greedy_equals_generate_for_mixed_lengths_joining_at_different_times(dec
             text, end = "", first
         else:
             rest, end = read(generation)
-            text = (first or "") + rest
+            text = text_of(first) + rest
         assert text == golden("base", prompt, tokens)
         assert end.prompt_tokens == len(decoder.base.encode(user(prompt)))
 
@@ -56,7 +60,7 @@ def test_greedy_equals_generate_for_mixed_lengths_joining_at_different_times(dec
 def test_a_long_prompt_is_read_in_chunks_beside_running_rows(decoder: Decoder, golden: Golden) -> None:
     long = "bread and butter " * 100
     running = ask(decoder, "Hi", greedy(120))
-    assert isinstance(running.next(10), str)
+    assert isinstance(running.next(10), Piece)
     late = ask(decoder, long, greedy(12))
     assert len(late.prompt_ids) > 256
     assert read(late)[0] == golden("base", long, 12)
@@ -163,7 +167,7 @@ def test_unload_lets_open_requests_end_and_takes_no_new_ones(decoder: Decoder, g
     open_one = ask(decoder, "Hi", greedy(200), "leaving")
     first = open_one.next(10)
     decoder.unload("leaving")
-    assert str(first) + read(open_one)[0] == golden("one", "Hi", 200)
+    assert text_of(first) + read(open_one)[0] == golden("one", "Hi", 200)
     with pytest.raises(NotFound):
         ask(decoder, "Hi", greedy(5), "leaving")
 
@@ -184,7 +188,7 @@ def test_the_same_seed_gives_the_same_text_whoever_sits_beside(decoder: Decoder)
 def test_a_cancelled_request_frees_its_row(decoder: Decoder) -> None:
     generations = [ask(decoder, "Hi", greedy(400)) for _ in range(16)]  # all rows
     waiting = ask(decoder, "a b c", greedy(5))
-    assert isinstance(generations[0].next(10), str)
+    assert isinstance(generations[0].next(10), Piece)
     for generation in generations[1:]:
         generation.cancel()
     assert read(generations[1])[1].reason == "cancelled"
@@ -206,7 +210,7 @@ def test_stop_string_ends_the_text_and_does_not_leak(decoder: Decoder, golden: G
 def test_whole_text_comes_as_one_piece(decoder: Decoder, golden: Golden) -> None:
     generation = ask(decoder, "Hi", greedy(24), pieces=False)
     events = list(generation)
-    assert events == [golden("base", "Hi", 24), Finish("length", len(generation.prompt_ids), 24)]
+    assert events == [Piece(golden("base", "Hi", 24)), Finish("length", len(generation.prompt_ids), 24)]
 
 
 def test_the_context_caps_the_completion(decoder: Decoder) -> None:

@@ -91,14 +91,25 @@ def test_tokens_and_log_probabilities_come_where_they_are_asked_for(chat: openai
         assert [token.logprob for token in content] == pytest.approx(expected.tolist(), abs=1e-4)
 
 
-def test_nobody_is_told_tokens_unasked_or_in_a_stream(chat: openai.OpenAI) -> None:
+def test_nobody_is_told_tokens_unasked(chat: openai.OpenAI) -> None:
     reply = chat.chat.completions.create(model="base", messages=user("Hi"), max_tokens=4)
     assert reply.choices[0].logprobs is None
     assert "token_ids" not in reply.choices[0].model_dump()
     assert "prompt_token_ids" not in reply.model_dump()
     with pytest.raises(openai.BadRequestError) as refused:
-        chat.chat.completions.create(model="base", messages=user("Hi"), logprobs=True, stream=True)
+        chat.chat.completions.create(
+            model="base", messages=user("Hi"), stream=True, extra_body={"return_token_ids": True}
+        )
     assert refused.value.param == "stream"
+
+
+def test_a_stream_tells_the_tokens_of_its_pieces(chat: openai.OpenAI) -> None:
+    asked: Any = {"model": "base", "messages": user("Hi"), "temperature": 0, "max_tokens": 12, "logprobs": True}
+    whole = chat.chat.completions.create(**asked).choices[0]
+    chunks = [chunk.choices[0] for chunk in chat.chat.completions.create(**asked, stream=True)]
+    told = [token for chunk in chunks if chunk.logprobs for token in chunk.logprobs.content or []]
+    assert [(t.token, t.logprob) for t in told] == [(t.token, t.logprob) for t in whole.logprobs.content or []]  # type: ignore[union-attr]
+    assert "".join(chunk.delta.content or "" for chunk in chunks) == whole.message.content
 
 
 def test_errors_are_those_that_openai_clients_know(chat: openai.OpenAI) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from core.errors import ArtifactError, Conflict, EngineError, InvalidInput, NotFound, PromptTooLong
 from core.messages import user
-from policy.engine.generation import Finish, Generation, Sampling
+from policy.engine.generation import Finish, Generation, Piece, Sampling
 from policy.gguf.base import GgufBase
 from policy.gguf.decoder import GgufDecoder
 from policy.gguf.llama import LlamaSettings
@@ -35,10 +35,14 @@ def ask(decoder: GgufDecoder, prompt: str, sampling: Sampling, model: str = "bas
     return decoder.submit(model, decoder.base.encode(user(prompt)), sampling)
 
 
+def text_of(event: Piece | Finish | None) -> str:
+    return event.text if isinstance(event, Piece) else ""
+
+
 def read(generation: Generation) -> tuple[str, Finish]:
     *pieces, end = generation
     assert isinstance(end, Finish)
-    return "".join(str(piece) for piece in pieces), end
+    return "".join(piece.text for piece in pieces if isinstance(piece, Piece)), end
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
@@ -67,14 +71,14 @@ def test_a_swap_under_four_open_streams_changes_no_text(llama: GgufDecoder, gold
         llama.unload(f"swap-{number}")
         assert running  # otherwise nothing was open while the adapter came
         for name, generation in open_ones:
-            assert str(first[id(generation)]) + read(generation)[0] == golden(name, "Hi", 400)
+            assert text_of(first[id(generation)]) + read(generation)[0] == golden(name, "Hi", 400)
     assert list(llama.adapters()) == ["base", "one", "two"]
 
 
 def test_the_former_server_goes_with_its_last_request(llama: GgufDecoder, artifacts: Path) -> None:
     former = llama._stand
     open_one = ask(llama, "a b c", greedy(400))
-    assert isinstance(open_one.next(30), str)
+    assert isinstance(open_one.next(30), Piece)
     llama.load("other", artifacts / "two")
     assert llama._stand is not former
     assert hasattr(former.llama, "_server")
@@ -94,7 +98,7 @@ def test_unload_lets_open_requests_end_and_takes_no_new_ones(
     wait_until(lambda: "leaving" not in llama.adapters())
     with pytest.raises(NotFound):
         ask(llama, "Hi", greedy(5), "leaving")
-    assert str(first) + read(open_one)[0] == golden("one", "Hi", 400)
+    assert text_of(first) + read(open_one)[0] == golden("one", "Hi", 400)
     leaving.join(30)
     with pytest.raises(NotFound):
         llama.unload("leaving")
@@ -133,7 +137,7 @@ def test_top_p_is_taken_of_the_tempered_distribution(llama: GgufDecoder) -> None
 def test_a_cancelled_request_frees_its_slot(llama: GgufDecoder) -> None:
     generations = [ask(llama, "Hi", greedy(400)) for _ in range(EXACT.slots)]
     waiting = ask(llama, "a b c", greedy(5))
-    assert isinstance(generations[0].next(30), str)
+    assert isinstance(generations[0].next(30), Piece)
     for generation in generations[1:]:
         generation.cancel()
     assert read(generations[1])[1].reason == "cancelled"
