@@ -142,6 +142,18 @@ def find_tenant(session: Session, tenant_id: int, *, lock: bool = False) -> Tena
     return tenant
 
 
+def terms_of(session: Session, tenant_id: int) -> Terms:
+    """What holds for a tenant now.
+
+    Raises:
+        NotFound: there is none.
+    """
+    tenant = find_tenant(session, tenant_id)
+    return Terms(
+        tenant.id, tenant.key, tenant.requests_per_minute, tenant.tokens_per_day, tenant.policy_version, tenant.consent
+    )
+
+
 def tenant_id_of(session: Session, key: str | None) -> int | None:
     """The id of the tenant with this key; None for None, the house.
 

@@ -180,6 +180,11 @@ def shuffled(source: str) -> float:
     return int.from_bytes(hashlib.sha256(source.encode()).digest()[:6], "big") / 2**48
 
 
+def is_made(session: Session, source: str) -> bool:
+    """Whether there is or was a task of this source, which `create_task` would return."""
+    return _task_of(session, source) is not None
+
+
 def _may_upset(kind: str, prompt: Prompt | None, pool: str) -> bool:
     if kind == "probe":  # anything may be said in it
         return True

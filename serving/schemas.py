@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_vali
 
 from core.messages import Message, Role, plain_text
 from core.settings import Settings
+from feedback.consent import Consent
 from policy.protocol import ChatRequest
 
 MOST_CHOICES = 8
@@ -127,6 +128,13 @@ class ChatBody(Wire):
     tools: list[dict[str, Any]] | None = None
     store: bool | None = Field(
         None, description="false: keep no text of this call, only what is counted, and ask no annotator about it."
+    )
+    consent: Consent | None = Field(
+        None,
+        description="What prompt and reply may be used for: none (no text is kept), service (kept, never trained on) or training. The strictest of this, the header X-Dunnock-Consent and store holds.",
+    )
+    user: str | None = Field(
+        None, max_length=400, description="Who of the caller's users it is for; kept as a keyed hash, to erase by."
     )
     stream: bool | None = False
     stream_options: StreamOptions | None = None
