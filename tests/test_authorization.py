@@ -155,6 +155,7 @@ LEAST = {
     "rules.try_form": "lead",
     "rules.try_text": "lead",
     "serving.chat": "annotator",
+    "serving.compare": "lead",
     "serving.static": "nobody",
     "static": "nobody",
     "tenants.add": "lead",
