@@ -36,7 +36,9 @@ class Tenant(Base):
     requests_per_minute: Mapped[int | None]  # None: no limit
     tokens_per_day: Mapped[int | None] = mapped_column(BigInteger)  # prompt and completion, by UTC days; None: no limit
     policy_version: Mapped[str | None] = mapped_column(String(60))  # the name of the one it is pinned to
-    consent: Mapped[str | None] = mapped_column(String(10))  # of calls that do not say it; None: as the settings have it
+    consent: Mapped[str | None] = mapped_column(
+        String(10)
+    )  # of calls that do not say it; None: as the settings have it
     retention_days: Mapped[int | None]  # how long texts are kept; 0: for ever; None: as the settings have it
     created_at: Mapped[dt.datetime] = mapped_column(default=utcnow)
 

@@ -9,19 +9,21 @@ A call that says several things means the strictest. Completions that nobody was
 
 import hashlib
 import hmac
-from typing import Literal, get_args
+from typing import get_args
 
-from sqlalchemy import ColumnElement, or_
+from sqlalchemy import ColumnElement, and_, func
 
 from core.errors import InvalidInput
 from core.language import gettext
+from core.settings.serving import Consent
 from feedback.models import Completion
 
-Consent = Literal["none", "service", "training"]
 CONSENTS: tuple[Consent, ...] = get_args(Consent)
 NONE, SERVICE, TRAINING = CONSENTS
 HEADER = "X-Dunnock-Consent"
-LEARNT: ColumnElement[bool] = or_(Completion.consent.is_(None), Completion.consent == TRAINING)
+LEARNT: ColumnElement[bool] = and_(
+    func.coalesce(Completion.consent, TRAINING) == TRAINING, Completion.erased_at.is_(None)
+)
 """Completions that may be learnt from, in a query."""
 
 
@@ -41,7 +43,7 @@ def consent_of(*said: str | None, default: str) -> str:
             ),
             param="consent",
         )
-    return min(words, key=lambda word: [*CONSENTS].index(word)) if words else default
+    return next((each for each in CONSENTS if each in words), default)
 
 
 def may_be_learnt(completion: Completion) -> bool:

@@ -72,7 +72,9 @@ class Completion(Base):
     prompt_id: Mapped[int] = mapped_column(ForeignKey("prompt.id"), index=True)
     prompt: Mapped[Prompt] = relationship()
     tenant_id: Mapped[int | None] = mapped_column(ForeignKey("tenant.id"))  # its prompt's
-    source: Mapped[str] = mapped_column(String(20))  # served | withheld | paired | rollout | contrast | import | correction
+    source: Mapped[str] = mapped_column(
+        String(20)
+    )  # served | withheld | paired | rollout | contrast | import | correction
     policy_version_id: Mapped[int | None] = mapped_column(ForeignKey("policy_version.id"), index=True)
     person_id: Mapped[int | None] = mapped_column(ForeignKey("person.id"))  # who asked for it in a chat, where known
     text: Mapped[str] = mapped_column(Text)

@@ -25,9 +25,9 @@ _ASK = text(
        WHERE :most = 0 OR sampled_day.asked < :most
        RETURNING asked"""
 ).bindparams(_DAY)
-_LEAVE_OUT = text(
-    "UPDATE sampled_day SET left_out = left_out + 1 WHERE day = :day AND reason = :reason"
-).bindparams(_DAY)
+_LEAVE_OUT = text("UPDATE sampled_day SET left_out = left_out + 1 WHERE day = :day AND reason = :reason").bindparams(
+    _DAY
+)
 
 
 def within_budget(session: Session, reason: Reason, most: int, now: dt.datetime | None = None) -> bool:

@@ -10,7 +10,7 @@ import flask
 from flask import Blueprint, Response, current_app, jsonify
 
 from access.callers import asking
-from access.limits import admit
+from access.limits import admit, take
 from access.tenants import pinned
 from core.body import parse_body
 from core.openapi import operation
@@ -20,12 +20,15 @@ from feedback.judgments import record_feedback
 from policy.models import PolicyVersion
 from serving.chat import Asked, chat_of
 from serving.deferred import Deferred
+from serving.erasures import erase_for
 from serving.moderation import moderate
 from serving.replies import earlier_replies
 from serving.routing import PUBLIC_NAME, resolve, served_versions
 from serving.schemas import (
     ChatAnswer,
     ChatBody,
+    ErasureAnswer,
+    ErasureBody,
     FeedbackAnswer,
     FeedbackBody,
     Model,
@@ -120,6 +123,16 @@ def feedback() -> tuple[Response, int]:
         )
         ids = [judgment.id for judgment in judgments]
     return jsonify(object="feedback", judgment_ids=ids), 201
+
+
+@blueprint.post("/erasures")
+@operation("Chat", ErasureAnswer, body=ErasureBody, scope="chat", errors=(429,))
+def erase() -> Response:
+    """Erase the texts that were written for one user of the caller's, and by them. Of the house's users, leads and admins do."""
+    who = asking("chat")
+    body = parse_body(ErasureBody)
+    take(runtime().db, who.limits, runtime().settings.limits)  # whose tokens are used up may still erase
+    return jsonify(erase_for(who, body.user))
 
 
 def _model(name: str, version: PolicyVersion) -> dict[str, Any]:

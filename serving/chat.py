@@ -87,7 +87,15 @@ class Chat:
             EngineError: the engine cannot be reached, is overloaded or failed.
         """
         await self._check_length(asked.request)
-        reply = Reply(asked.version, asked.request, asked.person_id, asked.tenant_id, asked.keep_texts, asked.consent, asked.user_key)
+        reply = Reply(
+            asked.version,
+            asked.request,
+            asked.person_id,
+            asked.tenant_id,
+            asked.keep_texts,
+            asked.consent,
+            asked.user_key,
+        )
         if asked.checked.stop is not None:
             return await self._refused(asked, reply)
         await self.guard.ready(asked.standing)

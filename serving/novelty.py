@@ -18,7 +18,7 @@ from itertools import pairwise
 from feedback.near import words
 
 SLOTS = 1 << 18
-MOST_WORDS = 256
+MOST_WORDS, MOST_CHARS = 256, 4096
 REMEMBERED = 1000
 ENOUGH = 50
 AGE = 100_000
@@ -62,5 +62,5 @@ def share(novelty: float, rate: float) -> float:
 
 def _slots(text: str) -> set[int]:
     """Where a text is counted. Python's own hash differs from process to process, so nobody can aim at a slot."""
-    said = words(text)[:MOST_WORDS]
+    said = words(text[:MOST_CHARS])[:MOST_WORDS]
     return {hash(gram) % SLOTS for gram in (*said, *pairwise(said))}

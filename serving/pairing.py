@@ -5,7 +5,7 @@ comes before all others. The other one is the canary, where a version holds that
 
 No caller waits for it or sees it: it begins when the reply is stored, a web process waits for few at a time, and those
 beyond are left out, as is what fails. Both sides are what the guard lets through. Nothing is asked of prompts that the guard
-refused, of callers who do not let their words be trained on, or of tenants whose tokens of the day are used up.
+refused, of callers who do not let their words be trained on, of tenants that are pinned to a version, or of those whose tokens of the day are used up.
 The tokens stand at the completion and in `dunnock_pair_tokens`; a tenant does not pay for them.
 """
 
@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session
 from access.limits import check_quota
 from access.tenants import terms_of
 from core.db import Database
-from core.errors import DunnockError, NotFound, RateLimited
+from core.errors import DunnockError, RateLimited
 from core.settings import SamplingSettings
 from feedback.models import Completion
 from feedback.prompts import add_completion
@@ -118,8 +118,11 @@ class Pairing:
             if not has_room(session, "pair", self._settings.most("pair")):
                 return None
             if reply.tenant_id is not None:
+                terms = terms_of(session, reply.tenant_id)
+                if terms.policy_version is not None:
+                    return None
                 try:
-                    check_quota(session, terms_of(session, reply.tenant_id))
+                    check_quota(session, terms)
                 except RateLimited:
                     return None
             version = other_version(session, reply.version, self._settings.pair_with)

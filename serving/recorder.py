@@ -84,6 +84,8 @@ class Recorder:
             self._prime()
 
     def _prime(self) -> None:
+        if self._sampler.ready:
+            return
         try:
             with self._db.read() as session:
                 self._sampler.prime(session)

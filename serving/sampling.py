@@ -43,10 +43,13 @@ class Sampler:
         self._primed = False
         self._new: set[str] = set()
 
+    @property
+    def ready(self) -> bool:
+        """Whether `prime` has nothing to do."""
+        return self._primed or not self._settings.novelty_rate
+
     def prime(self, session: Session) -> None:
         """Count the newest stored prompts, once; nothing is drawn for its novelty before."""
-        if self._primed or not self._settings.novelty_rate:
-            return
         newest = session.scalars(select(Prompt.messages).order_by(Prompt.id.desc()).limit(PRIMED_WITH))
         for messages in reversed(newest.all()):
             self._novelty.look(_last([Message(**message) for message in messages]))
@@ -95,6 +98,8 @@ class Sampler:
 
 def drawn(completion_id: str, rate: float, among: str = "sampled") -> bool:
     """Whether a reply is one of the share that is sampled; the same whoever asks."""
+    if not rate:
+        return False
     digest = hashlib.sha256(f"{among} {completion_id}".encode()).digest()
     return int.from_bytes(digest[:8], "big") < rate * 2**64
 

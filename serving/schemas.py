@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_vali
 
 from core.messages import Message, Role, plain_text
 from core.settings import Settings
-from feedback.consent import Consent
+from core.settings.serving import Consent
 from policy.protocol import ChatRequest
 
 MOST_CHOICES = 8
@@ -219,6 +219,12 @@ class FeedbackBody(Wire):
         return self
 
 
+class ErasureBody(Wire):
+    """Whose texts are to go."""
+
+    user: str = Field(min_length=1, max_length=400, description="As chat calls named them in `user`.")
+
+
 # Answers --------------------------------------------------------------------------------------------------------------
 
 
@@ -341,3 +347,15 @@ class FeedbackAnswer(Given):
 
     object: Literal["feedback"]
     judgment_ids: list[int]
+
+
+class ErasureAnswer(Given):
+    """What was taken away; nothing where the user is not known."""
+
+    object: Literal["erasure"]
+    completions: int
+    prompts: int
+    tasks_cancelled: int
+    frozen_snapshots: int = Field(
+        description="Datasets, frozen before, that hold such a text; whoever runs the service removes them."
+    )

@@ -12,7 +12,14 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from core.errors import SettingsError
 from core.settings.people import AssignmentSettings, CareSettings, GoldSettings, OidcSettings, QualitySettings
 from core.settings.records import EnergySettings, TrackingSettings
-from core.settings.serving import EnginesSettings, GgufSettings, GuardSettings, LimitsSettings, PrivacySettings, SamplingSettings
+from core.settings.serving import (
+    EnginesSettings,
+    GgufSettings,
+    GuardSettings,
+    LimitsSettings,
+    PrivacySettings,
+    SamplingSettings,
+)
 from core.settings.stages import (
     CollectSettings,
     GateSettings,

@@ -7,6 +7,7 @@ from pydantic import Field, field_validator
 from core.settings.groups import SettingsGroup
 
 Action = Literal["block", "record", "off"]
+Consent = Literal["none", "service", "training"]
 Reason = Literal["rate", "novelty", "recorded", "withheld", "flagged", "pair"]
 
 
@@ -123,7 +124,7 @@ class SamplingSettings(SettingsGroup):
 class PrivacySettings(SettingsGroup):
     """What the words of those who chat may be used for, and for how long. A tenant may have other terms, on its page."""
 
-    consent: Literal["none", "service", "training"] = Field(
+    consent: Consent = Field(
         "training",
         description="What holds for calls that do not say it: `none` keeps no text, `service` gives none to annotators or to training, `training` may do both.",
     )

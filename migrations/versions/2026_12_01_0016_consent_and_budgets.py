@@ -39,9 +39,7 @@ def upgrade() -> None:
         table.add_column(sa.Column("consent", sa.String(length=10), nullable=True))
         table.add_column(sa.Column("retention_days", sa.Integer(), nullable=True))
         table.create_check_constraint(op.f("ck_tenant_consent"), CONSENT)
-        table.create_check_constraint(
-            op.f("ck_tenant_retention_days"), "retention_days IS NULL OR retention_days >= 0"
-        )
+        table.create_check_constraint(op.f("ck_tenant_retention_days"), "retention_days IS NULL OR retention_days >= 0")
     with op.batch_alter_table("completion") as table:
         table.add_column(sa.Column("consent", sa.String(length=10), nullable=True))
         table.add_column(sa.Column("user_key", sa.String(length=64), nullable=True))

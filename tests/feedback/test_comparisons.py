@@ -26,7 +26,9 @@ def compare(session: Session, lead: Person, left: Completion, right: Completion,
     return record_comparison(session, left_id=left.id, right_id=right.id, person_id=lead.id, **said).id
 
 
-@pytest.mark.parametrize(("choice", "stored"), [("left", "a"), ("right", "b"), ("tie", "tie"), ("both_bad", "both_bad")])
+@pytest.mark.parametrize(
+    ("choice", "stored"), [("left", "a"), ("right", "b"), ("tie", "tie"), ("both_bad", "both_bad")]
+)
 def test_a_choice_is_a_judgment_in_terms_of_what_stood_where(
     session: Session, lead: Person, choice: str, stored: str
 ) -> None:
@@ -55,7 +57,7 @@ def test_the_same_two_are_compared_once(session: Session, lead: Person) -> None:
 
 
 def test_what_cannot_be_compared(session: Session, lead: Person) -> None:
-    (left, right), (other,) = served(session, lead), served(session, lead, 1)
+    (left, _), (other,) = served(session, lead), served(session, lead, 1)
     for wrong in (other, left):
         with pytest.raises(InvalidInput):
             compare(session, lead, left, wrong)

@@ -3,6 +3,7 @@
 import datetime as dt
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 from sqlalchemy.orm import Session
 
 from core.db import Database
@@ -26,7 +27,10 @@ def test_a_day_has_room_for_so_many_of_each_reason(session: Session) -> None:
     assert (row.asked, row.left_out) == (5, 2)
 
 
-def test_callers_at_the_same_moment_do_not_go_over_it(database: Database) -> None:
+@pytest.mark.parametrize("kind", ["database", "postgres_database"])
+def test_callers_at_the_same_moment_do_not_go_over_it(request: pytest.FixtureRequest, kind: str) -> None:
+    database: Database = request.getfixturevalue(kind)
+
     def ask(_: int) -> bool:
         with database.session() as session:
             return within_budget(session, "pair", 5)

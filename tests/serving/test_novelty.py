@@ -4,7 +4,9 @@ import random
 
 from serving.novelty import ENOUGH, Novelty, share
 
-USUAL = [f"how do I {verb} a {noun} at home" for verb in ("clean", "paint", "mend", "sell") for noun in ("bike", "door")]
+USUAL = [
+    f"how do I {verb} a {noun} at home" for verb in ("clean", "paint", "mend", "sell") for noun in ("bike", "door")
+]
 
 
 def known() -> Novelty:
