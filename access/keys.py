@@ -89,7 +89,7 @@ _KNOWN = (
         ApiKey.id, ApiKey.person_id, ApiKey.prefix, ApiKey.scopes, ApiKey.expires_at, ApiKey.revoked_at,
         ApiKey.requests_per_minute, ApiKey.tenant_id, Person.login, Person.role, Person.scripted, Person.active,
         Tenant.active.label("tenant_active"), Tenant.key.label("tenant_key"), Tenant.tokens_per_day,
-        Tenant.requests_per_minute.label("tenant_requests_per_minute"), Tenant.policy_version,
+        Tenant.requests_per_minute.label("tenant_requests_per_minute"), Tenant.policy_version, Tenant.consent,
     )
     .join(Person, Person.id == ApiKey.person_id)
     .outerjoin(Tenant, Tenant.id == ApiKey.tenant_id)
@@ -137,7 +137,7 @@ def authenticate(session: Session, bearer: str, scope: str, *, lock: bool = Fals
         if not key.tenant_active:
             raise Forbidden(gettext("this tenant is paused; ask who runs this service"), code="tenant_paused")
         limits = key.tenant_requests_per_minute, key.tokens_per_day
-        terms = Terms(key.tenant_id, key.tenant_key, *limits, key.policy_version)
+        terms = Terms(key.tenant_id, key.tenant_key, *limits, key.policy_version, key.consent)
     return Caller(key.id, key.person_id, key.login, key.role, key.scripted, key.requests_per_minute, terms)
 
 

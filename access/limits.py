@@ -73,13 +73,14 @@ class Limit:
 
 @dataclass(frozen=True)
 class Terms:
-    """What was agreed with a tenant, as it is at the time of the call; None is no limit, and no pin."""
+    """What was agreed with a tenant, as it is at the time of the call; None is no limit, no pin, and no consent of its own."""
 
     tenant_id: int
     key: str
     requests_per_minute: int | None
     tokens_per_day: int | None
     policy_version: str | None
+    consent: str | None = None
 
     @property
     def pace(self) -> Limit:

@@ -25,6 +25,8 @@ class Tenant(Base):
     __table_args__ = (
         CheckConstraint("requests_per_minute IS NULL OR requests_per_minute > 0", name="requests_per_minute"),
         CheckConstraint("tokens_per_day IS NULL OR tokens_per_day > 0", name="tokens_per_day"),
+        CheckConstraint("consent IS NULL OR consent IN ('none','service','training')", name="consent"),
+        CheckConstraint("retention_days IS NULL OR retention_days >= 0", name="retention_days"),
     )
 
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -34,6 +36,10 @@ class Tenant(Base):
     requests_per_minute: Mapped[int | None]  # None: no limit
     tokens_per_day: Mapped[int | None] = mapped_column(BigInteger)  # prompt and completion, by UTC days; None: no limit
     policy_version: Mapped[str | None] = mapped_column(String(60))  # the name of the one it is pinned to
+    consent: Mapped[str | None] = mapped_column(
+        String(10)
+    )  # of calls that do not say it; None: as the settings have it
+    retention_days: Mapped[int | None]  # how long texts are kept; 0: for ever; None: as the settings have it
     created_at: Mapped[dt.datetime] = mapped_column(default=utcnow)
 
 

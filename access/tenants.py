@@ -9,8 +9,8 @@ import datetime as dt
 import re
 import unicodedata
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, get_args
 
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
@@ -24,10 +24,13 @@ from access.names import TENANT
 from core.db import utcnow
 from core.errors import Conflict, InvalidInput, NotFound
 from core.language import gettext
+from core.settings.serving import Consent
 
 MAX_NAME, MAX_KEY, MAX_VERSION = 120, 60, 60
 MAX_REQUESTS, MAX_TOKENS = 1_000_000, 10**15
 USAGE_DAYS = 31
+MAX_DAYS = 36_500
+CONSENTS = get_args(Consent)
 
 
 @dataclass(frozen=True)
@@ -36,12 +39,16 @@ class Agreed:
 
     Attributes:
         policy_version: the name of the version that answers it. Whether there is one is for the caller to know.
+        consent: what holds for calls that do not say what their words may be used for; None: as the settings have it.
+        retention_days: how long texts are kept that nobody judged, 0 for ever; None: as the settings have it.
     """
 
     name: str
     requests_per_minute: int | None = None
     tokens_per_day: int | None = None
     policy_version: str | None = None
+    consent: str | None = None
+    retention_days: int | None = None
 
     def checked(self) -> "Agreed":
         """The same with its name as it is stored.
@@ -56,7 +63,20 @@ class Agreed:
             )
         for field, most in (("requests_per_minute", MAX_REQUESTS), ("tokens_per_day", MAX_TOKENS)):
             _check_limit(field, getattr(self, field), most)
-        return Agreed(name, self.requests_per_minute, self.tokens_per_day, self.policy_version or None)
+        if self.consent and self.consent not in CONSENTS:
+            raise InvalidInput(
+                gettext(
+                    "the consent %(word)r is not known; it is one of %(choices)s",
+                    word=self.consent[:40],
+                    choices=", ".join(CONSENTS),
+                ),
+                param="consent",
+            )
+        if self.retention_days is not None and not 0 <= self.retention_days <= MAX_DAYS:
+            raise InvalidInput(
+                gettext("texts are kept for 0 (for ever) to %(most)s days", most=MAX_DAYS), param="retention_days"
+            )
+        return replace(self, name=name, policy_version=self.policy_version or None, consent=self.consent or None)
 
     @classmethod
     def of(cls, tenant: Tenant) -> "Agreed":
@@ -140,6 +160,18 @@ def find_tenant(session: Session, tenant_id: int, *, lock: bool = False) -> Tena
     if tenant is None:
         raise NotFound(gettext("there is no tenant %(tenant_id)s", tenant_id=tenant_id))
     return tenant
+
+
+def terms_of(session: Session, tenant_id: int) -> Terms:
+    """What holds for a tenant now.
+
+    Raises:
+        NotFound: there is none.
+    """
+    tenant = find_tenant(session, tenant_id)
+    return Terms(
+        tenant.id, tenant.key, tenant.requests_per_minute, tenant.tokens_per_day, tenant.policy_version, tenant.consent
+    )
 
 
 def tenant_id_of(session: Session, key: str | None) -> int | None:

@@ -13,11 +13,13 @@ from access.keys import create_key
 from access.models import ROLES
 from access.names import COMMAND_LINE
 from access.people import create_person, find_login
-from access.tenants import Agreed, create_tenant
+from access.tenants import Agreed, create_tenant, tenant_id_of
 from commands.database import prepare
 from core.errors import DunnockError, NotFound
 from core.settings import Settings
 from core.web import runtime
+from feedback.consent import user_key
+from feedback.erasure import Erased, erase_user, expire
 from feedback.exchange import loading, reading
 from feedback.exchange.exporting import FORMS, Form, export_file
 from feedback.exchange.importing import import_file
@@ -44,7 +46,7 @@ class Command(click.Command):
 def install(app: Flask) -> None:
     """Add the commands to an app."""
     people_and_data = (migrate, person_add, key_add, tenant_add, import_pairs, import_tasks, export_pairs)
-    for command in (*people_and_data, cycle, collect, rollback, trial, search):
+    for command in (*people_and_data, retention, erase, cycle, collect, rollback, trial, search):
         app.cli.add_command(command)
 
 
@@ -145,6 +147,35 @@ def export_pairs(file: Path, form: Form, simulated: bool) -> None:
     """Export preferences, completions with labels, or tasks with all judgments: .jsonl, .json or .parquet."""
     n = export_file(runtime().db, file, form=form, include_simulated=simulated)
     click.echo(f"{n} {'preferences' if form in ('preference', 'hh-rlhf') else 'rows'} written to {file}")
+
+
+@click.command("retention", cls=Command)
+@click.option("--days", type=click.IntRange(min=0), default=None, help="In the place of the setting; 0: for ever.")
+@click.option("--dry-run", is_flag=True, help="Say how many would go, and take none away.")
+def retention(days: int | None, dry_run: bool) -> None:
+    """Take away served texts whose time is over and that nobody judged, as the worker does every night."""
+    kept = runtime().settings.privacy.retention_days if days is None else days
+    click.echo(_told(expire(runtime().db, kept, COMMAND_LINE, dry_run=dry_run), dry_run=dry_run))
+
+
+@click.command("erase-user", cls=Command)
+@click.argument("user")
+@click.option("--tenant", default=None, help="The key of the tenant whose user it is; none: the house's.")
+@click.option("--dry-run", is_flag=True, help="Say what would go, and take nothing away.")
+def erase(user: str, tenant: str | None, dry_run: bool) -> None:
+    """Take away all texts of an end user, named as chat calls do in `user`, judged or not."""
+    with runtime().db.session() as session:
+        key = user_key(runtime().settings.user_secret(), tenant_id_of(session, tenant), user)
+        erased = erase_user(session, key or "", COMMAND_LINE, dry_run=dry_run)
+    click.echo(_told(erased, dry_run=dry_run))
+    if erased.snapshots:
+        click.echo(f"These frozen snapshots hold such a text; remove their folders: {erased.snapshots}")
+
+
+def _told(erased: Erased, *, dry_run: bool) -> str:
+    if dry_run:
+        return f"dry run: {erased.completions} completions would be emptied"
+    return f"{erased.completions} completions and {erased.prompts} prompts emptied, {erased.tasks} tasks cancelled"
 
 
 @click.command("cycle", cls=Command)

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from console import quality_lists, words
 from console.figures import EXPORTED, Column, Plot, Table
-from console.quality_reader import POOL_WORDS, SOURCE_WORDS, Reader, count_left_out, kind_word, nothing
+from console.quality_reader import POOL_WORDS, REASON_WORDS, SOURCE_WORDS, Reader, count_left_out, kind_word, nothing
 from core.db import utcnow
 from core.language import gettext as _
 from feedback.models import KINDS, Rule
@@ -18,6 +18,7 @@ from feedback.quality import agreement, annotators, consensus, flips, queue, ver
 from feedback.quality.acts import Window
 from feedback.quality.estimate import Estimate, missing
 from feedback.quality.kept import Kept, kept
+from feedback.sampled import sampled
 from policy.models import PolicyVersion
 
 # Progress and throughput ----------------------------------------------------------------------------------------------
@@ -255,6 +256,21 @@ def waiting(reader: Reader) -> Table:
     )  # fmt: skip
 
 
+def sampled_replies(reader: Reader) -> Table:
+    """Tasks that were made of served replies, by the reason."""
+    found = reader.kept("sampled", lambda: sampled(reader.session, reader.filters.days))
+    columns = [
+        Column("reason", _("Why")), Column("asked", _("Tasks made"), "number"),
+        Column("left_out", _("Left out by the budget"), "number"),
+    ]  # fmt: skip
+    rows = [{"reason": str(REASON_WORDS[reason]), "asked": n, "left_out": left} for reason, n, left in found.value]
+    return reader.table(
+        "sampled", _("Replies given to annotators"), columns, rows, as_of=found.at,
+        note=_("By days in UTC. The budget is DUNNOCK_SAMPLING__TASKS_PER_DAY, for each reason."),
+        empty=_("No served reply became a task in this time. DUNNOCK_SAMPLING__RATE has a share of them rated."),
+    )  # fmt: skip
+
+
 def needs(reader: Reader) -> Table:
     """What waits for a reviewer or a lead, and how much was done: the numbers of the overview's cards."""
     found = health(reader)
@@ -300,7 +316,7 @@ def count_people(reader: Reader) -> int:
 TABLES: dict[str, Callable[[Reader], Table]] = {
     "progress": progress, "throughput": throughput, "agreement": agreements, "agreement-weeks": agreement_weeks,
     "flip-rate": flip_rates, "consensus": settled, "violations-by-version": violations_by_version,
-    "violations": violations_by_rule, "compared": compared, "queue": waiting, "needs": needs, "annotators": quality_lists.tracks, "gold": quality_lists.golds,
+    "violations": violations_by_rule, "compared": compared, "queue": waiting, "sampled": sampled_replies, "needs": needs, "annotators": quality_lists.tracks, "gold": quality_lists.golds,
     "flags": quality_lists.flags,
 }  # fmt: skip
 """All tables by the name that stands in the address of their files."""

@@ -30,6 +30,11 @@ POOL_WORDS = {
     "informative": _l("informative"), "uniform": _l("even sample"), "gold": _l("known answers"),
     "repeat": _l("shown again"),
 }  # fmt: skip
+REASON_WORDS = {
+    "rate": _l("drawn by the rate"), "novelty": _l("unlike what was asked before"),
+    "recorded": _l("a rule broken, only recorded"), "withheld": _l("held back by the guard"),
+    "flagged": _l("flagged by users"), "pair": _l("two versions side by side"),
+}  # fmt: skip
 SOURCE_WORDS = {
     "overlap": _l("two people on the same pair"),
     "repeats": _l("one person twice on the same pair"),

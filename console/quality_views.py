@@ -58,7 +58,7 @@ def overview() -> str:
             | {
                 name: TABLES[name](reader)
                 for name in (
-                    "needs", "progress", "queue", "agreement", "agreement-weeks", "flip-rate", "violations-by-version",
+                    "needs", "progress", "queue", "sampled", "agreement", "agreement-weeks", "flip-rate", "violations-by-version",
                     "violations", "compared",
                 )
             },

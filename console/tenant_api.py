@@ -60,7 +60,7 @@ def create() -> tuple[Response, int]:
     with runtime().db.session() as session:
         actor = calling_manager(session, ACCESS)
         check_pin(session, body.policy_version)
-        agreed = Agreed(body.name, body.requests_per_minute, body.tokens_per_day, body.policy_version)
+        agreed = Agreed(**body.model_dump(exclude={"key"}))
         return jsonify(_told(tenants.create_tenant(session, actor.login, agreed, body.key))), 201
 
 

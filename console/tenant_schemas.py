@@ -5,10 +5,12 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, model_validator
 
-from access.tenants import MAX_KEY, MAX_NAME, MAX_REQUESTS, MAX_TOKENS, MAX_VERSION, USAGE_DAYS
+from access.tenants import MAX_DAYS, MAX_KEY, MAX_NAME, MAX_REQUESTS, MAX_TOKENS, MAX_VERSION, USAGE_DAYS
 from core.messages import plain_text
+from core.settings.serving import Consent
 from feedback.api.schemas import Answer, Query
 
+Days = Annotated[int, Field(ge=0, le=MAX_DAYS)]
 Name = Annotated[str, AfterValidator(plain_text)]
 Requests = Annotated[int, Field(ge=1, le=MAX_REQUESTS)]
 Tokens = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
@@ -21,6 +23,8 @@ class TenantChange(Query):
     requests_per_minute: Requests | None = None
     tokens_per_day: Tokens | None = Field(None, description="Prompt and completion tokens of a day in UTC.")
     policy_version: str | None = Field(None, max_length=MAX_VERSION, description="Name of the version that answers.")
+    consent: Consent | None = None
+    retention_days: Days | None = None
     active: bool | None = Field(None, description="Whether its keys open anything.")
 
     @model_validator(mode="after")
@@ -38,6 +42,10 @@ class TenantBody(Query):
     requests_per_minute: Requests | None = None
     tokens_per_day: Tokens | None = None
     policy_version: str | None = Field(None, max_length=MAX_VERSION)
+    consent: Consent | None = Field(None, description="Of calls that do not say it; null: as the settings have it.")
+    retention_days: Days | None = Field(
+        None, description="How long texts that nobody judged are kept, 0 for ever; null: as the settings have it."
+    )
 
 
 class TenantAnswer(Answer):
@@ -50,6 +58,8 @@ class TenantAnswer(Answer):
     requests_per_minute: int | None
     tokens_per_day: int | None
     policy_version: str | None
+    consent: Consent | None
+    retention_days: int | None
     created_at: dt.datetime
 
 

@@ -70,6 +70,8 @@ def change(tenant_id: int) -> Response | tuple[str, int]:
             _number("requests_per_minute"),
             _number("tokens_per_day"),
             request.form.get("policy_version") or None,
+            request.form.get("consent") or None,
+            _number("retention_days"),
         )
         with runtime().db.session() as db:
             check_pin(db, agreed.policy_version)

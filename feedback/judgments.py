@@ -24,11 +24,13 @@ from feedback.assignment.gold import measure
 from feedback.assignment.leases import finish, may_see
 from feedback.assignment.shown import asked_in, find_shown, load_shown
 from feedback.blind import Blind
+from feedback.consent import may_be_learnt
 from feedback.drafts import drop_draft
 from feedback.kinds import form_of
 from feedback.kinds.frame import Finding, JudgmentForm, Said, Shown, quoted
 from feedback.models import Assignment, Completion, Correction, Judgment, RuleJudgment, RuleVersion, Task
-from feedback.tasks import copy_task, create_task
+from feedback.sampled import within_budget
+from feedback.tasks import copy_task, create_task, is_made
 from feedback.webhooks.events import judgment_added
 
 REUSED = "idempotency_key_reused"
@@ -209,6 +211,7 @@ def record_feedback(  # noqa: PLR0913 (each is one thing that can be said)
     once: str | None = None,
     simulated: bool | None = None,
     tenant_id: int | None = None,
+    most_flagged: int = 0,
 ) -> list[Judgment]:
     """Store what somebody says of one completion: thumbs (-1, 1), a rating (1 … 5), a corrected text, in any mix.
 
@@ -219,6 +222,7 @@ def record_feedback(  # noqa: PLR0913 (each is one thing that can be said)
         simulated: True for a program's judgment. A scripted person's are simulated whatever is said here.
         tenant_id: whose key it is said by; None for the house. Tenants speak of their own completions only; of tenants'
             completions, reviewers, leads and admins of the house do too.
+        most_flagged: what was disliked becomes a task while there are fewer of these today; 0: always.
 
     What the same person said before in the same way (thumbs, rating, correction) is superseded.
 
@@ -256,11 +260,18 @@ def record_feedback(  # noqa: PLR0913 (each is one thing that can be said)
         judgments.append(judgment)
     session.flush()
     if thumbs == -1 and not judgments[0].simulated:
+        _ask_about(session, completion, most_flagged)
+    return judgments
+
+
+def _ask_about(session: Session, completion: Completion, most: int) -> None:
+    """Ask annotators about a reply that a user did not like; once, however many say so."""
+    source = f"flagged:{completion.id}"
+    if may_be_learnt(completion) and not is_made(session, source) and within_budget(session, "flagged", most):
         create_task(
-            session, "rating", completion.prompt_id, [completion_id], source=f"flagged:{completion_id}", pool="flagged",
+            session, "rating", completion.prompt_id, [completion.id], source=source, pool="flagged",
             why="a user did not like this reply",
         )  # fmt: skip
-    return judgments
 
 
 def _may_speak_of(completion: Completion, tenant_id: int | None, person: LockedPerson | None) -> bool:

@@ -23,6 +23,8 @@ ABOUT = text("about_id IS NOT NULL")
 WAITING = text("state = 'waiting'")
 OF_HOUSE = text("tenant_id IS NULL")
 OF_TENANTS = text("tenant_id IS NOT NULL")
+OF_USERS = text("user_key IS NOT NULL")
+KEPT = text("erased_at IS NULL AND source IN ('served','withheld','paired')")
 
 
 def completion_id() -> str:
@@ -60,13 +62,19 @@ class Completion(Base):
     __tablename__ = "completion"
     __table_args__ = (
         Index("ix_completion_tenant_id", "tenant_id", sqlite_where=OF_TENANTS, postgresql_where=OF_TENANTS),
+        Index("ix_completion_user_key", "user_key", sqlite_where=OF_USERS, postgresql_where=OF_USERS),
+        # What retention goes through: served texts that are still there.
+        Index("ix_completion_kept", "created_at", sqlite_where=KEPT, postgresql_where=KEPT),
+        CheckConstraint("consent IS NULL OR consent IN ('none','service','training')", name="consent"),
     )
 
     id: Mapped[str] = mapped_column(String(40), primary_key=True, default=completion_id)
     prompt_id: Mapped[int] = mapped_column(ForeignKey("prompt.id"), index=True)
     prompt: Mapped[Prompt] = relationship()
     tenant_id: Mapped[int | None] = mapped_column(ForeignKey("tenant.id"))  # its prompt's
-    source: Mapped[str] = mapped_column(String(20))  # served | rollout | import | correction
+    source: Mapped[str] = mapped_column(
+        String(20)
+    )  # served | withheld | paired | rollout | contrast | import | correction
     policy_version_id: Mapped[int | None] = mapped_column(ForeignKey("policy_version.id"), index=True)
     person_id: Mapped[int | None] = mapped_column(ForeignKey("person.id"))  # who asked for it in a chat, where known
     text: Mapped[str] = mapped_column(Text)
@@ -76,6 +84,9 @@ class Completion(Base):
     completion_tokens: Mapped[int | None]
     latency_s: Mapped[float | None]
     once: Mapped[str | None] = mapped_column(String(120), unique=True)  # idempotency: a re-run stage adds nothing
+    consent: Mapped[str | None] = mapped_column(String(10))  # what it may be used for; None: nobody's who was asked
+    user_key: Mapped[str | None] = mapped_column(String(64))  # whose prompt it answers: a keyed hash of the end user
+    erased_at: Mapped[dt.datetime | None]  # when its text was taken away
     created_at: Mapped[dt.datetime] = mapped_column(default=utcnow)
 
 
@@ -150,6 +161,18 @@ class TaskItem(Base):
     position: Mapped[int] = mapped_column(primary_key=True)
     completion_id: Mapped[str] = mapped_column(ForeignKey("completion.id"), index=True)
     completion: Mapped[Completion] = relationship()
+
+
+class SampledDay(Base):
+    """How many tasks were made of served replies on a day (UTC) for a reason, and how many its budget left out."""
+
+    __tablename__ = "sampled_day"
+    __table_args__ = (CheckConstraint("asked >= 0 AND left_out >= 0", name="counts"),)
+
+    day: Mapped[dt.date] = mapped_column(primary_key=True)
+    reason: Mapped[str] = mapped_column(String(12), primary_key=True)
+    asked: Mapped[int] = mapped_column(default=0)
+    left_out: Mapped[int] = mapped_column(default=0)
 
 
 class Gold(Base):

@@ -24,6 +24,7 @@ from sqlalchemy import Select, select
 from sqlalchemy.orm import Session, aliased, joinedload, selectinload
 
 from core.messages import conversation_hash
+from feedback.consent import LEARNT
 from feedback.models import (
     UNLEARNT,
     Completion,
@@ -235,12 +236,15 @@ def standing_acts(session: Session, *, include_simulated: bool, counts: Counter[
     standing = select(Judgment).where(Judgment.id.not_in(superseded)).order_by(Judgment.id)
     measuring = set(session.scalars(select(Task.id).where(Task.pool.in_(UNLEARNT))))
     settled = _settled(session, superseded)
+    kept_from_us, about_them = _not_learnable(session)
     acts: list[Judgment] = []
     for judgment in session.scalars(standing):
         if judgment.surplus:
             counts["left_out_surplus"] += 1
         elif judgment.simulated and not include_simulated:
             counts["left_out_simulated"] += 1
+        elif judgment.id in kept_from_us or judgment.task_id in about_them:
+            counts["left_out_no_consent"] += 1
         elif judgment.task_id in measuring:
             counts["left_out_measuring"] += 1
         elif judgment.task_id in settled:
@@ -248,6 +252,15 @@ def standing_acts(session: Session, *, include_simulated: bool, counts: Counter[
         else:
             acts.append(judgment)
     return acts
+
+
+def _not_learnable(session: Session) -> tuple[set[int], set[int]]:
+    """Judgments of completions without consent to training, or whose text was erased, and the tasks of such completions."""
+    of_thumbs = select(Judgment.id).join(Completion, Completion.id == Judgment.completion_id)
+    of_verdicts = select(RuleJudgment.judgment_id).join(Completion, Completion.id == RuleJudgment.completion_id)
+    of_tasks = select(TaskItem.task_id).join(Completion, Completion.id == TaskItem.completion_id)
+    judgments, verdicts, tasks = (set(session.scalars(q.where(~LEARNT))) for q in (of_thumbs, of_verdicts, of_tasks))
+    return judgments | verdicts, tasks
 
 
 def _settled(session: Session, superseded: Select[int | None]) -> set[int | None]:

@@ -11,6 +11,8 @@ from sqlalchemy.orm import Session
 
 from core.db import UtcDateTime, table_of, utcnow
 from core.errors import InvalidInput, NotFound
+from core.language import gettext
+from feedback.consent import may_be_learnt
 from feedback.kinds import form_of
 from feedback.models import POOLS, Completion, Gold, Prompt, RuleVersion, Task, TaskItem
 
@@ -24,7 +26,9 @@ _COPY = text(
                           rank, category, risky, why, state, created_at)
        SELECT kind, :source, prompt_id, rule_version_id, id, 1, :taken, 0, :pool, priority,
               :rank, category, risky, :why, 'live', :now
-       FROM task WHERE id = :of_task
+       FROM task WHERE id = :of_task AND NOT EXISTS (
+           SELECT 1 FROM task_item JOIN completion ON completion.id = task_item.completion_id
+           WHERE task_item.task_id = :of_task AND completion.erased_at IS NOT NULL)
        ON CONFLICT DO NOTHING
        RETURNING id, kind, pool, why, risky, about_id, required_n"""
 ).bindparams(bindparam("now", type_=UtcDateTime()))
@@ -111,7 +115,8 @@ def copy_task(session: Session, task_id: int, *, source: str, pool: str, why: st
         taken: how many of its places, 0 or 1, somebody has already.
 
     Returns:
-        What `feedback.assignment.claim.FACTS` names of the copy; None when its source has a task already.
+        What `feedback.assignment.claim.FACTS` names of the copy; None when its source has a task already, or a text of it was
+        erased.
     """
     session.flush()
     connection = session.connection()
@@ -180,6 +185,11 @@ def shuffled(source: str) -> float:
     return int.from_bytes(hashlib.sha256(source.encode()).digest()[:6], "big") / 2**48
 
 
+def is_made(session: Session, source: str) -> bool:
+    """Whether there is or was a task of this source, which `create_task` would return."""
+    return _task_of(session, source) is not None
+
+
 def _may_upset(kind: str, prompt: Prompt | None, pool: str) -> bool:
     if kind == "probe":  # anything may be said in it
         return True
@@ -206,6 +216,13 @@ def _checked(
         completion = session.get(Completion, completion_id)
         if completion is None:
             raise NotFound(f"there is no completion {completion_id}")
+        if not may_be_learnt(completion):
+            raise InvalidInput(
+                gettext(
+                    "completion %(completion_id)s is erased, or not kept for training", completion_id=completion_id
+                ),
+                param="completion_ids",
+            )
         if completion.prompt_id != prompt_id:
             raise InvalidInput(f"completion {completion_id} belongs to prompt {completion.prompt_id}, not {prompt_id}")
     if (rule_version_id is not None) != form.NEEDS_RULE:

@@ -18,14 +18,18 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.triggers.cron import CronTrigger
 from sqlalchemy.exc import OperationalError
 
+from access.names import WORKER
 from core.db import Database
 from core.errors import Conflict, LeaseLost, SettingsError
 from core.settings import Settings, get_settings
+from feedback.erasure import expire
 from feedback.webhooks.sending import Sender
 from finetune.cycle import new_judgments, request_cycle, run_cycle
 from finetune.models import Cycle
 from finetune.runner import in_own_process
 
+DAILY = "30 3 * * *"
+"""When texts are taken away whose time is over, in UTC."""
 DAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
 log = logging.getLogger("dunnock.worker")
 
@@ -43,12 +47,21 @@ class Worker:
         self.scheduler = BackgroundScheduler(timezone="UTC")
         if settings.cycle_cron:
             self.scheduler.add_job(self.request, cron_trigger(settings.cycle_cron), args=["cron"], coalesce=True)
+        self.scheduler.add_job(self.expire, cron_trigger(DAILY), coalesce=True, misfire_grace_time=None)
 
     def request(self, reason: str) -> None:
         """Ask for a round and look at once."""
         with self.db.session() as session:
             request_cycle(session, self.settings, reason)
         self.wake.set()
+
+    def expire(self) -> None:
+        """Take away the texts whose time is over."""
+        erased = expire(self.db, self.settings.privacy.retention_days, WORKER)
+        if erased.completions:
+            log.info(
+                "%d completions and %d prompts were emptied: their time is over", erased.completions, erased.prompts
+            )
 
     def request_if_enough(self) -> bool:
         """Ask for a round once `cycle_min_judgments` judgments stand in no snapshot."""

@@ -10,21 +10,25 @@ import flask
 from flask import Blueprint, Response, current_app, jsonify
 
 from access.callers import asking
-from access.limits import admit
+from access.limits import admit, take
 from access.tenants import pinned
 from core.body import parse_body
 from core.openapi import operation
 from core.web import runtime
+from feedback.consent import HEADER, NONE, consent_of, user_key
 from feedback.judgments import record_feedback
 from policy.models import PolicyVersion
 from serving.chat import Asked, chat_of
 from serving.deferred import Deferred
+from serving.erasures import erase_for
 from serving.moderation import moderate
 from serving.replies import earlier_replies
 from serving.routing import PUBLIC_NAME, resolve, served_versions
 from serving.schemas import (
     ChatAnswer,
     ChatBody,
+    ErasureAnswer,
+    ErasureBody,
     FeedbackAnswer,
     FeedbackBody,
     Model,
@@ -45,6 +49,10 @@ def chat_completions() -> Response:
     who = asking("chat")
     body = parse_body(ChatBody)
     settings, chat = runtime().settings, chat_of(current_app)
+    consent = consent_of(
+        flask.request.headers.get(HEADER), body.consent, NONE if body.store is False else None,
+        default=(who.terms.consent if who.terms else None) or settings.privacy.consent,
+    )  # fmt: skip
     admit(runtime().db, who.limits, who.terms, settings.limits)
     with runtime().db.read() as session:
         version = resolve(session, pinned(who.terms, body.model, PUBLIC_NAME))
@@ -53,7 +61,8 @@ def chat_completions() -> Response:
     request = body.engine_request(version.name, settings, texts)
     asked = Asked(
         version, request, who.person_id, standing, chat.check_prompt(request), flask.request.path, body.choices, bool(body.stream), body.include_usage,
-        tenant_id=who.tenant_id, keep_texts=body.store is not False,
+        tenant_id=who.tenant_id, keep_texts=consent != NONE, consent=consent,
+        user_key=user_key(settings.user_secret(), who.tenant_id, body.user) if body.user else None,
     )  # fmt: skip
     return Deferred(lambda: chat.answer(asked))
 
@@ -110,9 +119,20 @@ def feedback() -> tuple[Response, int]:
             correction=body.correction,
             note=body.note,
             once=body.idempotency_key,
+            most_flagged=runtime().settings.sampling.most("flagged"),
         )
         ids = [judgment.id for judgment in judgments]
     return jsonify(object="feedback", judgment_ids=ids), 201
+
+
+@blueprint.post("/erasures")
+@operation("Chat", ErasureAnswer, body=ErasureBody, scope="chat", errors=(429,))
+def erase() -> Response:
+    """Erase the texts that were written for one user of the caller's, and by them. Of the house's users, leads and admins do."""
+    who = asking("chat")
+    body = parse_body(ErasureBody)
+    take(runtime().db, who.limits, runtime().settings.limits)  # whose tokens are used up may still erase
+    return jsonify(erase_for(who, body.user))
 
 
 def _model(name: str, version: PolicyVersion) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from core.db import Database
 from core.errors import PromptTooLong
 from core.language import gettext
 from core.settings import Settings
+from feedback.consent import TRAINING
 from policy.client import EngineClient
 from policy.models import PolicyVersion
 from policy.protocol import ChatReply, ChatRequest, Events, StreamEvent
@@ -20,6 +21,7 @@ from serving.deferred import Answer
 from serving.engines import Engines
 from serving.guarding import Checked, Guard, Standing
 from serving.metrics import replied
+from serving.pairing import Pairing
 from serving.recorder import Recorder
 from serving.replies import CUT, Ended, Reply, choice_body, several, usage_body
 from serving.routing import engine_client
@@ -57,6 +59,8 @@ class Asked:
     include_usage: bool = False
     tenant_id: int | None = None
     keep_texts: bool = True
+    consent: str = TRAINING
+    user_key: str | None = None
 
 
 class Chat:
@@ -70,7 +74,8 @@ class Chat:
         self.settings = settings
         self.engines = Engines(settings, loader)
         self.guard = Guard(settings)
-        self.recorder = Recorder(db, settings.sampling)
+        self.pairing = Pairing(db, settings.sampling, self.engines, self.guard)
+        self.recorder = Recorder(db, settings.sampling, after=self.pairing.consider)
         self._at_work: set[asyncio.Task[None]] = set()
 
     async def answer(self, asked: Asked) -> Answer:
@@ -82,7 +87,15 @@ class Chat:
             EngineError: the engine cannot be reached, is overloaded or failed.
         """
         await self._check_length(asked.request)
-        reply = Reply(asked.version, asked.request, asked.person_id, asked.tenant_id, asked.keep_texts)
+        reply = Reply(
+            asked.version,
+            asked.request,
+            asked.person_id,
+            asked.tenant_id,
+            asked.keep_texts,
+            asked.consent,
+            asked.user_key,
+        )
         if asked.checked.stop is not None:
             return await self._refused(asked, reply)
         await self.guard.ready(asked.standing)
@@ -179,6 +192,7 @@ class Chat:
 
     async def close(self) -> None:
         """Close the connections of this event loop."""
+        await self.pairing.close()
         await self.engines.close()
         await self.guard.close()
 

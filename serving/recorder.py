@@ -6,10 +6,10 @@ call, so that one that cannot be stored takes no other with it.
 """
 
 import asyncio
-import hashlib
+import logging
 import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -19,19 +19,17 @@ from sqlalchemy.orm import Session
 
 from access.limits import estimated_tokens, spend
 from core.db import Database, table_of
-from core.detectors import redact
-from core.detectors.pii import PII
-from core.messages import plain_text
 from core.settings import SamplingSettings
-from feedback.models import Completion, Prompt
-from feedback.prompts import Conversation, add_completion, add_prompts
-from feedback.tasks import create_task
+from feedback.models import Completion
+from feedback.prompts import Conversation, add_prompts
 from serving.guard.verdicts import GRAVITY
 from serving.models import GuardReport
 from serving.replies import CUT, Ended, Reply
+from serving.sampling import Sampler, kept_text
+
+log = logging.getLogger("dunnock.serving")
 
 ATTEMPTS = 3
-WHOLE = ("stop", "length")
 MOST_TOGETHER = 64
 
 
@@ -42,10 +40,17 @@ Group = Sequence[Ended]
 
 
 class Recorder:
-    """Writes replies. One per app; its thread starts with the first reply, so a process may fork before."""
+    """Writes replies. One per app; its thread starts with the first reply, so a process may fork before.
 
-    def __init__(self, db: Database, sampling: SamplingSettings) -> None:
-        self._db, self._sampling = db, sampling
+    Args:
+        after: called with replies to a request that were stored, on the event loop; it returns at once.
+    """
+
+    def __init__(
+        self, db: Database, settings: SamplingSettings, after: Callable[[Group], None] = lambda group: None
+    ) -> None:
+        self._db, self._settings, self._after = db, settings, after
+        self._sampler = Sampler(settings)
         self._waiting: queue.SimpleQueue[tuple[Group, Future[None]]] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
@@ -61,6 +66,7 @@ class Recorder:
             self._waiting.put((fresh, done))
             self._begin()
             await asyncio.shield(asyncio.wrap_future(done))  # a caller that leaves does not take it back
+            self._after(fresh)
 
     def _begin(self) -> None:
         with self._lock:
@@ -73,14 +79,25 @@ class Recorder:
             together = [self._waiting.get()]
             while len(together) < MOST_TOGETHER and not self._waiting.empty():
                 together.append(self._waiting.get())
+            self._sampler.look(group for group, _ in together)
             self._write(together)
+            self._prime()
+
+    def _prime(self) -> None:
+        if self._sampler.ready:
+            return
+        try:
+            with self._db.read() as session:
+                self._sampler.prime(session)
+        except Exception:
+            log.exception("no prompts were counted; it is tried again with the next reply")
 
     def _write(self, together: list[tuple[Group, "Future[None]"]]) -> None:
         # Rows of tenants are locked in one order, so that two processes cannot wait for each other.
         together.sort(key=lambda waiting: waiting[0][0].reply.tenant_id or 0)
         try:
             with self._db.session() as session:
-                _add(session, [group for group, _ in together], self._sampling)
+                _add(session, [group for group, _ in together], self._settings, self._sampler)
         except Exception as error:  # noqa: BLE001 (whoever waits gets it)
             if len(together) > 1 or isinstance(error, IntegrityError):
                 for group, done in together:
@@ -95,7 +112,7 @@ class Recorder:
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 with self._db.session() as session:
-                    _add(session, [group], self._sampling)
+                    _add(session, [group], self._settings, self._sampler)
             except IntegrityError as error:  # another process stored the same prompt first; now it is there
                 if attempt == ATTEMPTS:
                     done.set_exception(error)
@@ -113,41 +130,29 @@ def _ended(group: Group, done: "Future[None]") -> None:
     done.set_result(None)
 
 
-def _add(session: Session, groups: Sequence[Group], sampling: SamplingSettings) -> None:
+def _add(session: Session, groups: Sequence[Group], settings: SamplingSettings, sampler: Sampler) -> None:
     """Write what was replied to some requests, by few statements however many they are."""
-    prompts = add_prompts(session, [_conversation(group[0].reply, sampling) for group in groups], "served")
+    prompts = add_prompts(session, [_conversation(group[0].reply, settings) for group in groups], "served")
     ended = [(prompt_id, each) for prompt_id, group in zip(prompts, groups, strict=True) for each in group]
     connection = session.connection()
-    connection.execute(_COMPLETIONS, [_row(prompt_id, each, sampling) for prompt_id, each in ended])
+    connection.execute(_COMPLETIONS, [_row(prompt_id, each, settings) for prompt_id, each in ended])
     if reports := [_report(each) for _, each in ended if each.verdicts]:
         connection.execute(_REPORTS, reports)
     for group in groups:
         spend(session, group[0].reply.tenant_id, _prompt_tokens(group), sum(_written(each) for each in group))
-    for prompt_id, each in ended:
-        if each.reply.keep_texts:
-            _ask_people(session, prompt_id, each, sampling)
+    sampler.ask(session, ended)
 
 
-def _ask_people(session: Session, prompt_id: int, ended: Ended, sampling: SamplingSettings) -> None:
-    """The task that a reply is to be judged in, if it is."""
-    if ended.withheld is not None:
-        _keep_withheld(session, prompt_id, ended, sampling)
-    elif ended.finish_reason in WHOLE and drawn(ended.reply.id, sampling.rate):
-        create_task(
-            session, "rating", prompt_id, [ended.reply.id], source=f"chat:{ended.reply.id}", why="drawn from the chat"
-        )
-
-
-def _conversation(asked: Reply, sampling: SamplingSettings) -> Conversation:
-    messages = [{"role": m.role, "content": _kept(m.content, asked, sampling)} for m in asked.request.messages]
+def _conversation(asked: Reply, settings: SamplingSettings) -> Conversation:
+    messages = [{"role": m.role, "content": kept_text(m.content, asked, settings)} for m in asked.request.messages]
     return Conversation(asked.tenant_id, messages)
 
 
-def _row(prompt_id: int, ended: Ended, sampling: SamplingSettings) -> dict[str, Any]:
+def _row(prompt_id: int, ended: Ended, settings: SamplingSettings) -> dict[str, Any]:
     reply = ended.reply
     return {
         **reply.details(ended.finish_reason, ended.usage), "prompt_id": prompt_id, "tenant_id": reply.tenant_id, "source": "served",
-        "policy_version_id": reply.version.id, "text": _kept(ended.text, reply, sampling),
+        "policy_version_id": reply.version.id, "text": kept_text(ended.text, reply, settings),
     }  # fmt: skip
 
 
@@ -163,19 +168,6 @@ def _written(ended: Ended) -> int:
     return estimated_tokens(ended.text) if told is None else told
 
 
-def drawn(completion_id: str, rate: float) -> bool:
-    """Whether a reply is one of the share that is sampled; the same whoever asks."""
-    digest = hashlib.sha256(f"sampled {completion_id}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") < rate * 2**64
-
-
-def _kept(text: str, asked: Reply, sampling: SamplingSettings) -> str:
-    """A text as it is stored: not at all where its caller said so, else without personal data where the settings do."""
-    if not asked.keep_texts:
-        return ""
-    return redact(plain_text(text), PII)[0] if sampling.redact else plain_text(text)
-
-
 def _report(ended: Ended) -> dict[str, Any]:
     gravest = max(ended.verdicts, key=lambda verdict: GRAVITY[verdict.outcome])
     broken = (v.rule_version_id for v in ended.verdicts if v.outcome == "hit" and v.rule_version_id is not None)
@@ -183,17 +175,3 @@ def _report(ended: Ended) -> dict[str, Any]:
         "completion_id": ended.reply.id, "outcome": gravest.outcome, "cut": ended.finish_reason == CUT,
         "rule_version_id": next(broken, None), "verdicts": [verdict.as_json() for verdict in ended.verdicts],
     }  # fmt: skip
-
-
-def _keep_withheld(session: Session, prompt_id: int, ended: Ended, sampling: SamplingSettings) -> None:
-    """What broke a rule, for annotators to judge by that rule: nobody who chats gets to see it."""
-    hit = next(v for v in ended.verdicts if v.outcome == "hit" and v.rule_version_id is not None)
-    source = f"withheld:{ended.reply.id}"
-    kept = add_completion(
-        session, session.get_one(Prompt, prompt_id), _kept(ended.withheld or "", ended.reply, sampling), "withheld", policy_version_id=ended.reply.version.id,
-        once=source, details={"sampling": ended.reply.details("", (None, None))["sampling"]},
-    )  # fmt: skip
-    create_task(
-        session, "rule_check", prompt_id, [kept.id], source=source, rule_version_id=hit.rule_version_id, pool="flagged",
-        why="the guard held this reply back",
-    )  # fmt: skip

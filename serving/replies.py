@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from core.errors import NotFound
 from core.language import gettext
+from feedback.consent import TRAINING
 from feedback.models import Completion, completion_id
 from policy.models import PolicyVersion
 from policy.protocol import ChatReply, ChatRequest
@@ -26,6 +27,8 @@ class Reply:
 
     Attributes:
         keep_texts: whether its caller lets prompt and completion be stored; else only what is counted of them is.
+        consent: what its words may be used for, one of `feedback.consent.CONSENTS`.
+        user_key: its end user, as `feedback.consent.user_key` has it.
     """
 
     version: PolicyVersion
@@ -33,6 +36,8 @@ class Reply:
     person_id: int | None = None
     tenant_id: int | None = None
     keep_texts: bool = True
+    consent: str = TRAINING
+    user_key: str | None = None
     id: str = field(default_factory=completion_id)
     created: int = field(default_factory=lambda: int(time.time()))
     started_s: float = field(default_factory=time.monotonic)
@@ -48,12 +53,26 @@ class Reply:
             "dunnock": {"policy_version": self.version.name},
         }
 
+    @property
+    def for_training(self) -> bool:
+        """Whether annotators may be asked about it, and policies learn from it."""
+        return self.keep_texts and self.consent == TRAINING
+
+    def origin(self) -> dict[str, Any]:
+        """What all completions of its request have in common: what they may be used for, and whose words they answer."""
+        return {"consent": self.consent, "user_key": self.user_key}
+
+    def sampling(self) -> dict[str, Any]:
+        """The sampling parameters that were asked for."""
+        return self.request.model_dump(mode="json", include=SAMPLING_FIELDS)
+
     def details(self, finish_reason: str, usage: tuple[int | None, int | None]) -> dict[str, Any]:
         """What is stored of a completion beside its text."""
         return {
+            **self.origin(),
             "id": self.id,
             "finish_reason": finish_reason,
-            "sampling": self.request.model_dump(mode="json", include=SAMPLING_FIELDS),
+            "sampling": self.sampling(),
             "prompt_tokens": usage[0],
             "completion_tokens": usage[1],
             "latency_s": time.monotonic() - self.started_s,

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_vali
 
 from core.messages import Message, Role, plain_text
 from core.settings import Settings
+from core.settings.serving import Consent
 from policy.protocol import ChatRequest
 
 MOST_CHOICES = 8
@@ -128,6 +129,13 @@ class ChatBody(Wire):
     store: bool | None = Field(
         None, description="false: keep no text of this call, only what is counted, and ask no annotator about it."
     )
+    consent: Consent | None = Field(
+        None,
+        description="What prompt and reply may be used for: none (no text is kept), service (kept, never trained on) or training. The strictest of this, the header X-Dunnock-Consent and store holds.",
+    )
+    user: str | None = Field(
+        None, max_length=400, description="Who of the caller's users it is for; kept as a keyed hash, to erase by."
+    )
     stream: bool | None = False
     stream_options: StreamOptions | None = None
 
@@ -209,6 +217,12 @@ class FeedbackBody(Wire):
         if self.thumbs is None and self.rating is None and self.correction is None:
             raise ValueError("say something: thumbs, rating or correction")
         return self
+
+
+class ErasureBody(Wire):
+    """Whose texts are to go."""
+
+    user: str = Field(min_length=1, max_length=400, description="As chat calls named them in `user`.")
 
 
 # Answers --------------------------------------------------------------------------------------------------------------
@@ -333,3 +347,15 @@ class FeedbackAnswer(Given):
 
     object: Literal["feedback"]
     judgment_ids: list[int]
+
+
+class ErasureAnswer(Given):
+    """What was taken away; nothing where the user is not known."""
+
+    object: Literal["erasure"]
+    completions: int
+    prompts: int
+    tasks_cancelled: int
+    frozen_snapshots: int = Field(
+        description="Datasets, frozen before, that hold such a text; whoever runs the service removes them."
+    )

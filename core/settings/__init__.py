@@ -9,7 +9,14 @@ from core.settings.deployment import LOOPBACK, PLACEHOLDER_SECRETS, Settings, ge
 from core.settings.groups import SettingsGroup, StageSettings
 from core.settings.people import AssignmentSettings, CareSettings, GoldSettings, OidcSettings, QualitySettings
 from core.settings.records import EnergySettings, TrackingSettings
-from core.settings.serving import EnginesSettings, GgufSettings, GuardSettings, LimitsSettings, SamplingSettings
+from core.settings.serving import (
+    EnginesSettings,
+    GgufSettings,
+    GuardSettings,
+    LimitsSettings,
+    PrivacySettings,
+    SamplingSettings,
+)
 from core.settings.stages import (
     CollectSettings,
     GateSettings,
@@ -35,6 +42,7 @@ __all__ = [
     "LimitsSettings",
     "OidcSettings",
     "PpoSettings",
+    "PrivacySettings",
     "QualitySettings",
     "RewardSettings",
     "SamplingSettings",

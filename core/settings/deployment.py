@@ -12,7 +12,14 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from core.errors import SettingsError
 from core.settings.people import AssignmentSettings, CareSettings, GoldSettings, OidcSettings, QualitySettings
 from core.settings.records import EnergySettings, TrackingSettings
-from core.settings.serving import EnginesSettings, GgufSettings, GuardSettings, LimitsSettings, SamplingSettings
+from core.settings.serving import (
+    EnginesSettings,
+    GgufSettings,
+    GuardSettings,
+    LimitsSettings,
+    PrivacySettings,
+    SamplingSettings,
+)
 from core.settings.stages import (
     CollectSettings,
     GateSettings,
@@ -147,6 +154,7 @@ class Settings(BaseSettings):
     engines: EnginesSettings = EnginesSettings()
     guard: GuardSettings = GuardSettings()
     sampling: SamplingSettings = SamplingSettings()
+    privacy: PrivacySettings = PrivacySettings()
 
     tracking: TrackingSettings = TrackingSettings()
     energy: EnergySettings = EnergySettings()
@@ -240,6 +248,10 @@ class Settings(BaseSettings):
             path.touch(mode=0o600)
             path.write_text(secrets.token_urlsafe(48))
         return path.read_text()
+
+    def user_secret(self) -> str:
+        """The key of the hash that end users are known by."""
+        return self.privacy.user_secret or self.session_secret()
 
 
 @lru_cache(maxsize=1)

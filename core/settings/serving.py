@@ -7,6 +7,8 @@ from pydantic import Field, field_validator
 from core.settings.groups import SettingsGroup
 
 Action = Literal["block", "record", "off"]
+Consent = Literal["none", "service", "training"]
+Reason = Literal["rate", "novelty", "recorded", "withheld", "flagged", "pair"]
 
 
 class GuardSettings(SettingsGroup):
@@ -69,14 +71,71 @@ class GuardSettings(SettingsGroup):
 
 
 class SamplingSettings(SettingsGroup):
-    """Which conversations of the chat API are given to annotators. What a user flagged, and what the guard held back, always is."""
+    """Which conversations of the chat API are given to annotators, within a budget for each reason and day."""
 
     rate: float = Field(
         0.0, ge=0, le=1, description="Share of replies that annotators are asked to rate, chosen by their ids."
     )
+    novelty_rate: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="About this share of replies more, those most of all whose prompt is unlike what was asked before.",
+    )
+    recorded_rate: float = Field(
+        1.0, ge=0, le=1, description="Share of the replies in which a rule was found broken but only recorded."
+    )
+    pair_rate: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of the active version's replies beside which another version answers too, for a blind pairwise task.",
+    )
+    pair_with: str = Field(
+        "",
+        description="Which one: a version's name, or `former` for the one that was active before. Empty: the canary, where there is one.",
+    )
+    pairs_at_once: int = Field(
+        2, ge=1, le=64, description="Such answers that a web process waits for at a time; more are left out."
+    )
+    tasks_per_day: int = Field(
+        200, ge=0, description="Most tasks of each reason in a day (UTC); more are counted and left out. 0: any number."
+    )
+    tasks_per_day_of: dict[Reason, int] = Field(
+        default_factory=dict, description='The same for single reasons, e.g. `{"flagged": 0, "novelty": 20}`.'
+    )
     redact: bool = Field(
         False,
         description="Personal data is taken out of prompts and replies before they are stored, by the detectors of the guard.",
+    )
+
+    def most(self, reason: Reason) -> int:
+        """Most tasks of a reason in a day; 0 is any number."""
+        return self.tasks_per_day_of.get(reason, self.tasks_per_day)
+
+    @field_validator("tasks_per_day_of")
+    @classmethod
+    def _no_less_than_none(cls, of: dict[Reason, int]) -> dict[Reason, int]:
+        if low := {reason: n for reason, n in of.items() if n < 0}:
+            raise ValueError(f"{low}: a budget is 0, for any number of tasks, or more")
+        return of
+
+
+class PrivacySettings(SettingsGroup):
+    """What the words of those who chat may be used for, and for how long. A tenant may have other terms, on its page."""
+
+    consent: Consent = Field(
+        "training",
+        description="What holds for calls that do not say it: `none` keeps no text, `service` gives none to annotators or to training, `training` may do both.",
+    )
+    retention_days: int = Field(
+        0,
+        ge=0,
+        description="Days that served texts are kept which nobody has judged; then they are emptied, and what is counted stays. 0: for ever.",
+    )
+    user_secret: str = Field(
+        "",
+        description="Key of the hash that end users are known by. Empty: `DUNNOCK_SECRET_KEY`. With another one, earlier users are found no more.",
     )
 
 

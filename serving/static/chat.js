@@ -1,4 +1,9 @@
 // The chat page: a conversation in memory, streamed replies, and what people say of each of them.
+//
+// Leads may have two versions reply side by side; such a pair is one turn, and the conversation goes on from the side that
+// was preferred, from the left one where nobody said.
+
+import { addPair, keep, offerChoice } from "./compare.js";
 
 const page = {
   turns: document.getElementById("turns"),
@@ -10,11 +15,13 @@ const page = {
   send: document.getElementById("send"),
   stop: document.getElementById("stop"),
   model: document.getElementById("model"), // of leads: which version answers
+  beside: document.getElementById("beside"), // and which one beside it
+  blind: document.getElementById("blind"),
 };
 const showsVersion = page.turns.dataset.showsVersion === "yes";
 const texts = JSON.parse(page.turns.dataset.words);
 
-let conversation = []; // {role, content, element}
+let conversation = []; // {role, content, element}; of a pair, its sides and which of them is kept
 let running = null; // AbortController of the reply that is being written
 
 function post(url, body, signal) {
@@ -40,17 +47,25 @@ function show(trouble) {
 
 // Turns -----------------------------------------------------------------------------------------------------------
 
-function addTurn(role, content) {
+function makeTurn(role, content) {
   const element = document.getElementById("turn-template").content.firstElementChild.cloneNode(true);
   element.classList.add(`chat-turn-${role}`);
   element.querySelector(".chat-who").textContent = texts[role];
   const turn = { role, content, element, text: element.querySelector(".user-text") };
   turn.text.textContent = content;
+  return turn;
+}
+
+function append(turn) {
   page.greeting.hidden = true;
-  page.turns.append(element);
-  element.scrollIntoView({ block: "nearest" });
+  page.turns.append(turn.element);
+  turn.element.scrollIntoView({ block: "nearest" });
   conversation.push(turn);
   return turn;
+}
+
+function addTurn(role, content) {
+  return append(makeTurn(role, content));
 }
 
 function dropTurn(turn) {
@@ -90,7 +105,7 @@ async function read(response, turn) {
     turn.guard = chunk.choices[0]?.guard ?? turn.guard;
     turn.content += chunk.choices[0]?.delta?.content ?? "";
     turn.text.textContent = turn.content;
-    if (atBottom()) turn.element.scrollIntoView({ block: "end" });
+    if (atBottom()) (turn.pair ?? turn).element.scrollIntoView({ block: "end" });
   }
 }
 
@@ -105,27 +120,61 @@ function setRunning(controller) {
   for (const button of page.turns.querySelectorAll('[data-act="again"]')) button.disabled = Boolean(controller);
 }
 
+// Who is to reply: one model, or two in the order in which they stand.
+function models() {
+  const asked = [page.model?.value ?? "dunnock", page.beside?.value].filter(Boolean);
+  return asked.length === 2 && page.blind.checked && Math.random() < 0.5 ? asked.reverse() : asked;
+}
+
 async function reply() {
   const messages = plainConversation();
   const controller = new AbortController();
-  const turn = addTurn("assistant", "");
-  turn.element.classList.add("busy");
   for (const button of page.turns.querySelectorAll('[data-act="again"]')) button.remove();
+  const asked = models();
+  const sides = asked.map(() => makeTurn("assistant", ""));
+  const turn = append(sides.length === 1 ? sides[0] : addPair(sides, page.blind.checked, texts));
   setRunning(controller);
   show("");
+  await Promise.all(sides.map((side, i) => write(side, asked[i], messages, controller.signal)));
+  if (controller === running) setRunning(null);
+  if (!conversation.includes(turn)) return;
+  const came = sides.filter((side) => side.id);
+  for (const side of came) addTools(side);
+  if (!came.length) restore(turn);
+  else if (turn.sides) {
+    if (came.length === 1) keep(turn, sides.indexOf(came[0]));
+    offerChoice(turn, {
+      follow: atBottom(),
+      again: () => again(turn),
+      send: (choice) => compare(turn, choice),
+      reveal: () => came.forEach(label),
+    });
+  }
+}
+
+async function write(turn, model, messages, signal) {
+  turn.element.classList.add("busy");
   try {
-    const response = await post("/v1/chat/completions", { model: page.model?.value ?? "dunnock", messages, stream: true }, controller.signal);
+    const response = await post("/v1/chat/completions", { model, messages, stream: true }, signal);
     if (!response.ok) throw new Error(await messageOf(response));
     await read(response, turn);
     page.said.textContent = turn.content;
   } catch (error) {
     if (error.name !== "AbortError") show(texts.no_reply.replace("{why}", () => error.message));
+    turn.broken = true;
   }
   turn.element.classList.remove("busy");
-  if (controller === running) setRunning(null);
-  if (!conversation.includes(turn)) return;
-  if (turn.id) addTools(turn);
-  else restore(turn);
+}
+
+// Stores which side of a pair is better; gives what went wrong, or nothing.
+async function compare(pair, choice) {
+  const [left, right] = pair.sides.map((side) => side.id);
+  try {
+    const response = await post("/chat/comparisons", { left, right, choice, blind: pair.hidden });
+    return response.ok ? "" : await messageOf(response);
+  } catch (error) {
+    return error.message;
+  }
 }
 
 // Nothing came: take the empty reply and the question away, and put the words back where they were typed.
@@ -142,19 +191,25 @@ function restore(turn) {
 function addTools(turn) {
   const tools = document.getElementById("tools-template").content.firstElementChild.cloneNode(true);
   turn.tools = tools;
-  const badge = tools.querySelector("[data-version]");
-  badge.hidden = !showsVersion;
-  badge.textContent = turn.version ?? "";
-  const guard = tools.querySelector("[data-guard]");
-  guard.hidden = !showsVersion || !turn.guard;
-  guard.textContent = wordOf(turn.guard);
+  label(turn);
   tools.addEventListener("click", (event) => {
     const act = event.target.closest("button")?.dataset.act;
     if (act === "up" || act === "down") rate(turn, act);
     if (act === "correct") toggleCorrection(turn);
     if (act === "again") again(turn);
   });
+  if (turn.pair) tools.querySelector('[data-act="again"]').remove();
   turn.element.append(tools);
+}
+
+// Which version wrote a reply, and what the guard said: for leads, and not while they compare without knowing.
+function label(turn) {
+  const badge = turn.tools.querySelector("[data-version]");
+  badge.hidden = !showsVersion || Boolean(turn.pair?.hidden);
+  badge.textContent = badge.hidden ? "" : turn.version ?? "";
+  const guard = turn.tools.querySelector("[data-guard]");
+  guard.hidden = !showsVersion || !turn.guard;
+  guard.textContent = wordOf(turn.guard);
 }
 
 // The guard's word on a reply, for those who see versions: what it found, or that it found nothing.
@@ -235,6 +290,16 @@ page.words.addEventListener("keydown", (event) => {
 });
 
 page.stop.addEventListener("click", () => running?.abort());
+
+document.addEventListener("keydown", (event) => {
+  if (event.key !== "Escape" || !running) return;
+  running.abort();
+  page.words.focus();
+});
+
+page.beside?.addEventListener("change", () => {
+  document.getElementById("blind-choice").hidden = !page.beside.value;
+});
 
 document.getElementById("fresh").addEventListener("click", () => {
   running?.abort();

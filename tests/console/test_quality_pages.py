@@ -18,6 +18,7 @@ from core.db import Database
 from core.errors import Forbidden
 from feedback.assignment.leases import next_assignment
 from feedback.models import Annotator
+from feedback.sampled import within_budget
 from tests.conftest import SignedIn
 from tests.console.quality_rows import Crowd, make_crowd
 from tests.factories import make_task
@@ -34,6 +35,7 @@ STANDING = ["/quality/annotators/1/pause", "/quality/annotators/1/resume"]
 @pytest.fixture
 def crowd(database: Database) -> Crowd:
     with database.session() as session:
+        within_budget(session, "rate", 0)
         return make_crowd(session)
 
 

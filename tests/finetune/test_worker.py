@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from core.db import Database
+from core.db import Database, utcnow
 from core.errors import SettingsError
-from core.settings import Settings
-from feedback.models import Judgment
+from core.settings import PrivacySettings, Settings
+from feedback.models import Completion, Judgment
 from finetune.cycle import StageRecord
 from finetune.lease import HeldLease
 from finetune.models import Cycle
@@ -135,12 +135,25 @@ def test_a_worker_leaves_a_cycle_that_another_one_runs(worker: Worker) -> None:
     assert cycles(worker.db) == [("requested", "manual")]
 
 
+def test_every_night_texts_go_whose_time_is_over(database: Database, settings: Settings) -> None:
+    with database.session() as session:
+        long_ago = utcnow() - dt.timedelta(days=3)
+        for name, created_at in {"old": long_ago, "new": utcnow()}.items():
+            make_completion(session, text=name, source="served", details={"created_at": created_at})
+    worker = Worker(database, settings.model_copy(update={"privacy": PrivacySettings(retention_days=2)}))
+    (job,) = worker.scheduler.get_jobs()
+    assert str(job.trigger) == str(cron_trigger("30 3 * * *"))
+    job.func(*job.args)
+    with database.read() as session:
+        assert set(session.scalars(select(Completion.text))) == {"", "new"}
+
+
 def test_the_schedule_asks_for_a_round_and_the_worker_ends_when_told(database: Database, settings: Settings) -> None:
     worker = Worker(database, settings.model_copy(update={"cycle_cron": "0 3 * * *"}))
-    (job,) = worker.scheduler.get_jobs()
+    job, _ = worker.scheduler.get_jobs()
     job.func(*job.args)
     assert cycles(database) == [("requested", "cron")]
-    assert Worker(database, settings).scheduler.get_jobs() == []
+    assert len(Worker(database, settings).scheduler.get_jobs()) == 1  # that of retention
     worker.stop()
     worker.run_forever()  # comes back
     assert not worker.scheduler.running

@@ -55,6 +55,7 @@ class ScriptedEngine(Server):
         wait_at: the number of the piece before which it waits for `go_on`.
         slow: whether a whole answer waits for `go_on` too.
         chunks: what it streams in the place of `pieces`; bytes as they are, and it ends there.
+        by_model: what it writes for a model, in the place of `pieces`.
         choice: what is otherwise in the choice of a whole answer.
         mode: "well", "full" (503), or "breaks" (the connection ends without an answer).
     """
@@ -69,6 +70,7 @@ class ScriptedEngine(Server):
         self.slow = False
         self.chunks: Sequence[Any] = ()
         self.choice: dict[str, Any] = {}
+        self.by_model: dict[str, str] = {}
         super().__init__()
 
     def post(self, at: BaseHTTPRequestHandler, body: Any) -> None:
@@ -80,11 +82,12 @@ class ScriptedEngine(Server):
             at.close_connection = True
             return
         head = {"id": "x", "created": 0, "model": body.get("model", "")}
-        usage = {"prompt_tokens": 3, "completion_tokens": len(self.pieces)}
+        pieces = [self.by_model[body["model"]]] if body.get("model") in self.by_model else self.pieces
+        usage = {"prompt_tokens": 3, "completion_tokens": len(pieces)}
         if not body.get("stream"):
             if self.slow:
                 self.go_on.wait(20)
-            message = {"role": "assistant", "content": "".join(self.pieces)}
+            message = {"role": "assistant", "content": "".join(pieces)}
             choice = {"index": 0, "message": message, "finish_reason": "stop", **self.choice}
             answer(at, 200, {**head, "choices": [choice], "usage": usage})
             return
@@ -98,7 +101,7 @@ class ScriptedEngine(Server):
         if self.chunks:
             return
         try:
-            for i, piece in enumerate(self.pieces):
+            for i, piece in enumerate(pieces):
                 if i == self.wait_at:
                     self.go_on.wait(20)
                 _event(at, {**head, "choices": [{"index": 0, "delta": {"content": piece}, "finish_reason": None}]})

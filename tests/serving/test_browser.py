@@ -8,8 +8,9 @@ from playwright.sync_api import Page, expect
 from sqlalchemy import select
 
 from core.db import Database
-from feedback.models import Completion, Correction, Judgment
+from feedback.models import Completion, Correction, Judgment, Task
 from policy.engine.lane import Row
+from policy.models import PolicyVersion
 from tests.browser import check_accessible
 from tests.factories import PASSWORD
 from tests.serving.conftest import Served
@@ -94,3 +95,34 @@ def test_a_lead_chooses_who_answers_and_sees_what_the_guard_said(phone: Page, se
     expect(phone.locator(".chat-turn-assistant [data-guard]")).to_contain_text("held back: prompt_injection")
     assert phone.evaluate("document.documentElement.scrollWidth") <= 375
     check_accessible(phone)
+
+
+def test_a_lead_compares_two_versions_without_knowing_which_is_which(
+    phone: Page, served: Served, database: Database
+) -> None:
+    phone.get_by_label("Beside it").select_option("base")
+    expect(phone.get_by_label("Hide the names")).to_be_checked()
+    ask(phone, "Hi")
+    better = phone.get_by_role("group", name="Which is better?")
+    expect(better).to_be_visible()
+    expect(phone.locator(".chat-sides .chat-turn")).to_have_count(2)
+    expect(phone.locator(".chat-sides [data-version]").get_by_text("base")).to_have_count(0)
+    assert phone.evaluate("document.documentElement.scrollWidth") <= 375
+    better.get_by_role("button", name="B", exact=True).press("Enter")
+    expect(phone.get_by_text("Thank you, it is noted.")).to_be_visible()
+    shown = [badge.text_content() for badge in phone.locator(".chat-sides [data-version]").all()]
+    assert sorted(map(str, shown)) == ["base", "v1"]
+    expect(phone.locator(".chat-sides .chat-turn").nth(1)).to_contain_text("the conversation goes on from here")
+    check_accessible(phone)
+    with database.read() as session:
+        judgment = session.scalars(select(Judgment)).one()
+        left, right = session.get_one(Task, judgment.task_id).completions
+        names = [session.get_one(PolicyVersion, each.policy_version_id).name for each in (left, right)]
+        assert (judgment.choice, names) == ("b", shown)
+    expect(better.get_by_role("button", name="Again")).to_be_enabled()
+    kept = phone.locator(".chat-sides .user-text").nth(1).text_content()
+    phone.get_by_label("Beside it").select_option("")
+    with phone.expect_request("**/v1/chat/completions") as sent:
+        ask(phone, "And now?")
+    body = sent.value.post_data_json
+    assert [message["content"] for message in body["messages"]] == ["Hi", kept, "And now?"]

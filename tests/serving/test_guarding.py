@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from access.keys import create_key
 from core.db import Database
 from core.messages import user
-from core.settings import Settings
+from core.settings import SamplingSettings, Settings
 from core.settings.serving import GuardSettings
 from feedback.models import Completion, RuleVersion, Task
 from feedback.rules.store import create_rule
@@ -319,6 +319,7 @@ def test_openai_s_client_reads_a_moderation(guarded: Installed) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_what_is_only_recorded_is_let_through_and_said(settings: Settings, database: Database, stream: bool) -> None:
+    settings = settings.model_copy(update={"sampling": SamplingSettings(recorded_rate=0)})
     found = Installed(settings, database, output_rules="record", output_secrets="record").with_model()
     pieces = [*(f"word{i} " for i in range(60)), "heron ", SECRET]
     assert found.ask(*pieces, stream=stream) == ("".join(pieces), "stop")

@@ -1,5 +1,6 @@
 """What of the chat is kept, and what annotators are asked about."""
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,8 +10,10 @@ from sqlalchemy import select
 from core.db import Database
 from core.messages import user
 from core.settings import SamplingSettings, Settings
-from feedback.models import Completion, Task
-from serving.recorder import drawn
+from feedback.models import Completion, Prompt, Task
+from feedback.sampled import sampled as sampled_counts
+from serving.sampling import drawn
+from tests import factories
 from tests.serving.test_guarding import Installed
 
 MAIL = "wren@example.org"
@@ -68,3 +71,62 @@ def test_a_share_is_drawn_by_the_id_alone() -> None:
     assert tenth < {name for name in ids if drawn(name, 0.2)}
     assert not any(drawn(name, 0.0) for name in ids)
     assert all(drawn(name, 1.0) for name in ids)
+
+
+def asked(installed: Installed) -> dict[str, tuple[int, int]]:
+    with installed.database.read() as session:
+        return {reason: (n, left_out) for reason, n, left_out in sampled_counts(session, 1)}
+
+
+def test_no_more_than_the_days_budget_is_asked(settings: Settings, database: Database) -> None:
+    sampling = SamplingSettings(rate=1.0, tasks_per_day=2, tasks_per_day_of={"withheld": 1})
+    installed = Installed(settings.model_copy(update={"sampling": sampling}), database).with_model()
+    try:
+        for text in ("a wren", "a heron") * 3:
+            installed.ask(text, stream=False)
+        completions, tasks = rows(installed)
+        assert asked(installed) == {"rate": (2, 1), "withheld": (1, 2)}
+        assert sorted(task.why for task in tasks) == ["drawn from the chat"] * 2 + ["the guard held this reply back"]
+        assert Counter(each.source for each in completions) == {"served": 6, "withheld": 1}
+    finally:
+        installed.stop()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_broken_rule_that_is_only_recorded_is_checked_by_people(
+    settings: Settings, database: Database, stream: bool
+) -> None:
+    installed = Installed(settings, database, output_rules="record").with_model()
+    try:
+        assert installed.ask("a heron", stream=stream) == ("a heron", "stop")
+        installed.ask("a wren", stream=stream)
+        completions, (task,) = rows(installed)
+        assert (task.kind, task.pool, task.why) == ("rule_check", "flagged", "the guard found a rule broken")
+        assert task.rule_version_id == installed.rules[1].id
+        assert [item.completion_id for item in task.items] == [c.id for c in completions if c.text == "a heron"]
+    finally:
+        installed.stop()
+
+
+def test_new_prompts_are_drawn_and_usual_ones_hardly(settings: Settings, database: Database) -> None:
+    with database.session() as session:
+        for number in range(80):
+            factories.make_prompt(session, f"How do I clean bike {number} at home?")
+    sampling = SamplingSettings(novelty_rate=0.5)
+    installed = Installed(settings.model_copy(update={"sampling": sampling}), database)
+    try:
+        installed.ask("Well.", stream=False)  # the stored prompts are counted after the first reply
+        for attempt in range(40):
+            installed.ask("Well.", stream=False, messages=user("How do I clean bike 3 at home?"))
+            if attempt % 10 == 0:
+                words = " ".join(f"{word}{attempt}" for word in ("why", "do", "dunnocks", "sing"))
+                installed.ask("Well.", stream=False, messages=user(words))
+        _, tasks = rows(installed)
+        with database.read() as session:
+            drawn_prompts = [session.get_one(Prompt, task.prompt_id).messages[0]["content"] for task in tasks]
+        new = [prompt for prompt in drawn_prompts if "dunnocks" in prompt]
+        assert len(new) == 4  # each for sure: what is newer than most is drawn at more than twice the rate
+        assert len(drawn_prompts) - len(new) < 20
+        assert {task.why for task in tasks} == {"unlike what was asked before"}
+    finally:
+        installed.stop()
