@@ -18,6 +18,7 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.triggers.cron import CronTrigger
 from sqlalchemy.exc import OperationalError
 
+from core import logs
 from core.db import Database
 from core.errors import Conflict, LeaseLost, SettingsError
 from core.settings import Settings, get_settings
@@ -135,8 +136,7 @@ def main() -> None:
     parser.add_argument("--once", action="store_true", help="run what is requested now, then end")
     once = parser.parse_args().once
     settings = get_settings()
-    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("apscheduler").setLevel(logging.WARNING)
+    logs.configure(settings)
     worker = Worker(Database(settings.db_url), settings)
     if once:
         worker.run_requested()

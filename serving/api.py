@@ -17,6 +17,7 @@ from core.openapi import operation
 from core.web import runtime
 from feedback.judgments import record_feedback
 from policy.models import PolicyVersion
+from serving.calls import this_call
 from serving.chat import Asked, chat_of
 from serving.deferred import Deferred
 from serving.moderation import moderate
@@ -35,6 +36,7 @@ from serving.schemas import (
 
 blueprint = Blueprint("api", __name__, url_prefix="/v1")
 
+ENERGY_HEADER = "X-Dunnock-Energy"
 CHAT_MEDIA = ("application/json", "text/event-stream")
 
 
@@ -42,7 +44,7 @@ CHAT_MEDIA = ("application/json", "text/event-stream")
 @operation("Chat", ChatAnswer, body=ChatBody, scope="chat", errors=(404, 409, 429, 503), media=CHAT_MEDIA)
 def chat_completions() -> Response:
     """Answer a conversation, whole or streamed; the reply is stored before its last byte goes out."""
-    who = asking("chat")
+    who, call = asking("chat"), this_call()
     body = parse_body(ChatBody)
     settings, chat = runtime().settings, chat_of(current_app)
     admit(runtime().db, who.limits, who.terms, settings.limits)
@@ -51,9 +53,13 @@ def chat_completions() -> Response:
         standing = chat.guard.standing(session, who.tenant_id)
         texts = earlier_replies(session, body.named, who.person_id)
     request = body.engine_request(version.name, settings, texts)
+    call.asked(body.model, request, choices=body.choices, stream=bool(body.stream), tenant_id=who.tenant_id)
+    with call.trace.part("guard input"):
+        checked = chat.check_prompt(request)
     asked = Asked(
-        version, request, who.person_id, standing, chat.check_prompt(request), flask.request.path, body.choices, bool(body.stream), body.include_usage,
-        tenant_id=who.tenant_id, keep_texts=body.store is not False,
+        version, request, who.person_id, standing, checked, flask.request.path, body.choices, bool(body.stream), body.include_usage,
+        tenant_id=who.tenant_id, keep_texts=body.store is not False, call=call,
+        cache_control=flask.request.headers.get("Cache-Control", "").lower(), tell_energy=settings.energy.tell_callers or flask.request.headers.get(ENERGY_HEADER, "").lower() == "true",
     )  # fmt: skip
     return Deferred(lambda: chat.answer(asked))
 

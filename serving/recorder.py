@@ -26,7 +26,9 @@ from core.settings import SamplingSettings
 from feedback.models import Completion, Prompt
 from feedback.prompts import Conversation, add_completion, add_prompts
 from feedback.tasks import create_task
+from serving.cache import keep
 from serving.guard.verdicts import GRAVITY
+from serving.metrics import WAITING
 from serving.models import GuardReport
 from serving.replies import CUT, Ended, Reply
 
@@ -58,6 +60,8 @@ class Recorder:
         """
         if fresh := [ended for ended in group if not ended.reply.stored]:
             done: Future[None] = Future()
+            WAITING.inc(len(fresh))
+            done.add_done_callback(lambda _: WAITING.dec(len(fresh)))
             self._waiting.put((fresh, done))
             self._begin()
             await asyncio.shield(asyncio.wrap_future(done))  # a caller that leaves does not take it back
@@ -126,13 +130,15 @@ def _add(session: Session, groups: Sequence[Group], sampling: SamplingSettings) 
     for prompt_id, each in ended:
         if each.reply.keep_texts:
             _ask_people(session, prompt_id, each, sampling)
+        if each.reply.slot is not None and _may_be_given_again(each, sampling):
+            keep(session, each.reply.slot, each.reply.id, each.text, each.finish_reason)
 
 
 def _ask_people(session: Session, prompt_id: int, ended: Ended, sampling: SamplingSettings) -> None:
     """The task that a reply is to be judged in, if it is."""
     if ended.withheld is not None:
         _keep_withheld(session, prompt_id, ended, sampling)
-    elif ended.finish_reason in WHOLE and drawn(ended.reply.id, sampling.rate):
+    elif ended.finish_reason in WHOLE and ended.reply.hit is None and drawn(ended.reply.id, sampling.rate):
         create_task(
             session, "rating", prompt_id, [ended.reply.id], source=f"chat:{ended.reply.id}", why="drawn from the chat"
         )
@@ -147,8 +153,14 @@ def _row(prompt_id: int, ended: Ended, sampling: SamplingSettings) -> dict[str, 
     reply = ended.reply
     return {
         **reply.details(ended.finish_reason, ended.usage), "prompt_id": prompt_id, "tenant_id": reply.tenant_id, "source": "served",
-        "policy_version_id": reply.version.id, "text": _kept(ended.text, reply, sampling),
+        "policy_version_id": reply.version.id, "text": _kept(ended.text, reply, sampling), "energy_j": ended.energy_j,
     }  # fmt: skip
+
+
+def _may_be_given_again(ended: Ended, sampling: SamplingSettings) -> bool:
+    """Whether it is stored as it was given, and no check of it found something, be it only recorded."""
+    found = any(verdict.side == "output" and verdict.outcome == "hit" for verdict in ended.verdicts)
+    return not found and _kept(ended.text, ended.reply, sampling) == ended.text
 
 
 def _prompt_tokens(group: Group) -> int:

@@ -45,6 +45,7 @@ EMPTY = {
     "stage_step",  # gone below 0010
     "guard_report",  # gone below 0013
     "tenant", "tenant_usage", "pace",  # gone below 0014
+    "cached_reply",  # gone below 0019
     "session_record", "oidc_identity", "invitation", "sign_in_attempt",  # gone below 0005
 }  # fmt: skip
 

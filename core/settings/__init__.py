@@ -8,8 +8,15 @@ all and a test keeps that list complete. Units stand in the names: `_s` seconds,
 from core.settings.deployment import LOOPBACK, PLACEHOLDER_SECRETS, Settings, get_settings
 from core.settings.groups import SettingsGroup, StageSettings
 from core.settings.people import AssignmentSettings, CareSettings, GoldSettings, OidcSettings, QualitySettings
-from core.settings.records import EnergySettings, TrackingSettings
-from core.settings.serving import EnginesSettings, GgufSettings, GuardSettings, LimitsSettings, SamplingSettings
+from core.settings.records import EnergySettings, TelemetrySettings, TrackingSettings
+from core.settings.serving import (
+    CacheSettings,
+    EnginesSettings,
+    GgufSettings,
+    GuardSettings,
+    LimitsSettings,
+    SamplingSettings,
+)
 from core.settings.stages import (
     CollectSettings,
     GateSettings,
@@ -24,6 +31,7 @@ __all__ = [
     "LOOPBACK",
     "PLACEHOLDER_SECRETS",
     "AssignmentSettings",
+    "CacheSettings",
     "CareSettings",
     "CollectSettings",
     "EnergySettings",
@@ -42,6 +50,7 @@ __all__ = [
     "SettingsGroup",
     "SnapshotSettings",
     "StageSettings",
+    "TelemetrySettings",
     "TrackingSettings",
     "TrainingSettings",
     "UpdateSettings",
