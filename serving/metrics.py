@@ -3,8 +3,10 @@
 With several web processes each writes its figures into `var/metrics`, and whichever is asked adds them up.
 """
 
+import os
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from flask import Blueprint, Response, request
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -94,7 +96,25 @@ def metrics() -> Response:
         raise NotFound(gettext("There is no page at this address. The link may be old, or what it led to was removed."))
     registry = CollectorRegistry()
     try:
-        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        _forget_dead(Path(MultiProcessCollector(registry)._path))  # type: ignore[no-untyped-call]
     except ValueError:  # SHARED is not set: there is one process
         registry = OF_THIS_PROCESS
     return Response(generate_latest(registry), content_type=CONTENT_TYPE_LATEST)
+
+
+def _forget_dead(folder: Path) -> None:
+    """Leave out what is open or waiting in processes that are gone: a worker that was killed takes nothing back."""
+    for file in folder.glob("gauge_live*_*.db"):
+        pid = file.stem.rpartition("_")[2]
+        if pid.isdecimal() and not _lives(int(pid)):
+            file.unlink(missing_ok=True)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -170,13 +170,18 @@ def test_our_engine_tells_what_it_computed(served: Served) -> None:
 
     async def ask() -> tuple[Any, Any, float]:
         client = AsyncEngineClient(f"http://127.0.0.1:{served.engine.port}/v1")
+        try:
+            return await asked_of(client)
+        finally:
+            await client.close()
+
+    async def asked_of(client: AsyncEngineClient) -> tuple[Any, Any, float]:
         one = await client.complete(request(1))
         began = asyncio.get_running_loop().time()
         several = await asyncio.gather(*(client.complete(request(40)) for _ in range(4)))
         spent_s = asyncio.get_running_loop().time() - began
         async with await client.stream(request(5)) as events:
             *_, last = [event async for event in events]
-        await client.close()
         assert last.compute_s > 0
         return one, several, spent_s
 
