@@ -6,12 +6,13 @@ closed it. A caller who left before there was an answer is told as status 499. `
 
 import logging
 import time
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
-from flask import Flask, Response, current_app, g, request
+from flask import Flask, Response, g, request
 
 from core.settings import Settings
-from core.web import runtime
 from serving.calls import Call, this_call
 from serving.deferred import Deferred
 from serving.metrics import requested
@@ -28,8 +29,9 @@ NO_ROUTE = "none"
 def install(app: Flask, settings: Settings) -> None:
     """Look at all requests of an app."""
     app.extensions[EXTENSION] = open_tracing(settings.telemetry)
-    app.before_request(_begin)
-    app.after_request(_end)
+    lines = settings.log_format == "json"
+    app.before_request(partial(_begin, app.extensions, wants_texts=lines and settings.log_texts))
+    app.after_request(partial(_end, lines=lines))
 
 
 def close(app: Flask) -> None:
@@ -38,19 +40,17 @@ def close(app: Flask) -> None:
         tracing.close()
 
 
-def _begin() -> None:
-    rule = request.url_rule
-    call = Call(request.method if request.method in METHODS else "other", rule.rule if rule else NO_ROUTE)
-    settings = runtime().settings
-    call.wants_texts = settings.log_texts and settings.log_format == "json"
-    tracing = current_app.extensions[EXTENSION]
-    if tracing is not None and call.route == TRACED and request.method == "POST":
+def _begin(extensions: Mapping[str, Any], *, wants_texts: bool) -> None:
+    rule, method = request.url_rule, request.method
+    call = Call(method if method in METHODS else "other", rule.rule if rule else NO_ROUTE, wants_texts=wants_texts)
+    tracing = extensions[EXTENSION]
+    if tracing is not None and call.route == TRACED and method == "POST":
         call.trace = tracing.begin(call.route, request.headers)
     g.dunnock_call = call
 
 
-def _end(response: Response) -> Response:
-    call, lines = this_call(), runtime().settings.log_format == "json"
+def _end(response: Response, *, lines: bool) -> Response:
+    call = this_call()
     if isinstance(response, Deferred):
         response.over = partial(tell, call, lines=lines)
     else:
