@@ -396,9 +396,9 @@ def test_of_several_streams_each_is_looked_at(guarded: Installed) -> None:
     answer = guarded.client.post("/v1/chat/completions", json=body, headers=guarded.key)
     lines = [json.loads(line[6:])["choices"][0] for line in answer.text.split("\n\n") if line.startswith("data: {")]
     said = ["".join(c["delta"].get("content", "") for c in lines if c["index"] == i) for i in (0, 1)]
-    for text in said:
-        assert text.endswith(guarded.rules[0].refusal_text)
-        assert word not in text.removesuffix(guarded.rules[0].refusal_text)
+    for reply in said:
+        assert reply.endswith(guarded.rules[0].refusal_text)
+        assert word not in reply.removesuffix(guarded.rules[0].refusal_text)
     assert {c["index"]: c["finish_reason"] for c in lines if c["finish_reason"]} == dict.fromkeys(
         (0, 1), "content_filter"
     )
