@@ -7,6 +7,7 @@ Errors raised by the parts become HTTP here and nowhere else: the OpenAI error s
 problem details for other programs, and a plain page for people.
 """
 
+import asyncio
 import gc
 import logging
 from collections.abc import Mapping
@@ -45,12 +46,13 @@ import serving.api
 import serving.health
 import serving.metrics
 import serving.views
-from core import language
+from core import language, logs
 from core.db import MAX_ID, Database
 from core.errors import DunnockError, RateLimited, openai_error
 from core.language import N_, gettext
 from core.settings import Settings, get_settings
 from core.web import Runtime, runtime
+from serving import observing
 from serving.chat import close_chat
 from serving.deferred import Gateway
 
@@ -102,6 +104,7 @@ def create_app(settings: Settings | None = None, db: Database | None = None) -> 
     app.extensions["dunnock"] = Runtime(settings, db or Database(settings.db_url))
 
     app.url_map.converters["int"] = _Id
+    observing.install(app, settings)
     csrf = CSRFProtect(app)
     language.install(app)
     access.views.install(app)
@@ -145,10 +148,13 @@ def create_app(settings: Settings | None = None, db: Database | None = None) -> 
 
 def create_gateway(settings: Settings | None = None, db: Database | None = None) -> Gateway:
     """Build the web process as an ASGI app, in which open chat streams cost no threads."""
+    settings = settings or get_settings()
+    logs.configure(settings)
     app = create_app(settings, db)
     gc.collect()
     gc.freeze()  # looking through all that was imported, again and again, would stop every stream for a tenth of a second
-    return Gateway(app, app.extensions["dunnock"].settings.web_threads, [partial(close_chat, app)])
+    closing = [partial(close_chat, app), partial(asyncio.to_thread, observing.close, app)]
+    return Gateway(app, settings.web_threads, closing)
 
 
 class _Id(IntegerConverter):

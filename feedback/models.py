@@ -83,6 +83,8 @@ class Completion(Base):
     prompt_tokens: Mapped[int | None]
     completion_tokens: Mapped[int | None]
     latency_s: Mapped[float | None]
+    energy_j: Mapped[float | None]  # estimated, of the engine alone
+    cached_from: Mapped[str | None] = mapped_column(String(40))  # the completion that this one repeats
     once: Mapped[str | None] = mapped_column(String(120), unique=True)  # idempotency: a re-run stage adds nothing
     consent: Mapped[str | None] = mapped_column(String(10))  # what it may be used for; None: nobody's who was asked
     user_key: Mapped[str | None] = mapped_column(String(64))  # whose prompt it answers: a keyed hash of the end user

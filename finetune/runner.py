@@ -19,6 +19,7 @@ from pathlib import Path
 from sqlalchemy import select
 from sqlalchemy.exc import DBAPIError
 
+from core import logs
 from core.children import COMPUTE, die_with_parent, end_with_parent
 from core.db import Database
 from core.errors import Cancelled, DunnockError, LeaseLost, StageError
@@ -138,8 +139,7 @@ def main(argv: list[str]) -> int:
     """Run one stage of one cycle in this process, which may be one of several ranks; exit status 1 when it failed."""
     cycle_id, name = int(argv[1]), argv[2]
     settings = get_settings()
-    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logs.configure(settings)
     if launch.LAUNCHED in argv:
         end_with_parent(signal.SIGKILL, int(argv[argv.index(launch.LAUNCHED) + 1]))
         ranks.join(settings.device)

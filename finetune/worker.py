@@ -19,6 +19,7 @@ from apscheduler.triggers.cron import CronTrigger
 from sqlalchemy.exc import OperationalError
 
 from access.names import WORKER
+from core import logs
 from core.db import Database
 from core.errors import Conflict, LeaseLost, SettingsError
 from core.settings import Settings, get_settings
@@ -148,8 +149,7 @@ def main() -> None:
     parser.add_argument("--once", action="store_true", help="run what is requested now, then end")
     once = parser.parse_args().once
     settings = get_settings()
-    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("apscheduler").setLevel(logging.WARNING)
+    logs.configure(settings)
     worker = Worker(Database(settings.db_url), settings)
     if once:
         worker.run_requested()

@@ -10,7 +10,7 @@ One per process is enough; each event loop that uses it gets connections of its 
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -48,17 +48,21 @@ class AsyncEngineClient:
         if session := self._sessions.pop(asyncio.get_running_loop(), None):
             await session.close()
 
-    async def complete(self, request: ChatRequest) -> ChatReply:
-        """Ask for a whole completion. Errors as of `EngineClient.complete`."""
+    async def complete(self, request: ChatRequest, headers: Mapping[str, str] | None = None) -> ChatReply:
+        """Ask for a whole completion. Errors as of `EngineClient.complete`.
+
+        Args:
+            headers: more of them, e.g. those of a trace.
+        """
         start = time.monotonic()
-        answer = await self._call(f"{self.base_url}/chat/completions", request.wire())
+        answer = await self._call(f"{self.base_url}/chat/completions", request.wire(), headers)
         return read_reply(answer, time.monotonic() - start)
 
-    async def stream(self, request: ChatRequest) -> "AsyncCompletionStream":
-        """Ask for a streamed completion. Errors as of `complete`, raised before the first event."""
+    async def stream(self, request: ChatRequest, headers: Mapping[str, str] | None = None) -> "AsyncCompletionStream":
+        """Ask for a streamed completion. Arguments and errors as of `complete`; these are raised before the first event."""
         body = {**request.wire(), "stream": True, "stream_options": {"include_usage": True}}
         try:
-            response = await self._send(f"{self.base_url}/chat/completions", body)
+            response = await self._send(f"{self.base_url}/chat/completions", body, headers)
             if response.status != 200:
                 raise refusal(response.status, await response.text(errors="replace"))
         except (aiohttp.ClientError, TimeoutError) as error:
@@ -82,9 +86,9 @@ class AsyncEngineClient:
         except (aiohttp.ClientError, TimeoutError):
             return False
 
-    async def _call(self, url: str, body: dict[str, Any]) -> Any:
+    async def _call(self, url: str, body: dict[str, Any], headers: Mapping[str, str] | None = None) -> Any:
         try:
-            async with await self._send(url, body) as response:
+            async with await self._send(url, body, headers) as response:
                 text = await response.text(errors="replace")
         except (aiohttp.ClientError, TimeoutError) as error:
             raise unreachable(self.base_url, error, reached=not isinstance(error, NOT_REACHED)) from error
@@ -95,18 +99,18 @@ class AsyncEngineClient:
         except ValueError as error:
             raise EngineError(f"the engine at {self.base_url} answered in no JSON ({error})") from error
 
-    async def _send(self, url: str, body: dict[str, Any]) -> aiohttp.ClientResponse:
+    async def _send(self, url: str, body: dict[str, Any], headers: Mapping[str, str] | None) -> aiohttp.ClientResponse:
         """Send a request, and once more when a kept connection was lost before an answer.
 
         Only to an engine on loopback: another may have begun with the completion, and it would be paid for twice.
         """
         session = self._session()
         try:
-            return await session.post(url, json=body)
+            return await session.post(url, json=body, headers=headers)
         except aiohttp.ServerDisconnectedError:
             if not is_loopback(url):
                 raise
-            return await session.post(url, json=body)
+            return await session.post(url, json=body, headers=headers)
 
     def _session(self) -> aiohttp.ClientSession:
         loop = asyncio.get_running_loop()

@@ -4,6 +4,7 @@ No IO here: `policy.client` sends from threads, `policy.async_client` from an ev
 """
 
 import json
+import math
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -49,6 +50,7 @@ class ChatReply:
         token_ids: the tokens of the completion, as far as the engine tells them.
         tokens: their texts, where log-probabilities were asked for.
         logprobs: nats of each of them.
+        compute_s: seconds that the engine computed for it, where it tells them.
     """
 
     text: str
@@ -60,6 +62,7 @@ class ChatReply:
     token_ids: tuple[int, ...] | None = None
     tokens: tuple[str, ...] | None = None
     logprobs: tuple[float, ...] | None = None
+    compute_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ class StreamEvent:
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     tokens: tuple[tuple[str, float], ...] = ()
+    compute_s: float | None = None
 
     def after(self, earlier: "StreamEvent") -> "StreamEvent":
         """What is known of the end once this has followed on what was known before; without text."""
@@ -82,6 +86,7 @@ class StreamEvent:
             finish_reason=self.finish_reason or earlier.finish_reason,
             prompt_tokens=earlier.prompt_tokens if self.prompt_tokens is None else self.prompt_tokens,
             completion_tokens=earlier.completion_tokens if self.completion_tokens is None else self.completion_tokens,
+            compute_s=earlier.compute_s if self.compute_s is None else self.compute_s,
         )
 
 
@@ -117,6 +122,7 @@ def read_reply(answer: Any, latency_s: float) -> ChatReply:
             token_ids=_tuple(choice.get("token_ids")),
             tokens=None if logprobs is None else tuple(str(token["token"]) for token in logprobs),
             logprobs=None if logprobs is None else tuple(float(token["logprob"]) for token in logprobs),
+            compute_s=_seconds(usage.get("compute_seconds")),
         )
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise EngineError(f"the engine's answer is not a chat completion: {error!r}") from error
@@ -140,6 +146,7 @@ def read_event(chunk: Any) -> StreamEvent:
             prompt_tokens=usage.get("prompt_tokens"),
             completion_tokens=usage.get("completion_tokens"),
             tokens=tuple((str(token["token"]), float(token["logprob"])) for token in _content(choice)),
+            compute_s=_seconds(usage.get("compute_seconds")),
         )
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise EngineError(f"the engine's stream is none of a chat completion: {error!r}") from error
@@ -157,6 +164,12 @@ def _text(content: Any) -> str:
     if content is not None and not isinstance(content, str):
         raise TypeError(f"a text was expected, and not {type(content).__name__}")
     return content or ""
+
+
+def _seconds(told: Any) -> float | None:
+    """Seconds; None of what are none, since this is no word of the protocol."""
+    known = isinstance(told, int | float) and not isinstance(told, bool) and 0 <= told < math.inf
+    return float(told) if known else None
 
 
 def _reason(reason: Any) -> str | None:

@@ -41,6 +41,9 @@ all of its items are. 503 with code `guard_full`: more than `DUNNOCK_GUARD__MAX_
 queued. 503 with `guard_late`: `deadline_ms` (from its arrival; optional) had passed when its turn came, and nothing was computed. 404: no
 such model. 400: a body of another shape; 413: too large. A caller that goes away costs what is computed already; give a deadline.
 
+**POST /embed** `{"texts": ["…", …]}`, 1 to `MOST_ITEMS`. Answers 200 `{"embeddings": [[…] or null, …], "encoder_sha256": "<64 hex>"}`: the mean of the encoder's last states, of
+length 1, by which sentences of like meaning are near each other; null for a text of more than `SENTENCE_TOKENS` tokens, since what is left out of it would be missed.
+
 **GET /health** 200, or 503 where the model's thread has died: `{"models": {NAME: {"path", "sha256"}}, "waiting", "requests", "items",
 "batches", "refused", "late", "failed", "artifact_dir", "encoder_sha256", "dtype", "threads"}`; counters since the start.
 """
@@ -66,6 +69,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from core import logs
 from core.artifacts import verify_folder
 from core.errors import ArtifactError, Conflict, DunnockError, InvalidInput, NotFound
 from core.settings import Settings, get_settings
@@ -99,6 +103,10 @@ class ScoreBody(pydantic.BaseModel):
     model: str
     items: list[ItemBody] = pydantic.Field(min_length=1, max_length=MOST_ITEMS)
     deadline_ms: float | None = pydantic.Field(None, gt=0)
+
+
+class EmbedBody(pydantic.BaseModel):
+    texts: list[str] = pydantic.Field(min_length=1, max_length=MOST_ITEMS)
 
 
 class LoadBody(pydantic.BaseModel):
@@ -225,6 +233,11 @@ def create_guard_app(guard: Guard) -> Starlette:
         items = [_answer(student, item.rules, _highest(p)) for item, p in zip(body.items, found, strict=True)]
         return JSONResponse({"model": body.model, "items": items})
 
+    async def embed(request: Request) -> Response:
+        texts = (await _body(request, EmbedBody)).texts
+        found = await asyncio.to_thread(guard.encoder.sentences, texts)
+        return JSONResponse({"embeddings": found, "encoder_sha256": guard.encoder.sha256})
+
     async def load(request: Request) -> Response:
         body = await _body(request, LoadBody)
         name, student = await asyncio.to_thread(guard.load, body.path, body.sha256)
@@ -243,6 +256,7 @@ def create_guard_app(guard: Guard) -> Starlette:
     return Starlette(
         routes=[
             Route("/v1/score", score, methods=["POST"]),
+            Route("/embed", embed, methods=["POST"]),
             Route("/load", load, methods=["POST"]),
             Route("/unload", unload, methods=["POST"]),
             Route("/health", health, methods=["GET"]),
@@ -320,7 +334,7 @@ def main() -> None:
     import uvicorn
 
     settings = get_settings()
-    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logs.configure(settings)
     guard = open_guard(settings)
     log.info("guard on http://%s:%d, device %s", HOST, settings.guard.port, guard.encoder.device)
     try:

@@ -18,6 +18,7 @@ from core.web import runtime
 from feedback.consent import HEADER, NONE, consent_of, user_key
 from feedback.judgments import record_feedback
 from policy.models import PolicyVersion
+from serving.calls import this_call
 from serving.chat import Asked, chat_of
 from serving.deferred import Deferred
 from serving.erasures import erase_for
@@ -39,6 +40,7 @@ from serving.schemas import (
 
 blueprint = Blueprint("api", __name__, url_prefix="/v1")
 
+ENERGY_HEADER = "X-Dunnock-Energy"
 CHAT_MEDIA = ("application/json", "text/event-stream")
 
 
@@ -46,7 +48,7 @@ CHAT_MEDIA = ("application/json", "text/event-stream")
 @operation("Chat", ChatAnswer, body=ChatBody, scope="chat", errors=(404, 409, 429, 503), media=CHAT_MEDIA)
 def chat_completions() -> Response:
     """Answer a conversation, whole or streamed; the reply is stored before its last byte goes out."""
-    who = asking("chat")
+    who, call = asking("chat"), this_call()
     body = parse_body(ChatBody)
     settings, chat = runtime().settings, chat_of(current_app)
     consent = consent_of(
@@ -59,10 +61,14 @@ def chat_completions() -> Response:
         standing = chat.guard.standing(session, who.tenant_id)
         texts = earlier_replies(session, body.named, who.person_id)
     request = body.engine_request(version.name, settings, texts)
+    call.asked(body.model, request, choices=body.choices, stream=bool(body.stream), tenant_id=who.tenant_id)
+    with call.trace.part("guard input"):
+        checked = chat.check_prompt(request)
     asked = Asked(
-        version, request, who.person_id, standing, chat.check_prompt(request), flask.request.path, body.choices, bool(body.stream), body.include_usage,
-        tenant_id=who.tenant_id, keep_texts=consent != NONE, consent=consent,
+        version, request, who.person_id, standing, checked, flask.request.path, body.choices, bool(body.stream), body.include_usage,
+        tenant_id=who.tenant_id, keep_texts=consent != NONE, consent=consent, call=call,
         user_key=user_key(settings.user_secret(), who.tenant_id, body.user) if body.user else None,
+        cache_control=flask.request.headers.get("Cache-Control", "").lower(), tell_energy=settings.energy.tell_callers or flask.request.headers.get(ENERGY_HEADER, "").lower() == "true",
     )  # fmt: skip
     return Deferred(lambda: chat.answer(asked))
 

@@ -4,7 +4,7 @@ import asyncio
 import json
 import threading
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import repeat
 
 from flask import Flask
@@ -16,10 +16,13 @@ from core.settings import Settings
 from feedback.consent import TRAINING
 from policy.client import EngineClient
 from policy.models import PolicyVersion
-from policy.protocol import ChatReply, ChatRequest, Events, StreamEvent
+from policy.protocol import ChatReply, ChatRequest, StreamEvent
+from serving.cache import Hit, ReplyCache
+from serving.calls import Call
 from serving.deferred import Answer
-from serving.engines import Engines
-from serving.guarding import Checked, Guard, Standing
+from serving.energy import Metered, energy_of
+from serving.engines import CountedEvents, Engines
+from serving.guarding import Checked, Guard, Standing, Watch
 from serving.metrics import replied
 from serving.pairing import Pairing
 from serving.recorder import Recorder
@@ -29,6 +32,7 @@ from serving.streams import ReplyStream, Streamed
 
 EXTENSION = "dunnock_chat"
 VERSION_HEADER = "X-Dunnock-Policy-Version"
+CACHE_HEADER = "X-Dunnock-Cache"
 TEMPLATE_TOKENS = 64  # what a chat template adds at most, with room to spare, plus so many per message:
 TEMPLATE_TOKENS_PER_MESSAGE = 8
 CHARACTERS_PER_TOKEN = 32
@@ -46,6 +50,8 @@ class Asked:
         checked: what the guard says of the prompt, which takes a while for long ones and is no work for an event loop.
         path: which call it was.
         choices: replies to make.
+        cache_control: of the request, in small letters.
+        tell_energy: whether the caller is told what it took.
     """
 
     version: PolicyVersion
@@ -61,6 +67,9 @@ class Asked:
     keep_texts: bool = True
     consent: str = TRAINING
     user_key: str | None = None
+    call: Call = field(default_factory=Call)
+    tell_energy: bool = False
+    cache_control: str = ""
 
 
 class Chat:
@@ -74,6 +83,8 @@ class Chat:
         self.settings = settings
         self.engines = Engines(settings, loader)
         self.guard = Guard(settings)
+        self.energy = energy_of(settings.energy)
+        self.cache = ReplyCache(db, settings)
         self.pairing = Pairing(db, settings.sampling, self.engines, self.guard)
         self.recorder = Recorder(db, settings.sampling, after=self.pairing.consider)
         self._at_work: set[asyncio.Task[None]] = set()
@@ -88,32 +99,33 @@ class Chat:
         """
         await self._check_length(asked.request)
         reply = Reply(
-            asked.version,
-            asked.request,
-            asked.person_id,
-            asked.tenant_id,
-            asked.keep_texts,
-            asked.consent,
-            asked.user_key,
-        )
+            asked.version, asked.request, asked.person_id, asked.tenant_id, asked.keep_texts, asked.consent, asked.user_key, asked.call
+        )  # fmt: skip
         if asked.checked.stop is not None:
             return await self._refused(asked, reply)
         await self.guard.ready(asked.standing)
+        reply.hit, reply.slot = await self.cache.look(asked)
         return await (self._streamed if asked.stream else self._whole)(asked, reply)
 
     async def _streamed(self, asked: Asked, first: Reply) -> Answer:
         replies = several(asked.choices, first)
         choices = []
         for reply, events in zip(replies, await self._opened(replies), strict=True):
-            watch = self.guard.watch(asked.request.messages, asked.standing, asked.path)
-            choices.append(Streamed(reply, watch.over(events), watch))
+            watch, meter = self._watch(asked), Metered(self.energy, events.share_s, asked.tell_energy)
+            guarding = asked.call.trace.begin("guard output")
+            choices.append(Streamed(reply, watch.over(events), watch, meter, guarding))
         return self._stream(asked, choices)
 
-    async def _opened(self, replies: Sequence[Reply]) -> list[Events]:
+    async def _opened(self, replies: Sequence[Reply]) -> "list[CountedEvents | Said]":
         """The streams of all replies, or of none."""
-        opening = [asyncio.ensure_future(self.engines.stream(reply.version, reply.request)) for reply in replies]
+        if (hit := replies[0].hit) is not None:
+            return [Said(hit.text, hit.finish_reason)]
+        opening = [
+            asyncio.ensure_future(self.engines.stream(reply.version, reply.request, reply.call.trace))
+            for reply in replies
+        ]
         try:
-            return await asyncio.gather(*opening)
+            return list(await asyncio.gather(*opening))
         except BaseException:
             for each in opening:
                 each.cancel()
@@ -123,7 +135,7 @@ class Chat:
             raise
 
     def _stream(self, asked: Asked, choices: Sequence[Streamed]) -> Answer:
-        headers = {VERSION_HEADER: asked.version.name, "X-Accel-Buffering": "no"}
+        headers = {**_headers(asked, choices[0].reply.hit), "X-Accel-Buffering": "no"}
         lines = ReplyStream(
             choices, self.recorder, prompt=asked.checked.verdicts, include_usage=asked.include_usage
         )  # fmt: skip
@@ -142,21 +154,26 @@ class Chat:
         await self._store(ended)
         # the prompt of all is told once
         usage = (made[0].prompt_tokens, sum(whole.completion_tokens for whole in made))
-        return _answer(asked, ended, made, usage)
+        return self._answer(asked, ended, made, usage)
 
     async def _cleared(self, asked: Asked, reply: Reply, whole: ChatReply) -> Ended:
         """A whole reply as the guard lets it through."""
-        watch = self.guard.watch(asked.request.messages, asked.standing, asked.path)
-        text, reason = await watch.whole(whole)
+        watch = self._watch(asked)
+        with asked.call.trace.part("guard output"):
+            text, reason = await watch.whole(whole)
         verdicts = (*asked.checked.verdicts, *watch.verdicts())
         usage = (whole.prompt_tokens, whole.completion_tokens)
-        return Ended(reply, text, reason, usage, verdicts, watch.withheld, watch.stopped_by)
+        taken = self.energy.joules(whole.compute_s)
+        return Ended(reply, text, reason, usage, verdicts, watch.withheld, watch.stopped_by, taken)
+
+    def _watch(self, asked: Asked) -> Watch:
+        return self.guard.watch(asked.request.messages, asked.standing, asked.path, asked.call.trace)
 
     def _left(self, asked: Asked, replies: Sequence[Reply], made: Sequence[ChatReply]) -> list[Ended]:
         """What is kept of replies whose caller did not wait for them: that they were asked for, and what they cost as far as it is known."""
         verdicts = (
             *asked.checked.verdicts,
-            *self.guard.watch(asked.request.messages, asked.standing, asked.path).verdicts(),
+            *self._watch(asked).verdicts(),
         )
         usages: list[tuple[int | None, int | None]]
         usages = [(whole.prompt_tokens, whole.completion_tokens) for whole in made] or [(None, None)] * len(replies)
@@ -166,24 +183,49 @@ class Chat:
         """The answer to a prompt that is not let through to the engine: every choice is the refusal."""
         said = self.settings.guard.refusal_text
         if asked.stream:
-            return self._stream(asked, [Streamed(each, Said(said, CUT)) for each in several(asked.choices, reply)])
+            meter = Metered(self.energy, tell=asked.tell_energy)
+            return self._stream(
+                asked, [Streamed(each, Said(said, CUT), meter=meter) for each in several(asked.choices, reply)]
+            )
         ended = [
-            Ended(each, said, CUT, (0, 0), asked.checked.verdicts, stopped_by=asked.checked.stop)
+            Ended(
+                each,
+                said,
+                CUT,
+                (0, 0),
+                asked.checked.verdicts,
+                stopped_by=asked.checked.stop,
+                energy_j=self.energy.joules(0.0),
+            )
             for each in several(asked.choices, reply)
         ]
         await self._store(ended)
-        return _answer(asked, ended, [None] * len(ended), (0, 0))
+        return self._answer(asked, ended, [None] * len(ended), (0, 0))
+
+    def _answer(
+        self,
+        asked: Asked,
+        ended: Sequence[Ended],
+        made: Sequence[ChatReply | None],
+        usage: tuple[int | None, int | None],
+    ) -> Answer:
+        choices = [choice_body(i, one, whole) for i, (one, whole) in enumerate(zip(ended, made, strict=True))]
+        body = {**ended[0].reply.head("chat.completion"), "choices": choices, "usage": usage_body(usage)}
+        taken = [each.energy_j for each in ended if each.energy_j is not None]
+        if asked.tell_energy and (told := self.energy.told(sum(taken) if taken else None)):
+            body["dunnock"] |= {"energy": told}
+        return Answer(json.dumps(body, ensure_ascii=False).encode(), headers=_headers(asked, ended[0].reply.hit))
 
     async def _store(self, ended: Sequence[Ended]) -> None:
         await asyncio.shield(self._storing(ended))
 
     def _storing(self, ended: Sequence[Ended]) -> "asyncio.Task[None]":
-        """Store and count replies, also where the one who asked has left."""
+        """Count replies and store them, also where the one who asked has left."""
+        replied(ended)
 
         async def store() -> None:
-            await self.recorder.store(ended)
-            for each in ended:
-                replied(each)
+            with ended[0].reply.call.trace.part("store"):
+                await self.recorder.store(ended)
 
         task = asyncio.get_running_loop().create_task(store())
         self._at_work.add(task)
@@ -195,18 +237,23 @@ class Chat:
         await self.pairing.close()
         await self.engines.close()
         await self.guard.close()
+        await self.cache.close()
 
     async def _all(self, replies: list[Reply]) -> list[ChatReply]:
         """All at once; the first failure ends the others."""
         if len(replies) == 1:
-            return [await self.engines.complete(replies[0].version, replies[0].request)]
+            return [await self._one(replies[0])]
         try:
             async with asyncio.TaskGroup() as group:
-                asked = (self.engines.complete(reply.version, reply.request) for reply in replies)
-                tasks = [group.create_task(each) for each in asked]
+                tasks = [group.create_task(self._one(reply)) for reply in replies]
         except BaseExceptionGroup as failed:
             raise failed.exceptions[0] from failed
         return [task.result() for task in tasks]
+
+    async def _one(self, reply: Reply) -> ChatReply:
+        if reply.hit is not None:
+            return reply.hit.reply()
+        return await self.engines.complete(reply.version, reply.request, reply.call.trace)
 
     def check_prompt(self, asked: ChatRequest) -> Checked:
         """What the guard says of a prompt; takes a while for a long one, so it is for a view's thread.
@@ -239,7 +286,7 @@ class Chat:
 
 
 class Said:
-    """A refusal as the events of a completion."""
+    """A text that is known, as the events of a completion."""
 
     def __init__(self, text: str, reason: str) -> None:
         self._event = StreamEvent(text, reason, 0, 0)
@@ -250,13 +297,14 @@ class Said:
     def close(self) -> None:
         """There is nothing to end."""
 
+    def share_s(self) -> float:
+        """No engine works for it."""
+        return 0.0
 
-def _answer(
-    asked: Asked, ended: Sequence[Ended], made: Sequence[ChatReply | None], usage: tuple[int | None, int | None]
-) -> Answer:
-    choices = [choice_body(i, one, whole) for i, (one, whole) in enumerate(zip(ended, made, strict=True))]
-    body = {**ended[0].reply.head("chat.completion"), "choices": choices, "usage": usage_body(usage)}
-    return Answer(json.dumps(body, ensure_ascii=False).encode(), headers={VERSION_HEADER: asked.version.name})
+
+def _headers(asked: Asked, hit: Hit | None) -> dict[str, str]:
+    cache = {CACHE_HEADER: hit.kind} if hit is not None else {}
+    return {VERSION_HEADER: asked.version.name, **cache}
 
 
 def chat_of(app: Flask) -> Chat:

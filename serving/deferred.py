@@ -16,8 +16,8 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from string import printable
 from typing import Any, TypeVar, cast
 from urllib.parse import quote_from_bytes
@@ -35,6 +35,8 @@ SLOT = "dunnock.deferred"
 DEFERRED_PATHS = ("/v1/chat/completions", "/v1/moderations")
 MOST_BODY = 4 * 1024 * 1024
 """As Flask's MAX_CONTENT_LENGTH; the view says so in its own words."""
+LEFT = 499
+"""The status, in what is told of a request, of a caller who left before there was an answer; nginx says the same."""
 BODY_S = 60.0
 """How long a body may take to come. Until it is there it costs no thread."""
 QUERY = printable.encode()
@@ -64,11 +66,21 @@ class Deferred(Response):
     def __init__(self, make: Callable[[], Coroutine[Any, Any, Answer]]) -> None:
         super().__init__(mimetype="application/json")
         self._make, self._language = make, language()
+        self.over: Callable[[int], None] = lambda status: None
+        """Called with the status once all of it is over; 499: the caller left before there was an answer."""
 
     async def make(self) -> Answer:
         """The answer, in the language of its request; an error in OpenAI's shape."""
-        with speaking(self._language):
-            return await answered(self._make)
+        try:
+            with speaking(self._language):
+                answer = await answered(self._make)
+        except BaseException:
+            self.over(LEFT)
+            raise
+        if isinstance(answer.body, bytes):
+            self.over(answer.status)
+            return answer
+        return replace(answer, body=_Heard(answer.body, partial(self.over, answer.status)))
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         """As a WSGI response: hand over to the gateway where it asks, else run on the loop of `_loop`."""
@@ -109,6 +121,26 @@ def told(error: DunnockError) -> DunnockError:
     """An error as callers may know it: where the engine is, and its own words, which no check has seen, stay in the log."""
     of_engine = isinstance(error, EngineError) and error.code == EngineError.code
     return EngineError(gettext(ENGINE)) if of_engine else error
+
+
+class _Heard(AsyncIterator[bytes]):
+    """A body of pieces of which somebody hears when it has ended or is closed."""
+
+    def __init__(self, pieces: AsyncIterator[bytes], over: Callable[[], None]) -> None:
+        self._pieces, self._over = pieces, over
+
+    async def __anext__(self) -> bytes:
+        try:
+            return await anext(self._pieces)
+        except StopAsyncIteration:
+            self._over()
+            raise
+
+    async def aclose(self) -> None:
+        try:
+            await _close(self._pieces)
+        finally:
+            self._over()
 
 
 class Gateway:

@@ -17,7 +17,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from core.errors import EngineError, NotFound
@@ -28,7 +28,9 @@ from policy.async_client import AsyncEngineClient
 from policy.client import EngineClient
 from policy.models import PolicyVersion
 from policy.protocol import ChatReply, ChatRequest, Events, StreamEvent, Untouched
+from serving.metrics import ENGINE_FAILURES, LEFT_ALONE, OUTSTANDING
 from serving.routing import make_ready
+from serving.telemetry import UNTRACED, Part, Trace
 
 log = logging.getLogger("dunnock.serving")
 
@@ -40,18 +42,43 @@ class Replica:
     """One engine.
 
     Attributes:
+        name: in figures, which do not tell where it is: "local-0", "overflow-1".
         outstanding: calls that it holds.
         failures: in a row.
         closed_until: by the monotonic clock, when it may be tried again; 0 while it is well.
         trying: one call is trying it.
+        share_s: how long a call would have had it since it was made, had its time always been split among the calls it held.
     """
 
+    name: str
     client: AsyncEngineClient
     loader: EngineClient
     outstanding: int = 0
     failures: int = 0
     closed_until: float = 0.0
     trying: bool = False
+    share_s: float = 0.0
+    _looked_s: float = 0.0
+
+    def shared_s(self) -> float:
+        """`share_s` by now; what it grew by while a call was open is that call's part of the engine's time."""
+        now = time.monotonic()
+        if self.outstanding:
+            self.share_s += (now - self._looked_s) / self.outstanding
+        self._looked_s = now
+        return self.share_s
+
+    def begun(self) -> None:
+        """It holds one more call."""
+        self.shared_s()
+        self.outstanding += 1
+        OUTSTANDING.labels(self.name).inc()
+
+    def ended(self) -> None:
+        """It holds one less."""
+        self.shared_s()
+        self.outstanding -= 1
+        OUTSTANDING.labels(self.name).dec()
 
     def may_be_asked(self) -> bool:
         """Whether it is well, or has rested and nobody tries it yet."""
@@ -68,24 +95,33 @@ class Engines:
     def __init__(self, settings: Settings, loader: EngineClient) -> None:
         self._settings = settings
         local = [settings.engine_base_url, *settings.engines.replicas]
-        self.local = [self._replica(url, loader if url == settings.engine_base_url else None) for url in local]
-        self.overflow = [self._replica(url, None) for url in settings.engines.overflow]
+        self.local = [
+            self._replica(f"local-{i}", url, loader if url == settings.engine_base_url else None)
+            for i, url in enumerate(local)
+        ]
+        self.overflow = [self._replica(f"overflow-{i}", url, None) for i, url in enumerate(settings.engines.overflow)]
 
-    def _replica(self, url: str, loader: EngineClient | None) -> Replica:
+    def _replica(self, name: str, url: str, loader: EngineClient | None) -> Replica:
         of = self._settings
         theirs = loader or EngineClient(url, of.engine_api_key, of.engine_timeout_s)
-        return Replica(AsyncEngineClient(url, of.engine_api_key, of.engine_timeout_s), theirs)
+        return Replica(name, AsyncEngineClient(url, of.engine_api_key, of.engine_timeout_s), theirs)
 
-    async def complete(self, version: PolicyVersion, request: ChatRequest) -> ChatReply:
+    async def complete(self, version: PolicyVersion, request: ChatRequest, trace: Trace = UNTRACED) -> ChatReply:
         """A whole completion. Errors as of `policy.client.EngineClient.complete`, and ArtifactError where the version cannot be loaded."""
-        replica, reply = await self._ask(version, lambda client: client.complete(request))
-        replica.outstanding -= 1
-        return reply
+        with trace.part("engine") as part:
+            held, reply = await self._ask(version, lambda client: client.complete(request, part.headers()), part)
+        held.replica.ended()
+        return reply if reply.compute_s is not None else replace(reply, compute_s=held.share_s())
 
-    async def stream(self, version: PolicyVersion, request: ChatRequest) -> Events:
+    async def stream(self, version: PolicyVersion, request: ChatRequest, trace: Trace = UNTRACED) -> "CountedEvents":
         """A streamed completion; the engine counts as busy with it until it is closed."""
-        replica, events = await self._ask(version, lambda client: client.stream(request))
-        return _Counted(events, replica)
+        part = trace.begin("engine")
+        try:
+            held, events = await self._ask(version, lambda client: client.stream(request, part.headers()), part)
+        except BaseException as error:
+            part.end(error)
+            raise
+        return CountedEvents(events, held, part)
 
     async def count_tokens(self, messages: Sequence[Message]) -> int | None:
         """Prompt tokens of a conversation; None where the first engine that answers cannot say."""
@@ -113,13 +149,15 @@ class Engines:
         return found or [*self.local, *self.overflow]
 
     async def _ask(
-        self, version: PolicyVersion, call: Callable[[AsyncEngineClient], Awaitable[Made]]
-    ) -> tuple[Replica, Made]:
+        self, version: PolicyVersion, call: Callable[[AsyncEngineClient], Awaitable[Made]], part: Part
+    ) -> tuple["Held", Made]:
         """What the first engine that can answer gives; its call counts as outstanding until the caller takes it off."""
         order = self._order()
         for replica in order:
-            replica.outstanding += 1
+            replica.begun()
+            held = Held(replica, replica.share_s)
             replica.trying = bool(replica.closed_until)
+            part.at(replica.client.base_url)
             try:
                 made = await self._with_version(replica, version, call)
             except Untouched as error:
@@ -131,21 +169,25 @@ class Engines:
                 self._failed(replica, error)
                 raise
             except BaseException:
-                replica.outstanding -= 1
+                replica.ended()
                 replica.trying = False
                 raise
             else:
+                if replica.closed_until:
+                    LEFT_ALONE.labels(replica.name).set(0)
                 replica.failures, replica.closed_until, replica.trying = 0, 0.0, False
-                return replica, made
+                return held, made
         raise AssertionError("there is always an engine")
 
     def _failed(self, replica: Replica, error: EngineError) -> None:
         of = self._settings.engines
-        replica.outstanding -= 1
+        replica.ended()
+        ENGINE_FAILURES.labels(replica.name).inc()
         replica.trying = False
         replica.failures += 1
         if replica.failures >= of.failures:
             replica.closed_until = time.monotonic() + of.rest_s
+            LEFT_ALONE.labels(replica.name).set(1)
             log.warning("%s is left alone for %s s: %s", replica.client.base_url, of.rest_s, error.message)
 
     async def _with_version(
@@ -168,19 +210,34 @@ class Engines:
             ) from error
 
 
-class _Counted:
+@dataclass(frozen=True)
+class Held:
+    """A call that an engine holds; since when, by its `share_s`."""
+
+    replica: Replica
+    since_s: float
+
+    def share_s(self) -> float:
+        """Its part of the engine's time so far."""
+        return self.replica.shared_s() - self.since_s
+
+
+class CountedEvents:
     """A stream that its engine is busy with until it is closed."""
 
-    def __init__(self, events: Events, replica: Replica) -> None:
-        self._events, self._replica = events, replica
+    def __init__(self, events: Events, held: Held, part: Part) -> None:
+        self._events, self._held, self._replica, self._part = events, held, held.replica, part
         self._closed = False
+        self._share_s = 0.0
 
     async def __aiter__(self) -> AsyncIterator[StreamEvent]:
         try:
             async for event in self._events:
                 yield event
-        except EngineError:
+        except EngineError as error:
+            self._part.end(error)
             self._replica.failures += 1
+            ENGINE_FAILURES.labels(self._replica.name).inc()
             raise
         finally:
             self.close()
@@ -188,5 +245,11 @@ class _Counted:
     def close(self) -> None:
         self._events.close()
         if not self._closed:
+            self._share_s = self.share_s()
             self._closed = True
-            self._replica.outstanding -= 1
+            self._part.end()
+            self._replica.ended()
+
+    def share_s(self) -> float:
+        """Its part of the engine's time, in seconds, so far or until it was closed."""
+        return self._share_s if self._closed else self._held.share_s()

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from sqlalchemy import select
@@ -34,6 +34,7 @@ from serving.guard.verdicts import Outcome, Verdict, stops
 from serving.guard.window import Action, Ask, Cut, Pieces, Release, Window
 from serving.guard_model import LOAD_S, GuardModel, Held, Unanswered, Word
 from serving.replies import CUT
+from serving.telemetry import UNTRACED, Trace
 
 log = logging.getLogger("dunnock.serving")
 
@@ -159,9 +160,9 @@ class Guard:
 
     # --- replies
 
-    def watch(self, messages: Sequence[Message], standing: Standing, path: str) -> "Watch":
+    def watch(self, messages: Sequence[Message], standing: Standing, path: str, trace: Trace = UNTRACED) -> "Watch":
         """What looks at one reply to a conversation."""
-        return Watch(self, messages, standing, fail_closed=path not in self.settings.fail_open)
+        return Watch(self, messages, standing, fail_closed=path not in self.settings.fail_open, trace=trace)
 
     async def close(self) -> None:
         """Close the connections of this event loop."""
@@ -194,8 +195,16 @@ class Watch:
         withheld: what the policy wrote in the place of the cut, where a rule was the reason.
     """
 
-    def __init__(self, guard: Guard, messages: Sequence[Message], standing: Standing, *, fail_closed: bool) -> None:
-        self._guard, self._standing = guard, standing
+    def __init__(
+        self,
+        guard: Guard,
+        messages: Sequence[Message],
+        standing: Standing,
+        *,
+        fail_closed: bool,
+        trace: Trace = UNTRACED,
+    ) -> None:
+        self._guard, self._standing, self._trace = guard, standing, trace
         self._context = _end_of(messages)
         does = guard.settings
         system = [m.content for m in messages if m.role == "system"]
@@ -263,7 +272,9 @@ class Watch:
         began = time.perf_counter()
         try:
             before = len(asked.text) - (asked.upto - asked.start)
-            words = await self._guard.ask(self._standing, self._context, asked.text, before)
+            with self._trace.part("guard model") as part:
+                part.at(self._guard.model.url)
+                words = await self._guard.ask(self._standing, self._context, asked.text, before)
         except Unanswered as error:
             log.warning("the guard's model did not answer: %s", error)
             return [Verdict(RULES, "output", error.outcome, latency_s=time.perf_counter() - began)]
@@ -369,7 +380,7 @@ class GuardedEvents:
                         return
             await watch.record_rest()
             tokens = told.upto(watch.window.released)
-            yield StreamEvent("", end.finish_reason, end.prompt_tokens, end.completion_tokens, tokens)
+            yield replace(end, text="", tokens=tokens)
         finally:
             for future in (coming, asking):
                 if future is not None:

@@ -1,9 +1,9 @@
-"""Tables of the guard: what its checks said of each reply."""
+"""Tables of serving: what the guard's checks said of each reply, and replies that may be given again."""
 
 import datetime as dt
 from typing import Any
 
-from sqlalchemy import CheckConstraint, ForeignKey, Index, String
+from sqlalchemy import CheckConstraint, ForeignKey, Index, LargeBinary, String, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from core.db import Base, utcnow
@@ -33,3 +33,32 @@ class GuardReport(Base):
     rule_version_id: Mapped[int | None] = mapped_column(ForeignKey("rule_version.id"), index=True)
     verdicts: Mapped[list[Any]]
     created_at: Mapped[dt.datetime] = mapped_column(default=utcnow)
+
+
+class CachedReply(Base):
+    """A reply that may be given again (`serving.cache`). The table may be emptied at any time.
+
+    Attributes:
+        key: of the whole request: version, whose, sampling, conversation.
+        scope: of all of it but the question, and of the encoder where it has one.
+        question: its embedding, (H,) float16; None where it is not to be found by its meaning.
+        literals: of what the question says in numbers, negations and names.
+        completion_id: the reply; the entry goes with it.
+    """
+
+    __tablename__ = "cached_reply"
+    __table_args__ = (
+        Index("ix_cached_reply_scope", "scope", "id"),
+        Index("ix_cached_reply_tenant_id", "tenant_id", "id"),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    key: Mapped[str] = mapped_column(String(64), unique=True)
+    scope: Mapped[str] = mapped_column(String(64))
+    tenant_id: Mapped[int | None] = mapped_column(ForeignKey("tenant.id"))
+    question: Mapped[bytes | None] = mapped_column(LargeBinary)
+    literals: Mapped[str] = mapped_column(String(64))
+    completion_id: Mapped[str] = mapped_column(ForeignKey("completion.id", ondelete="CASCADE"), index=True)
+    text: Mapped[str] = mapped_column(Text)
+    finish_reason: Mapped[str] = mapped_column(String(20))
+    expires_at: Mapped[dt.datetime] = mapped_column(index=True)

@@ -22,7 +22,9 @@ from core.db import Database, table_of
 from core.settings import SamplingSettings
 from feedback.models import Completion
 from feedback.prompts import Conversation, add_prompts
+from serving.cache import keep
 from serving.guard.verdicts import GRAVITY
+from serving.metrics import WAITING
 from serving.models import GuardReport
 from serving.replies import CUT, Ended, Reply
 from serving.sampling import Sampler, kept_text
@@ -63,6 +65,8 @@ class Recorder:
         """
         if fresh := [ended for ended in group if not ended.reply.stored]:
             done: Future[None] = Future()
+            WAITING.inc(len(fresh))
+            done.add_done_callback(lambda _: WAITING.dec(len(fresh)))
             self._waiting.put((fresh, done))
             self._begin()
             await asyncio.shield(asyncio.wrap_future(done))  # a caller that leaves does not take it back
@@ -141,6 +145,9 @@ def _add(session: Session, groups: Sequence[Group], settings: SamplingSettings, 
     for group in groups:
         spend(session, group[0].reply.tenant_id, _prompt_tokens(group), sum(_written(each) for each in group))
     sampler.ask(session, ended)
+    for _, each in ended:
+        if each.reply.slot is not None and _may_be_given_again(each, settings):
+            keep(session, each.reply.slot, each.reply.id, each.text, each.finish_reason)
 
 
 def _conversation(asked: Reply, settings: SamplingSettings) -> Conversation:
@@ -152,8 +159,14 @@ def _row(prompt_id: int, ended: Ended, settings: SamplingSettings) -> dict[str, 
     reply = ended.reply
     return {
         **reply.details(ended.finish_reason, ended.usage), "prompt_id": prompt_id, "tenant_id": reply.tenant_id, "source": "served",
-        "policy_version_id": reply.version.id, "text": kept_text(ended.text, reply, settings),
+        "policy_version_id": reply.version.id, "text": kept_text(ended.text, reply, settings), "energy_j": ended.energy_j,
     }  # fmt: skip
+
+
+def _may_be_given_again(ended: Ended, settings: SamplingSettings) -> bool:
+    """Whether it is stored as it was given, and no check of it found something, be it only recorded."""
+    found = any(verdict.side == "output" and verdict.outcome == "hit" for verdict in ended.verdicts)
+    return not found and kept_text(ended.text, ended.reply, settings) == ended.text
 
 
 def _prompt_tokens(group: Group) -> int:

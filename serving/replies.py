@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -14,7 +14,11 @@ from feedback.consent import TRAINING
 from feedback.models import Completion, completion_id
 from policy.models import PolicyVersion
 from policy.protocol import ChatReply, ChatRequest
+from serving.calls import Call
 from serving.guard.verdicts import GRAVITY, Verdict
+
+if TYPE_CHECKING:
+    from serving.cache import Hit, Slot
 
 CUT = "content_filter"
 """OpenAI's word for the end of a reply that was not let through."""
@@ -29,6 +33,9 @@ class Reply:
         keep_texts: whether its caller lets prompt and completion be stored; else only what is counted of them is.
         consent: what its words may be used for, one of `feedback.consent.CONSENTS`.
         user_key: its end user, as `feedback.consent.user_key` has it.
+        call: which it answers.
+        slot: where it may be kept, to be given again.
+        hit: the one that is given again.
     """
 
     version: PolicyVersion
@@ -38,6 +45,9 @@ class Reply:
     keep_texts: bool = True
     consent: str = TRAINING
     user_key: str | None = None
+    call: Call = field(default_factory=Call, repr=False)
+    slot: "Slot | None" = None
+    hit: "Hit | None" = None
     id: str = field(default_factory=completion_id)
     created: int = field(default_factory=lambda: int(time.time()))
     started_s: float = field(default_factory=time.monotonic)
@@ -50,7 +60,7 @@ class Reply:
             "object": kind,
             "created": self.created,
             "model": self.version.name,
-            "dunnock": {"policy_version": self.version.name},
+            "dunnock": {"policy_version": self.version.name, **({"cache": self.hit.kind} if self.hit else {})},
         }
 
     @property
@@ -77,6 +87,7 @@ class Reply:
             "completion_tokens": usage[1],
             "latency_s": time.monotonic() - self.started_s,
             "person_id": self.person_id,
+            "cached_from": self.hit.completion_id if self.hit else None,
         }
 
 
@@ -89,6 +100,7 @@ class Ended:
         verdicts: what the guard said of prompt and reply.
         withheld: what the policy wrote, where that broke a rule and is kept for annotators.
         stopped_by: the verdict that cut it.
+        energy_j: what the engine took for it, estimated; None where there is no estimate.
     """
 
     reply: Reply
@@ -98,6 +110,7 @@ class Ended:
     verdicts: Sequence[Verdict] = ()
     withheld: str | None = None
     stopped_by: Verdict | None = None
+    energy_j: float | None = None
 
 
 def several(n: int, first: Reply) -> list[Reply]:

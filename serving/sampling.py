@@ -84,7 +84,7 @@ class Sampler:
             return []
         if ended.withheld is not None:
             return ["withheld"]
-        if ended.finish_reason not in WHOLE:
+        if ended.finish_reason not in WHOLE or reply.hit is not None:  # what is given again was drawn from before
             return []
         found: list[Reason] = []
         if drawn(reply.id, of.rate):

@@ -285,10 +285,20 @@ class Usage(Given):
     total_tokens: int
 
 
+class EnergyWord(Given):
+    """What the engine took for it, estimated."""
+
+    joules: float
+    co2_g: float
+    estimated: Literal[True]
+
+
 class Origin(Given):
-    """Which version wrote it."""
+    """Which version wrote it; whether it was given before; and, where that was asked for and there is an estimate, what it took."""
 
     policy_version: str
+    cache: Literal["exact", "semantic"] | None = None
+    energy: EnergyWord | None = None
 
 
 class ChatAnswer(Given):

@@ -13,14 +13,17 @@ from core.errors import DunnockError, openai_error
 from core.language import gettext, language, speaking
 from policy.protocol import Events, StreamEvent
 from serving.deferred import told
+from serving.energy import Metered
 from serving.guard.verdicts import Verdict
 from serving.guarding import Watch
 from serving.metrics import OPEN, first_text, replied
 from serving.recorder import Recorder
 from serving.replies import CUT, Ended, Reply, guard_body, logprobs_body, usage_body
+from serving.telemetry import NO_PART, Part
 
 log = logging.getLogger("dunnock.serving")
 
+UNMETERED = Metered()
 NOT_STORED = "the reply %s, %d characters, could not be stored"  # its text is nobody's business here
 
 
@@ -31,12 +34,16 @@ class Streamed:
     Attributes:
         events: what may be shown; `close` ends the completion at the engine.
         watch: what looks at the reply, for its verdicts; None for what the guard itself says.
+        meter: what it takes.
+        guarding: what is told of the watch; it ends with it.
         end: what is known of its end so far.
     """
 
     reply: Reply
     events: Events
     watch: Watch | None = None
+    meter: Metered = UNMETERED
+    guarding: Part = NO_PART
     text: list[str] = field(default_factory=list)
     end: StreamEvent = field(default_factory=StreamEvent)
 
@@ -75,10 +82,11 @@ class ReplyStream(AsyncIterator[bytes]):
         self._prompt = tuple(prompt)
         self._include_usage = include_usage
         self._logprobs = choices[0].reply.request.logprobs
+        self._energy_j: float | None = None
         self._closed = False
         self._language = language()
         self._storing: asyncio.Future[None] | None = None
-        self._head = json.dumps(choices[0].reply.head("chat.completion.chunk"), ensure_ascii=False)[:-1]
+        self._head = _head(choices[0].reply)
         self._lines = self._produce()
         OPEN.inc()
 
@@ -119,6 +127,8 @@ class ReplyStream(AsyncIterator[bytes]):
             log.exception(NOT_STORED, self._choices[0].reply.id, self._length)
             yield self._failure(None)
             return
+        if taken := self._choices[0].meter.told(self._energy_j):
+            self._head = _head(self._choices[0].reply, energy=taken)
         for i, choice in enumerate(self._choices):
             reason = choice.end.finish_reason or "stop"
             cut_by = choice.watch.stopped_by if choice.watch else None
@@ -145,14 +155,21 @@ class ReplyStream(AsyncIterator[bytes]):
         """
         if self._storing is None:
             group = [self._ended(choice, choice.end.finish_reason or unended) for choice in self._choices]
-            for ended in group:
-                replied(ended)
-            self._storing = asyncio.ensure_future(self._recorder.store(group))
+            taken = [ended.energy_j for ended in group if ended.energy_j is not None]
+            self._energy_j = sum(taken) if taken else None
+            replied(group)
+            self._storing = asyncio.ensure_future(self._stored(group))
         await asyncio.shield(self._storing)
 
+    async def _stored(self, group: Sequence[Ended]) -> None:
+        with group[0].reply.call.trace.part("store"):
+            await self._recorder.store(group)
+
     def _ended(self, choice: Streamed, reason: str) -> Ended:
+        choice.guarding.end()
         withheld = choice.watch.withheld if choice.watch is not None else None
-        return Ended(choice.reply, "".join(choice.text), reason, choice.usage, self._verdicts(choice), withheld)
+        text, energy_j = "".join(choice.text), choice.meter.joules(choice.end.compute_s)
+        return Ended(choice.reply, text, reason, choice.usage, self._verdicts(choice), withheld, energy_j=energy_j)
 
     @property
     def _length(self) -> int:
@@ -174,6 +191,12 @@ class ReplyStream(AsyncIterator[bytes]):
     ) -> bytes:
         choice = json.dumps([{"index": i, "delta": delta, "finish_reason": reason, **more}], ensure_ascii=False)
         return f'data: {self._head}, "choices": {choice}}}\n\n'.encode()
+
+
+def _head(reply: Reply, **more: Any) -> str:
+    """What every chunk begins with."""
+    head = reply.head("chat.completion.chunk")
+    return json.dumps({**head, "dunnock": {**head["dunnock"], **more}}, ensure_ascii=False)[:-1]
 
 
 async def _merged(sources: Sequence[Events]) -> AsyncGenerator[tuple[int, StreamEvent]]:

@@ -8,8 +8,9 @@ all and a test keeps that list complete. Units stand in the names: `_s` seconds,
 from core.settings.deployment import LOOPBACK, PLACEHOLDER_SECRETS, Settings, get_settings
 from core.settings.groups import SettingsGroup, StageSettings
 from core.settings.people import AssignmentSettings, CareSettings, GoldSettings, OidcSettings, QualitySettings
-from core.settings.records import EnergySettings, TrackingSettings
+from core.settings.records import EnergySettings, TelemetrySettings, TrackingSettings
 from core.settings.serving import (
+    CacheSettings,
     EnginesSettings,
     GgufSettings,
     GuardSettings,
@@ -31,6 +32,7 @@ __all__ = [
     "LOOPBACK",
     "PLACEHOLDER_SECRETS",
     "AssignmentSettings",
+    "CacheSettings",
     "CareSettings",
     "CollectSettings",
     "EnergySettings",
@@ -50,6 +52,7 @@ __all__ = [
     "SettingsGroup",
     "SnapshotSettings",
     "StageSettings",
+    "TelemetrySettings",
     "TrackingSettings",
     "TrainingSettings",
     "UpdateSettings",

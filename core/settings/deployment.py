@@ -11,8 +11,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from core.errors import SettingsError
 from core.settings.people import AssignmentSettings, CareSettings, GoldSettings, OidcSettings, QualitySettings
-from core.settings.records import EnergySettings, TrackingSettings
+from core.settings.records import EnergySettings, TelemetrySettings, TrackingSettings
 from core.settings.serving import (
+    CacheSettings,
     EnginesSettings,
     GgufSettings,
     GuardSettings,
@@ -66,6 +67,14 @@ class Settings(BaseSettings):
         0, ge=0, description="Processes of such a launch; 0: as many as its configuration says."
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Log level of all processes.")
+    log_format: Literal["text", "json"] = Field(
+        "text",
+        description="`json`: every line of a log is an object, and the web process writes one for each request that it answered.",
+    )
+    log_texts: bool = Field(
+        False,
+        description="Such lines hold prompts and replies too, of calls that let texts be stored. They are as they were sent.",
+    )
 
     host: str = Field("127.0.0.1", description="Address the web process binds to.")
     web_port: int = Field(8080, description="Port of pages and `/v1`.")
@@ -155,9 +164,11 @@ class Settings(BaseSettings):
     guard: GuardSettings = GuardSettings()
     sampling: SamplingSettings = SamplingSettings()
     privacy: PrivacySettings = PrivacySettings()
+    cache: CacheSettings = CacheSettings()
 
     tracking: TrackingSettings = TrackingSettings()
     energy: EnergySettings = EnergySettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
 
     collect: CollectSettings = CollectSettings()
     snapshot: SnapshotSettings = SnapshotSettings()

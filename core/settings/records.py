@@ -1,6 +1,7 @@
-"""Settings of what is recorded of a run beside its result: trackers, energy."""
+"""Settings of what is recorded beside a result: trackers, energy, traces of the chat API."""
 
 from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from core.settings.groups import SettingsGroup
 
@@ -25,10 +26,11 @@ class TrackingSettings(SettingsGroup):
 
 
 class EnergySettings(SettingsGroup):
-    """The energy that a stage takes and the CO2 of making it, both as codecarbon estimates them, without a network."""
+    """The energy that a stage or a reply takes and the CO2 of making it, both as codecarbon estimates them, without a network."""
 
     measure: bool = Field(
-        True, description="Estimate them, by a process beside each stage that takes longer than a few seconds."
+        True,
+        description="Estimate them, by a process beside each stage that takes longer than a few seconds; of replies, where the watts below are set.",
     )
     country: str = Field(
         "",
@@ -40,3 +42,50 @@ class EnergySettings(SettingsGroup):
         ge=0,
         description="Most power that the processor takes, where its counters cannot be read; in a virtual machine the share of its cores. 0: what codecarbon takes it for.",
     )
+    engine_watts: float = Field(
+        0.0,
+        ge=0,
+        description="Power of the engine's machine while it computes, from which the energy of a reply is estimated; `python -m serving.energy` tells what codecarbon takes a processor for. 0: `DUNNOCK_ENERGY__CPU_WATTS`, and where that is 0 too there is no estimate.",
+    )
+    g_co2_per_kwh: float = Field(
+        0.0,
+        ge=0,
+        description="Grams of CO2 for a kWh of the electricity there, of replies. 0: by codecarbon's table for the country.",
+    )
+    tell_callers: bool = Field(
+        False,
+        description="Replies say what they took, also to callers who do not ask for it by `X-Dunnock-Energy: true`.",
+    )
+
+
+class _OpenTelemetry(BaseSettings):
+    """What OpenTelemetry's own variables say."""
+
+    model_config = SettingsConfigDict(env_prefix="OTEL_EXPORTER_")
+
+    otlp_endpoint: str = ""
+
+
+class TelemetrySettings(SettingsGroup):
+    """Traces of the chat API for OpenTelemetry, sent over OTLP/HTTP. Headers, certificates and limits of sending are read by its exporter from its own variables, e.g. `OTEL_EXPORTER_OTLP_HEADERS`."""
+
+    otlp_endpoint: str = Field(
+        "",
+        description="Where traces are sent, without `/v1/traces`, e.g. `http://127.0.0.1:4318`. Empty: `OTEL_EXPORTER_OTLP_ENDPOINT`, and where that is empty too no traces are made.",
+    )
+    service_name: str = Field("dunnock", min_length=1, description="The name that they come under.")
+    sample_rate: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="Share of calls that are traced, of those whose caller did not decide it by a `traceparent`.",
+    )
+    texts: bool = Field(
+        False,
+        description="Prompts and replies stand in traces, of calls that let texts be stored. They are as they were sent.",
+    )
+
+    @property
+    def endpoint(self) -> str:
+        """The base URL that traces are sent to; empty where none are made."""
+        return (self.otlp_endpoint or _OpenTelemetry().otlp_endpoint).rstrip("/")

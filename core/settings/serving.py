@@ -1,5 +1,6 @@
 """Settings of what answers, what stands between the policy and those who read its completions, and how often it is asked."""
 
+import datetime as dt
 from typing import Literal
 
 from pydantic import Field, field_validator
@@ -137,6 +138,32 @@ class PrivacySettings(SettingsGroup):
         "",
         description="Key of the hash that end users are known by. Empty: `DUNNOCK_SECRET_KEY`. With another one, earlier users are found no more.",
     )
+
+
+class CacheSettings(SettingsGroup):
+    """Replies that are given again without asking the engine; the guard looks at them anew. A call leaves it out by `Cache-Control: no-store`, or has its reply made anew by `no-cache`."""
+
+    mode: Literal["off", "exact", "semantic"] = Field(
+        "off",
+        description="`exact`: to the very same request. `semantic`: to a single question that means the same too, by its embedding, which the guard's process makes.",
+    )
+    sampled: bool = Field(
+        False, description="Also replies that were drawn: of calls with a temperature above 0 and no seed."
+    )
+    share: Literal["person", "tenant"] = Field(
+        "person",
+        description="Who gets a reply again: the person, or account of a tenant, that it was made for, or everybody of the same tenant, or of the house.",
+    )
+    ttl_s: int = Field(3600, ge=1, description="How long a reply may be given again.")
+    max_entries: int = Field(
+        10_000, ge=1, description="Replies that are kept for each tenant, and for the house; the oldest go first."
+    )
+    threshold: float = Field(0.95, gt=0, le=1, description="Cosine of two questions from which they count as the same.")
+
+    @property
+    def lifetime(self) -> dt.timedelta:
+        """How long a reply may be given again."""
+        return dt.timedelta(seconds=self.ttl_s)
 
 
 STORAGES = (

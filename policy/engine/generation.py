@@ -44,6 +44,7 @@ class Finish:
     Attributes:
         token_ids: all tokens that were chosen, an end of text among them.
         logprobs: of each of them, in nats, where the request asked for that.
+        compute_s: its share of the time that the engine computed.
     """
 
     reason: FinishReason
@@ -51,6 +52,7 @@ class Finish:
     completion_tokens: int
     token_ids: tuple[int, ...] = field(default=(), compare=False)
     logprobs: tuple[float, ...] = field(default=(), compare=False)
+    compute_s: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True)
@@ -113,13 +115,18 @@ class Generation:
 
 
 class Writing:
-    """A completion in the making: takes tokens and gives its caller text, and the end."""
+    """A completion in the making: takes tokens and gives its caller text, and the end.
+
+    Attributes:
+        compute_s: its share so far of the time that the engine computed; whoever computes adds to it.
+    """
 
     def __init__(self, generation: Generation, text: TextStream) -> None:
         self.generation = generation
         self.text = text
         self.token_ids: list[int] = []
         self.logprobs: list[float] = []
+        self.compute_s = 0.0
         self._whole: list[str] = []
         self._told = 0  # tokens that went out with pieces
 
@@ -144,7 +151,7 @@ class Writing:
             self.generation.put(Piece("".join(self._whole)))
         reason = "stop" if self.text.stopped else reason
         prompt_tokens, made = len(self.generation.prompt_ids), tuple(self.token_ids)
-        self.generation.put(Finish(reason, prompt_tokens, len(made), made, tuple(self.logprobs)))
+        self.generation.put(Finish(reason, prompt_tokens, len(made), made, tuple(self.logprobs), self.compute_s))
         return True
 
     def _emit(self, text: str, *, last: bool = False) -> None:

@@ -4,6 +4,7 @@ The prompt but for its last token is prefilled in chunks between the steps of th
 the row's first step, so every token is chosen in one place.
 """
 
+import time
 from typing import Any
 
 import torch
@@ -60,7 +61,9 @@ class Lane:
         budget = PREFILL_CHUNK_TOKENS if self._rows else PREFILL_GROUP_TOKENS
         while budget > 0 and (self._prefill is not None or self._arrivals):
             prefill = self._prefill or self._begin()
+            began = time.perf_counter()
             budget -= prefill.advance(self._base, budget)
+            _share(self._reading, began)
             if prefill.done:
                 self._join(prefill)
         if self._rows:
@@ -112,7 +115,7 @@ class Lane:
         self._reading, self._prefill, self._head = [], None, prefill.head()
 
     def _decode(self) -> None:
-        cache, base = self._cache, self._base
+        cache, base, began = self._cache, self._base, time.perf_counter()
         cache.make_room()
         output = base.model(
             input_ids=torch.tensor(self._next, device=base.device)[:, None],
@@ -126,6 +129,7 @@ class Lane:
         self._next = choose(logits, choosers)
         logprobs = chosen_logprobs(logits, self._next, choosers)
         cache.cursor.advance()
+        _share(self._rows, began)
         chosen = enumerate(zip(self._rows, self._next, logprobs, strict=True))
         self._remove([slot for slot, (row, token, logprob) in chosen if row.take(token, logprob, base.eos_ids)])
 
@@ -139,6 +143,13 @@ class Lane:
             _fill_gap(self._next, slot)
             _fill_gap(positions, slot)
         self._cache.cursor.set(positions)
+
+
+def _share(rows: list[Row], began: float) -> None:
+    """Add the time since then to rows that were computed together."""
+    share = (time.perf_counter() - began) / len(rows)
+    for row in rows:
+        row.compute_s += share
 
 
 def _fill_gap(items: list[Any], at: int) -> None:

@@ -24,6 +24,7 @@ import pydantic
 from flask import Flask, Response, jsonify, request
 from werkzeug.exceptions import HTTPException
 
+from core import logs
 from core.body import parse_body
 from core.errors import ArtifactError, DunnockError, InvalidInput
 from core.messages import Message
@@ -158,8 +159,10 @@ def _model(name: str, path: Path | None) -> dict[str, Any]:
     return {"id": name, "object": "model", "owned_by": "dunnock", "root": str(path or name), "parent": parent}
 
 
-def _usage(end: Finish) -> dict[str, int]:
+def _usage(end: Finish) -> dict[str, float]:
+    """Tokens as OpenAI counts them, and seconds that were computed for them, which is ours."""
     return {
+        "compute_seconds": round(end.compute_s, 6),
         "prompt_tokens": end.prompt_tokens,
         "completion_tokens": end.completion_tokens,
         "total_tokens": end.prompt_tokens + end.completion_tokens,
@@ -279,7 +282,7 @@ def main() -> None:
     from policy.engine.decoder import Decoder
 
     settings = get_settings()
-    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logs.configure(settings)
     base = load_base(base_model_path(settings), settings.device)
     decoder = Decoder(
         base,

@@ -8,6 +8,7 @@ are held twice.
 import json
 import logging
 import threading
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -210,7 +211,14 @@ class GgufDecoder:
             stand = self._stand
             stand.running += 1
 
+        began = time.perf_counter()
+
         def take(token: Token) -> bool:
+            nonlocal began
+            now = time.perf_counter()
+            # Slots compute together, so each has its part of the time.
+            writing.compute_s += (now - began) / max(1, stand.running)
+            began = now
             if generation.cancelled:
                 return writing.end("cancelled")
             self._require_open()

@@ -10,6 +10,7 @@ import os
 import signal
 import threading
 
+from core import logs
 from core.settings import get_settings
 from policy.base import base_model_path
 from policy.engine.server import HOST, create_engine_app, serve
@@ -28,8 +29,7 @@ def main() -> None:
     # they are never handled but fetched here.
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDS)
     settings = get_settings()
-    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("gguf").setLevel(logging.WARNING)  # it tells of each file that it writes
+    logs.configure(settings)
     tokens = settings.max_prompt_tokens + settings.max_completion_tokens
     base = load_gguf_base(base_model_path(settings), settings.cache_dir, settings.gguf.type, tokens)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

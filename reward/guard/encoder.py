@@ -36,6 +36,8 @@ TEXT_TOKENS = 128
 SHARED_TOKENS = 32
 """Where a text is read in several windows, so much of a window stands in the one before too: what lies across is seen whole."""
 RULE_TOKENS = 96
+SENTENCE_TOKENS = 126
+"""Of a text that is embedded whole: the length that all-MiniLM-L6-v2 was trained on, 128 with both ends."""
 LONGEST_TOKEN = 16
 """Characters of a text that are looked at for each token that is kept of it: what lies before them is not even tokenised."""
 STATES_OF = 3
@@ -173,6 +175,20 @@ class Encoder:
             hidden, mask = self._hidden([ids])
             found.append(torch.nn.functional.normalize(_mean(hidden, mask), dim=1).cpu())
         return torch.cat(found)
+
+    def sentences(self, texts: Sequence[str]) -> list[list[float] | None]:
+        """Of each text its state of length 1, (H,), computed alone; None where it has more than `SENTENCE_TOKENS` tokens."""
+        import torch
+
+        found: list[list[float] | None] = []
+        for text in texts:
+            ids = self._words.encode(text[: SENTENCE_TOKENS * LONGEST_TOKEN], add_special_tokens=False).ids
+            if len(ids) > SENTENCE_TOKENS or len(text) > SENTENCE_TOKENS * LONGEST_TOKEN:
+                found.append(None)
+                continue
+            hidden, mask = self._hidden([[self._cls, *ids, self._sep]])
+            found.append(torch.nn.functional.normalize(_mean(hidden, mask), dim=1)[0].cpu().tolist())
+        return found
 
     def _last(self, text: str, n: int) -> tuple[list[int], list[int]]:
         """The last tokens of a text, and the characters of it that they begin at."""

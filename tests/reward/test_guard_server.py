@@ -399,3 +399,36 @@ def test_what_waits_when_it_is_closed_is_told() -> None:
     assert first.result(30) == 1
     with pytest.raises(EngineError, match="was ended"):
         second.result(30)
+
+
+# --- sentences
+
+
+def test_a_sentence_is_embedded_whole_or_not_at_all(client: httpx.Client, encoder: Encoder) -> None:
+    words = "keep the wren safe "
+    asked = ["How do I keep the wren safe?", words * 300, "", "How do I keep the wren safe?"]
+    answer = client.post("/embed", json={"texts": asked})
+    assert answer.status_code == 200, answer.text
+    first, long, empty, again = answer.json()["embeddings"]
+    assert answer.json()["encoder_sha256"] == encoder.sha256
+    assert long is None
+    assert first == again
+    assert len(first) == len(empty) == encoder.width
+    for found in (first, empty):
+        assert sum(value * value for value in found) == pytest.approx(1, abs=1e-5)
+    alone = client.post("/embed", json={"texts": [asked[0]]}).json()["embeddings"]
+    assert alone == [first]  # the same in whatever company
+
+
+def test_the_last_word_of_a_sentence_counts(client: httpx.Client, encoder: Encoder) -> None:
+    n = next(n for n in range(1, 400) if encoder.sentences(["wren " * (n + 1)]) == [None])
+    one, other, longer = client.post(
+        "/embed", json={"texts": ["wren " * n, "wren " * (n - 1) + "safe", "wren " * (n + 1)]}
+    ).json()["embeddings"]
+    assert one != other
+    assert longer is None
+
+
+@pytest.mark.parametrize("body", [{}, {"texts": []}, {"texts": ["a"] * 65}, {"texts": [7]}, {"texts": "a"}])
+def test_what_cannot_be_embedded_is_refused(client: httpx.Client, body: Any) -> None:
+    assert client.post("/embed", json=body).status_code == 400

@@ -1,6 +1,9 @@
 """Servers beside the app whose words a test chooses: an OpenAI engine, and a guard's model that knows words."""
 
+import hashlib
 import json
+import math
+import re
 import threading
 from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,7 +24,7 @@ class Server:
                 outer.get(self)
 
             def do_POST(self) -> None:
-                outer.post(self, json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+                outer.raw(self, self.rfile.read(int(self.headers["Content-Length"])))
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -34,6 +37,10 @@ class Server:
     def get(self, at: BaseHTTPRequestHandler) -> None:
         """Answer a GET."""
         answer(at, 200, {})
+
+    def raw(self, at: BaseHTTPRequestHandler, body: bytes) -> None:
+        """Answer a POST whose body need not be JSON."""
+        self.post(at, json.loads(body))
 
     def post(self, at: BaseHTTPRequestHandler, body: Any) -> None:
         """Answer a POST."""
@@ -56,6 +63,7 @@ class ScriptedEngine(Server):
         slow: whether a whole answer waits for `go_on` too.
         chunks: what it streams in the place of `pieces`; bytes as they are, and it ends there.
         by_model: what it writes for a model, in the place of `pieces`.
+        headers: of each call that asked.
         choice: what is otherwise in the choice of a whole answer.
         mode: "well", "full" (503), or "breaks" (the connection ends without an answer).
     """
@@ -63,6 +71,7 @@ class ScriptedEngine(Server):
     def __init__(self) -> None:
         self.pieces: Sequence[str] = ("Hello", ".")
         self.asked: list[Any] = []
+        self.headers: list[Any] = []
         self.left = 0
         self.wait_at: int | None = None
         self.go_on = threading.Event()
@@ -75,6 +84,7 @@ class ScriptedEngine(Server):
 
     def post(self, at: BaseHTTPRequestHandler, body: Any) -> None:
         self.asked.append(body)
+        self.headers.append(at.headers)
         if self.mode == "full":
             answer(at, 503, {"error": {"message": "full"}})
             return
@@ -122,11 +132,13 @@ class WordsModel(Server):
     Attributes:
         mode: "well", "hangs", "busy", "dies", "raves" (no JSON), "loads" (it does so without an end).
         asked: items, as they came.
+        embedded: texts; those with the same words, in whatever order and case, are near each other.
     """
 
     def __init__(self) -> None:
         self.mode = "well"
         self.asked: list[Any] = []
+        self.embedded: list[str] = []
         self.loaded: list[Any] = []
         self.release = threading.Event()
         super().__init__()
@@ -153,6 +165,9 @@ class WordsModel(Server):
             at.wfile.write(b"\xff{")
         elif self.mode == "dies":
             at.close_connection = True
+        elif at.path == "/embed":
+            self.embedded += body["texts"]
+            answer(at, 200, {"embeddings": [embedding(text) for text in body["texts"]], "encoder_sha256": "0" * 64})
         else:
             self.asked += body["items"]
             answer(at, 200, {"items": [judge(item) for item in body["items"]]})
@@ -166,6 +181,16 @@ def judge(item: Any) -> dict[str, Any]:
     """P(broken) by rule."""
     hits = [rule["name"] for rule in item["rules"] if last_word(rule["text"]) in item["text"]]
     return {"broken": {rule["name"]: 0.9 if rule["name"] in hits else 0.1 for rule in item["rules"]}, "hits": hits}
+
+
+def embedding(text: str) -> list[float] | None:
+    """Counts of words, of length 1; None of a long text."""
+    words = re.findall(r"\w+", text.lower())
+    found = [0.0] * 64
+    for word in words:
+        found[int(hashlib.sha256(word.encode()).hexdigest(), 16) % 64] += 1
+    length = math.hypot(*found) or 1
+    return None if len(words) > 50 else [value / length for value in found]
 
 
 def last_word(text: str) -> str:

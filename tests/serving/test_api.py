@@ -226,7 +226,7 @@ def test_one_of_several_replies_that_fails_leaves_none(
 ) -> None:
     plain = AsyncEngineClient.complete
 
-    async def failing(self: AsyncEngineClient, request: ChatRequest) -> object:
+    async def failing(self: AsyncEngineClient, request: ChatRequest, headers: object = None) -> object:
         if request.seed == 2:
             raise EngineError("the engine is full")
         return await plain(self, request)

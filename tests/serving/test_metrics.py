@@ -93,3 +93,21 @@ def test_several_processes_are_added_up(tmp_path: Path) -> None:
         subprocess.run([sys.executable, "-c", count], env=env, check=True, cwd=ROOT)
     told = subprocess.run([sys.executable, "-c", tell], env=env, check=True, cwd=ROOT, capture_output=True, text=True)
     assert 'dunnock_replies_total{finish_reason="stop",version="v1"} 4.0' in told.stdout
+
+
+def test_what_is_open_in_a_process_that_was_killed_is_forgotten(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from serving.metrics import OPEN, REPLIES\n"
+        "if sys.argv[1] == 'dies': OPEN.inc(5); REPLIES.labels('v1', 'stop').inc(2); os._exit(0)\n"
+        "OPEN.inc(); REPLIES.labels('v1', 'stop').inc()\n"
+        "from app import create_app; from core.settings import Settings\n"
+        "made = create_app(Settings(_env_file=None, var_dir=sys.argv[2]))\n"
+        "print(made.test_client().get('/metrics').text)"
+    )
+    (tmp_path / "metrics").mkdir()
+    env = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path / "metrics"), "PYTHONPATH": str(ROOT)}
+    for name in ("dies", "lives"):
+        line = [sys.executable, "-c", code, name, str(tmp_path)]
+        done = subprocess.run(line, env=env, check=True, cwd=ROOT, capture_output=True, text=True)
+    assert "dunnock_open_streams 1.0" in done.stdout
+    assert 'dunnock_replies_total{finish_reason="stop",version="v1"} 3.0' in done.stdout

@@ -1,6 +1,6 @@
 """consent, retention and the budgets of sampled tasks
 
-Revision: 0016
+Revision: 0015
 Follows: 0014
 
 A completion keeps what its caller's words may be used for, a keyed hash of the end user it was written for, and when its text
@@ -15,7 +15,7 @@ from alembic import op
 
 import core.db
 
-revision = "0016"
+revision = "0015"
 down_revision = "0014"
 branch_labels = None
 depends_on = None
