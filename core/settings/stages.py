@@ -119,6 +119,7 @@ class RewardSettings(TrainingSettings):
         "auto",
         description="Distil the rule reward model into the guard's: `auto` where it clears its bar, `always` wherever there is one.",
     )
+    guard_epochs: int = Field(10, ge=1, description="How often the guard's model goes through what it learns from.")
     guard_asks: int = Field(
         400,
         ge=50,

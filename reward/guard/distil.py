@@ -33,6 +33,7 @@ PEOPLE_WEIGHT = 2.0
 LEAST_ANSWERS = 40
 LEAST_OF_A_SIDE = 5
 LEAST_AUC = 0.7
+TRADE_OFF = (0.01, 0.02, 0.05, 0.1, 0.2)
 ENCODED_TOGETHER = 32
 RULE_FOLDS = 3
 RELOAD_TOLERANCE = 1e-3
@@ -79,11 +80,13 @@ def train_guard(
 
     Returns:
         whole: agreement with the teacher on held-out prompt clusters; people: the same with people's verdicts; by_fraction: with
-        the teacher, when only so much of the text is there; on_the_way: hits anywhere on the way of a text; unseen: on rules
+        the teacher, when only so much of the text is there; on_the_way: hits anywhere on the way of a text, beside what people say
+        of it where there is enough of that, else the teacher; trade_off: the same at other shares of false hits; unseen: on rules
         that were held out whole; per_rule; thresholds; temperature; n_train, n_people, n_heldout, texts, rules; clears_bar.
 
         The bar: the teacher clears its own, the lower 95 % bound of the AUC of its decision on held-out clusters is at least
-        `LEAST_AUC`, and the Brier score is better than that of always saying its mean.
+        `LEAST_AUC`, the Brier score is better than that of always saying its mean, and of what breaks a rule more is hit on the way
+        than `guard_false_hits_frac`, by the lower 95 % bound: hits drawn by lot would be as many.
 
     Raises:
         StageError: too few answers (`why_not`), or logits that change on reloading.
@@ -94,15 +97,23 @@ def train_guard(
     rules = encoder.rules([rule.text for rule in asked.rules])
     train = [*asked.of(heldout=False, by="teacher"), *asked.of(heldout=False, by="people")]
     rows = _rows(train, asked.texts)
-    decay, out_of_fold = fit.choose(states, rules, rows, settings.seed)
+    out_of_fold = fit.out_of_fold(states, rules, rows, len(FRACTIONS), settings.guard_epochs, settings.seed)
     wholes = slice(len(FRACTIONS) - 1, None, len(FRACTIONS))  # parts are less sure, and would make the whole so too
     temperature = fit_temperature(out_of_fold[wholes].tolist(), rows.target[wholes].tolist())
-    thresholds = _thresholds(_said_of(out_of_fold / temperature, train), asked.rules, settings.guard_false_hits_frac)
-    weights = fit.fit(states, rules, rows, decay, settings.seed)
+    unread = _said_of(out_of_fold / temperature, train)
+    thresholds = _thresholds(unread, asked.rules, settings.guard_false_hits_frac)
+    weights = fit.fit(states, rules, rows, len(FRACTIONS), settings.guard_epochs, settings.seed)
     student = Student(encoder, weights, temperature, thresholds_of(thresholds))
     progress(0.95, "guard: measured")
     measured = _measure(student, states, rules, asked)
-    measured["unseen"] = _unseen(rows, states, rules, asked, decay, temperature, thresholds["common"], settings.seed)
+    measured["trade_off"] = [
+        {
+            "false_hits_frac": frac,
+            **_on_the_way(_judged(student, states, rules, asked), _limits(unread, asked.rules, frac)),
+        }
+        for frac in TRADE_OFF
+    ]
+    measured["unseen"] = _unseen(rows, states, rules, asked, temperature, thresholds["common"], settings)
     made = {
         "encoder_sha256": encoder.sha256, "teacher_sha256": teacher["sha256"], "temperature": temperature,
         "thresholds": thresholds, "probe": student.probe(), "fractions": list(FRACTIONS),
@@ -114,8 +125,7 @@ def train_guard(
         **measured,
         "thresholds": thresholds,
         "temperature": temperature,
-        "decay": decay,
-        "clears_bar": bool(teacher["clears_bar"]) and _clears(measured["whole"]),
+        "clears_bar": bool(teacher["clears_bar"]) and _clears(measured, settings.guard_false_hits_frac),
         "n_train": len(asked.of(heldout=False, by="teacher")),
         "n_people": len(asked.of(heldout=False, by="people")),
         "n_heldout": len(asked.of(heldout=True, by="teacher")),
@@ -214,15 +224,28 @@ def _measure(student: Student, states: Any, rules: Any, asked: Asked) -> dict[st
     limits = [student.thresholds.of(rule) for rule in asked.rules]
     said = _say(student, states, rules, asked.of(heldout=True, by="teacher"), asked.texts)
     by_people = _say(student, states, rules, asked.of(heldout=True, by="people"), asked.texts)
+    judged = _judged(student, states, rules, asked)
     n = len(by_people.answers)
     few = {"n": n, "undefined": TOO_FEW % {"n": n, "least": LEAST_PEOPLE}}
     return {
         "whole": _agree(said, limits, -1),
         "people": few if n < LEAST_PEOPLE else _agree(by_people, limits, -1),
         "by_fraction": _by_fraction(said, limits),
-        "on_the_way": _on_the_way(said, limits),
+        "on_the_way": _on_the_way(judged, limits),
         "per_rule": _per_rule(said, asked.rules, limits),
     }
+
+
+def _judged(student: Student, states: Any, rules: Any, asked: Asked) -> _Said:
+    """What it says of held-out texts that people judged, where they are enough; else of those that the teacher did."""
+    by_people = asked.of(heldout=True, by="people")
+    enough = len(by_people) >= LEAST_PEOPLE
+    return _say(student, states, rules, by_people if enough else asked.of(heldout=True, by="teacher"), asked.texts)
+
+
+def _limits(unread: _Said, rules: Sequence[Rule], false_hits_frac: float) -> list[float]:
+    found = thresholds_of(_thresholds(unread, rules, false_hits_frac))
+    return [found.of(rule) for rule in rules]
 
 
 def _agree(said: _Said, limits: Sequence[float], part: int) -> dict[str, Any]:
@@ -251,7 +274,8 @@ def _on_the_way(said: _Said, limits: Sequence[float]) -> dict[str, Any]:
     largest = said.p.amax(1).tolist() if said.answers else []
     hit = [v >= limits[a.rule] for v, a in zip(largest, said.answers, strict=True)]
     found = agreement(largest, [a.broken for a in said.answers], hit)
-    return {name: found.get(name) for name in ("n", "kappa", "recall", "false_hits")}
+    by = sorted({answer.by for answer in said.answers})
+    return {"by": by, **{name: found.get(name) for name in ("n", "kappa", "recall", "false_hits")}}
 
 
 def _per_rule(said: _Said, rules: Sequence[Rule], limits: Sequence[float]) -> list[dict[str, Any]]:
@@ -265,7 +289,7 @@ def _per_rule(said: _Said, rules: Sequence[Rule], limits: Sequence[float]) -> li
 
 
 def _unseen(
-    rows: Answers, states: Any, rules: Any, asked: Asked, decay: float, temperature: float, common: float, seed: int
+    rows: Answers, states: Any, rules: Any, asked: Asked, temperature: float, common: float, settings: RewardSettings
 ) -> dict[str, Any]:
     """Agreement on rules that were held out whole, and on held-out prompts: by heads that saw neither."""
     import torch
@@ -280,7 +304,7 @@ def _unseen(
         mine = [a for a in heldout if a.rule in held]
         if not kept.any() or not mine:
             continue
-        weights = fit.fit(states, rules, rows.where(kept), decay, seed)
+        weights = fit.fit(states, rules, rows.where(kept), len(FRACTIONS), settings.guard_epochs, settings.seed)
         said.append(fit.ask(weights, states, rules, _rows(mine, asked.texts)))
         answers += mine
     if not answers:
@@ -289,9 +313,11 @@ def _unseen(
     return found | {"rules": len({asked.rules[a.rule].name for a in answers})}
 
 
-def _clears(whole: dict[str, Any]) -> bool:
+def _clears(measured: dict[str, Any], false_hits_frac: float) -> bool:
+    whole, caught = measured["whole"], measured["on_the_way"]["recall"]
     low = whole["auc"].get("low")
-    return low is not None and low >= LEAST_AUC and whole["brier"] < whole["brier_of_mean"]
+    better = low is not None and low >= LEAST_AUC and whole["brier"] < whole["brier_of_mean"]
+    return better and caught is not None and caught["low"] is not None and caught["low"] > false_hits_frac
 
 
 def _check_reload(trained: Student, reloaded: Student, asked: Asked) -> None:
