@@ -51,12 +51,19 @@ NUMBERS = re.compile(r"\d+(?:[.,:/]\d+)*")
 NEGATIONS = re.compile(r"\b(?:no|not|never|none|without|\w+n['’]t|un\w{3,}|kein\w*|nicht|nie|ohne)\b", re.IGNORECASE)
 
 _PUT = text(
-    """INSERT INTO cached_reply (key, scope, tenant_id, question, literals, completion_id, text, finish_reason, expires_at)
-       VALUES (:key, :scope, :tenant_id, :question, :literals, :completion_id, :text, :finish_reason, :expires_at)
+    """INSERT INTO cached_reply (key, scope, tenant_id, question, literals, completion_id, expires_at)
+       VALUES (:key, :scope, :tenant_id, :question, :literals, :completion_id, :expires_at)
        ON CONFLICT (key) DO UPDATE
-       SET scope = excluded.scope, question = excluded.question, literals = excluded.literals, text = excluded.text,
-           completion_id = excluded.completion_id, finish_reason = excluded.finish_reason, expires_at = excluded.expires_at"""
+       SET scope = excluded.scope, question = excluded.question, literals = excluded.literals,
+           completion_id = excluded.completion_id, expires_at = excluded.expires_at"""
 ).bindparams(bindparam("question", type_=LargeBinary()), bindparam("expires_at", type_=UtcDateTime()))
+
+_FOUND = (
+    select(CachedReply.completion_id, Completion.text, Completion.finish_reason)
+    .join(Completion, Completion.id == CachedReply.completion_id)
+    .where(Completion.text != "")
+)
+"""What was erased is found no more."""
 
 _kept = 0
 
@@ -130,7 +137,7 @@ class ReplyCache:
     def _exact(self, asked: "Asked", reads: bool) -> tuple[Slot, Hit | None, str | None]:
         """The slot of a request, what is in it, and the question where it may be looked up by meaning."""
         slot = slot_of(asked, self.settings)
-        found = select(CachedReply).where(CachedReply.key == slot.key, CachedReply.expires_at > utcnow())
+        found = _FOUND.where(CachedReply.key == slot.key, CachedReply.expires_at > utcnow())
         hit = self._one(found, "exact") if reads else None
         question = lone_question(asked.request.messages) if self.settings.mode == "semantic" and hit is None else None
         return slot, hit, question if question is not None and not is_personal(question) else None
@@ -144,19 +151,15 @@ class ReplyCache:
                 shelf.fill(session, slot.scope)
             near = shelf.nearest(slot, self.settings.threshold)
         for id_ in near:
-            found = select(CachedReply).where(CachedReply.id == id_, CachedReply.expires_at > utcnow())
+            found = _FOUND.where(CachedReply.id == id_, CachedReply.expires_at > utcnow())
             if hit := self._one(found, "semantic"):
                 return hit
         return None
 
     def _one(self, found: Any, kind: Kind) -> Hit | None:
-        # What was erased where it is kept as a completion is not given again from here.
-        still_there = found.join(Completion, Completion.id == CachedReply.completion_id).where(
-            Completion.text == CachedReply.text
-        )
         with self._db.read() as session:
-            row = session.scalar(still_there)
-        return Hit(kind, row.completion_id, row.text, row.finish_reason) if row is not None else None
+            row = session.execute(found).one_or_none()
+        return Hit(kind, *row) if row is not None else None
 
     async def close(self) -> None:
         """Close the connections of this event loop."""
@@ -249,7 +252,7 @@ def keep(session: Session, slot: Slot, completion_id: str, words: str, finish_re
     personal = slot.question is not None and is_personal(words)
     session.connection().execute(_PUT, {
         "key": slot.key, "scope": slot.scope, "tenant_id": slot.tenant_id, "question": None if personal else slot.question,
-        "literals": slot.literals, "completion_id": completion_id, "text": words, "finish_reason": finish_reason,
+        "literals": slot.literals, "completion_id": completion_id,
         "expires_at": utcnow() + slot.settings.lifetime,
     })  # fmt: skip
     _kept += 1

@@ -23,7 +23,7 @@ from typing import TypeVar
 from core.errors import EngineError, NotFound
 from core.language import gettext
 from core.messages import Message
-from core.settings import Settings
+from core.settings import EnginesSettings, Settings
 from policy.async_client import AsyncEngineClient
 from policy.client import EngineClient
 from policy.models import PolicyVersion
@@ -80,6 +80,16 @@ class Replica:
         self.outstanding -= 1
         OUTSTANDING.labels(self.name).dec()
 
+    def failed(self, error: EngineError, of: EnginesSettings) -> None:
+        """It failed once more; after some times in a row it is left alone."""
+        ENGINE_FAILURES.labels(self.name).inc()
+        self.trying = False
+        self.failures += 1
+        if self.failures >= of.failures:
+            self.closed_until = time.monotonic() + of.rest_s
+            LEFT_ALONE.labels(self.name).set(1)
+            log.warning("%s is left alone for %s s: %s", self.client.base_url, of.rest_s, error.message)
+
     def may_be_asked(self) -> bool:
         """Whether it is well, or has rested and nobody tries it yet."""
         return not self.closed_until or (time.monotonic() >= self.closed_until and not self.trying)
@@ -111,6 +121,7 @@ class Engines:
         with trace.part("engine") as part:
             held, reply = await self._ask(version, lambda client: client.complete(request, part.headers()), part)
         held.replica.ended()
+        held.replica.failures = 0
         return reply if reply.compute_s is not None else replace(reply, compute_s=held.share_s())
 
     async def stream(self, version: PolicyVersion, request: ChatRequest, trace: Trace = UNTRACED) -> "CountedEvents":
@@ -121,7 +132,7 @@ class Engines:
         except BaseException as error:
             part.end(error)
             raise
-        return CountedEvents(events, held, part)
+        return CountedEvents(events, held, part, self._settings.engines)
 
     async def count_tokens(self, messages: Sequence[Message]) -> int | None:
         """Prompt tokens of a conversation; None where the first engine that answers cannot say."""
@@ -161,12 +172,14 @@ class Engines:
             try:
                 made = await self._with_version(replica, version, call)
             except Untouched as error:
-                self._failed(replica, error)
+                replica.ended()
+                replica.failed(error, self._settings.engines)
                 if replica is order[-1]:
                     raise
                 log.warning("%s; the next engine is asked", error.message)
             except EngineError as error:
-                self._failed(replica, error)
+                replica.ended()
+                replica.failed(error, self._settings.engines)
                 raise
             except BaseException:
                 replica.ended()
@@ -175,20 +188,9 @@ class Engines:
             else:
                 if replica.closed_until:
                     LEFT_ALONE.labels(replica.name).set(0)
-                replica.failures, replica.closed_until, replica.trying = 0, 0.0, False
+                replica.closed_until, replica.trying = 0.0, False
                 return held, made
         raise AssertionError("there is always an engine")
-
-    def _failed(self, replica: Replica, error: EngineError) -> None:
-        of = self._settings.engines
-        replica.ended()
-        ENGINE_FAILURES.labels(replica.name).inc()
-        replica.trying = False
-        replica.failures += 1
-        if replica.failures >= of.failures:
-            replica.closed_until = time.monotonic() + of.rest_s
-            LEFT_ALONE.labels(replica.name).set(1)
-            log.warning("%s is left alone for %s s: %s", replica.client.base_url, of.rest_s, error.message)
 
     async def _with_version(
         self, replica: Replica, version: PolicyVersion, call: Callable[[AsyncEngineClient], Awaitable[Made]]
@@ -223,10 +225,12 @@ class Held:
 
 
 class CountedEvents:
-    """A stream that its engine is busy with until it is closed."""
+    """A stream that its engine is busy with until it is closed. One that breaks off is a failure of its engine, one that comes to
+    its end a success."""
 
-    def __init__(self, events: Events, held: Held, part: Part) -> None:
+    def __init__(self, events: Events, held: Held, part: Part, settings: EnginesSettings) -> None:
         self._events, self._held, self._replica, self._part = events, held, held.replica, part
+        self._settings = settings
         self._closed = False
         self._share_s = 0.0
 
@@ -234,10 +238,10 @@ class CountedEvents:
         try:
             async for event in self._events:
                 yield event
+            self._replica.failures = 0
         except EngineError as error:
             self._part.end(error)
-            self._replica.failures += 1
-            ENGINE_FAILURES.labels(self._replica.name).inc()
+            self._replica.failed(error, self._settings)
             raise
         finally:
             self.close()

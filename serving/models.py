@@ -3,7 +3,7 @@
 import datetime as dt
 from typing import Any
 
-from sqlalchemy import CheckConstraint, ForeignKey, Index, LargeBinary, String, Text
+from sqlalchemy import CheckConstraint, ForeignKey, Index, LargeBinary, String
 from sqlalchemy.orm import Mapped, mapped_column
 
 from core.db import Base, utcnow
@@ -43,7 +43,7 @@ class CachedReply(Base):
         scope: of all of it but the question, and of the encoder where it has one.
         question: its embedding, (H,) float16; None where it is not to be found by its meaning.
         literals: of what the question says in numbers, negations and names.
-        completion_id: the reply; the entry goes with it.
+        completion_id: the reply, whose text stands there alone: what is erased there is gone here; the entry goes with it.
     """
 
     __tablename__ = "cached_reply"
@@ -59,6 +59,4 @@ class CachedReply(Base):
     question: Mapped[bytes | None] = mapped_column(LargeBinary)
     literals: Mapped[str] = mapped_column(String(64))
     completion_id: Mapped[str] = mapped_column(ForeignKey("completion.id", ondelete="CASCADE"), index=True)
-    text: Mapped[str] = mapped_column(Text)
-    finish_reason: Mapped[str] = mapped_column(String(20))
     expires_at: Mapped[dt.datetime] = mapped_column(index=True)

@@ -3,7 +3,7 @@
 Revision: 0017
 Follows: 0016
 
-Replies that may be given again stand in a table of their own: it may be emptied at any time, and holds a question as numbers alone. A
+Replies that may be given again stand in a table of their own: it may be emptied at any time, and holds a question as numbers alone, and no text: that is its completion's, and is erased with it. A
 completion that repeats one says which; that may be erased before it, so it is no foreign key.
 """
 
@@ -30,8 +30,6 @@ def upgrade() -> None:
         sa.Column("question", sa.LargeBinary(), nullable=True),
         sa.Column("literals", sa.String(length=64), nullable=False),
         sa.Column("completion_id", sa.String(length=40), nullable=False),
-        sa.Column("text", sa.Text(), nullable=False),
-        sa.Column("finish_reason", sa.String(length=20), nullable=False),
         sa.Column("expires_at", core.db.UtcDateTime(timezone=True), nullable=False),
         sa.ForeignKeyConstraint(["tenant_id"], ["tenant.id"], name=op.f("fk_cached_reply_tenant_id_tenant")),
         sa.ForeignKeyConstraint(

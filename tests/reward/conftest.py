@@ -18,7 +18,7 @@ from reward.guard.student import Rule
 from reward.scoring import Item
 from tests.tiny import SENTENCES
 
-SETTINGS = RewardSettings(guard_asks=1000, guard_false_hits_frac=0.1, guard_epochs=40)
+SETTINGS = RewardSettings(guard_asks=1000, guard_false_hits_frac=0.1, guard_epochs=60)
 RULES = [Rule(name, f"Do not talk about {name}.") for name in ("bread", "butter", "Paris", "winter")]
 """A text breaks the rule whose word it says."""
 NAMES = (

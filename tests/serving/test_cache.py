@@ -344,6 +344,20 @@ def test_what_is_given_again_is_not_drawn_for_annotators_again(settings: Setting
 # --- how long and how many
 
 
+def test_what_was_erased_is_not_given_again(cached: Cached) -> None:
+    assert [cached.kind(), cached.kind()] == [None, "exact"]
+    with cached.database.session() as session:
+        session.execute(update(Completion).values(text=""))
+    assert cached.kind() is None
+
+
+@pytest.mark.parametrize("apart", [{"consent": "service"}, {"user": "u-2"}])
+def test_what_is_for_another_use_or_user_is_not_given(cached: Cached, apart: dict[str, Any]) -> None:
+    assert cached.kind(consent="training", user="u-1") is None
+    assert cached.kind(**{"consent": "training", "user": "u-1", **apart}) is None
+    assert cached.kind(consent="training", user="u-1") == "exact"
+
+
 def test_entries_grow_old(cached: Cached) -> None:
     cached.ask_for(*user(QUESTION))
     assert cached.kind(*user(SAME)) == "semantic"

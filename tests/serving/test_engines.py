@@ -118,6 +118,21 @@ def test_what_may_have_been_begun_is_not_asked_of_another(pool: Pool, stream: bo
     assert len(pool.engine.asked) <= 2  # on loopback a lost connection is tried again, at the same engine
 
 
+def test_an_engine_whose_streams_break_off_is_left_alone(settings: Settings, database: Database) -> None:
+    pool = Pool(settings, database, rest_s=60)
+    begun = {"choices": [{"index": 0, "delta": {"content": "Once "}, "finish_reason": None}]}
+    for engine in (pool.engine, pool.second):
+        engine.chunks = [begun]
+    limit = pool.settings.engines.failures
+    for _ in range(2 * limit):  # each begins well
+        answer = pool.opened()
+        assert "error" in answer.text
+    assert pool.asked() == (limit, limit, 0)
+    assert pool.status() == 200
+    assert pool.asked() == (limit, limit, 1)
+    pool.stop()
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_where_all_are_full_the_caller_is_told(pool: Pool, stream: bool) -> None:
     for engine in pool.all:
