@@ -124,7 +124,9 @@ class TrainerSampler:
 
     def _rollout(self, prompt: Prompt, generation: Any) -> Rollout:
         *pieces, end = generation
-        return Rollout(prompt, end.token_ids, end.reason == "stop", "".join(pieces), end.logprobs)
+        return Rollout(
+            prompt, end.token_ids, end.reason == "stop", "".join(piece.text for piece in pieces), end.logprobs
+        )
 
 
 class EngineSampler:

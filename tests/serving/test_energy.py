@@ -14,6 +14,7 @@ from core.messages import user
 from core.settings import EnergySettings, Settings
 from feedback.models import Completion
 from policy.protocol import read_event, read_reply
+from serving.deferred import wait
 from serving.energy import Energy, Metered, carbon_intensity, energy_of
 from serving.engines import Replica
 from tests.serving.conftest import Served
@@ -185,7 +186,7 @@ def test_our_engine_tells_what_it_computed(served: Served) -> None:
         assert last.compute_s > 0
         return one, several, spent_s
 
-    one, several, spent_s = asyncio.run(ask())
+    one, several, spent_s = wait(ask())
     assert all(reply.compute_s > 0 for reply in (one, *several))
     # Together no more than the time in which they were computed, though each was open nearly all of it.
     assert sum(reply.compute_s for reply in several) <= spent_s
