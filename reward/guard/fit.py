@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from reward.guard.student import Weights, logits
+from reward.loss import rule_loss
 
 HEADS = 3
 WIDTH = 48
@@ -80,35 +81,26 @@ def fit(states: Any, rules: Any, answers: Answers, parts: int, epochs: int, seed
         parts: rows of an answer, one for each length of its text; they lie one after the other.
         epochs: how often each answer is learnt from, at one of its lengths each time.
     """
-    import torch
 
     used = states[answers.at.unique()]
     mean, scale = used.mean(0), SPREAD / used.std(0).clamp(min=LEAST_SD)
-    seen, cosine = (states - mean) * scale, _cosines_of(states, rules, answers)
-    heads = [
-        _folded(_head(seen, rules, cosine, answers, parts, epochs, seed * HEADS + k), mean, scale) for k in range(HEADS)
-    ]
-    beside = {name: torch.cat([head[name] for head in heads]) for name in ("U", "u", "A", "V", "S")}
-    return {
-        **beside, "w": torch.cat([head["w"] for head in heads]) / HEADS, "b": torch.stack([head["b"] for head in heads]).mean(0),
-    }  # fmt: skip
+    cosine = _cosines_of(states, rules, answers)
+    heads = _heads((states - mean) * scale, rules, cosine, answers, parts, epochs, seed)
+    beside = {name: heads[name].flatten(0, 1) for name in ("U", "u", "A", "V", "S")}
+    projected = beside["U"] * scale  # it reads states as they are
+    folded = {"U": projected, "u": beside["u"] - projected @ mean}
+    return {**beside, **folded, "w": heads["w"].flatten() / HEADS, "b": heads["b"].mean(0)}
 
 
-def _folded(head: Weights, mean: Any, scale: Any) -> Weights:
-    """The head that reads states as they are."""
-    projected = head["U"] * scale
-    return {**head, "U": projected, "u": head["u"] - projected @ mean}
-
-
-def _head(states: Any, rules: Any, cosine: Any, answers: Answers, parts: int, epochs: int, seed: int) -> Weights:
-    """One head. Weights decay as AdamW has it; the learning rate goes up for a tenth of the steps, then down."""
+def _heads(states: Any, rules: Any, cosine: Any, answers: Answers, parts: int, epochs: int, seed: int) -> Weights:
+    """`HEADS` heads, stacked. Weights decay as AdamW has it; the learning rate goes up for a tenth of the steps, then down."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
     wide, width = states.shape[1], rules.shape[1]
 
     def drawn(*shape: int, sd: float) -> Any:
-        return (torch.randn(*shape, generator=generator) * sd).requires_grad_()
+        return (torch.randn(HEADS, *shape, generator=generator) * sd).requires_grad_()
 
     weights = {
         "U": drawn(WIDTH, wide, sd=wide**-0.5), "u": drawn(WIDTH, sd=0.0), "A": drawn(WIDTH, width, sd=0.3),
@@ -118,14 +110,14 @@ def _head(states: Any, rules: Any, cosine: Any, answers: Answers, parts: int, ep
     optimizer = torch.optim.AdamW(weights.values(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     batches = list(_batches(len(answers) // parts, parts, epochs, generator))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=len(batches), pct_start=0.1)
-    for places in batches:
+    for places in batches:  # (HEADS, B)
         rows = answers.where(places)
-        x = states.index_select(0, rows.at)
+        x, asked = states[rows.at], rules[rows.rule]
         kept = torch.rand(x.shape, generator=generator) >= DROPOUT
-        asked = rules.index_select(0, rows.rule)
-        at_text = (x * kept / (1 - DROPOUT)) @ weights["U"].T + weights["u"]
-        inner = at_text * (1 + asked @ weights["A"].T) + asked @ weights["V"].T + cosine[places] @ weights["S"].T
-        loss = _loss(torch.nn.functional.gelu(inner) @ weights["w"] + weights["b"], rows)
+        at_text = (x * kept / (1 - DROPOUT)) @ weights["U"].mT + weights["u"][:, None]
+        inner = at_text * (1 + asked @ weights["A"].mT) + asked @ weights["V"].mT + cosine[places] @ weights["S"].mT
+        logit = (torch.nn.functional.gelu(inner) @ weights["w"][..., None])[..., 0] + weights["b"]
+        loss = HEADS * rule_loss(logit, rows.target, rows.weight)  # of each the mean over its own rows
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -134,12 +126,13 @@ def _head(states: Any, rules: Any, cosine: Any, answers: Answers, parts: int, ep
 
 
 def _batches(n: int, parts: int, epochs: int, generator: Any) -> Iterator[Any]:
-    """Rows of every step: each epoch has each of `n` answers once, at one of its lengths."""
+    """(HEADS, B) rows of every step: in an epoch each head sees each of `n` answers once, at one of its lengths."""
     import torch
 
     for _ in range(epochs):
-        rows = torch.randperm(n, generator=generator) * parts + torch.randint(parts, (n,), generator=generator)
-        yield from (rows[at : at + BATCH] for at in range(0, n, BATCH))
+        order = torch.stack([torch.randperm(n, generator=generator) for _ in range(HEADS)])
+        rows = order * parts + torch.randint(parts, order.shape, generator=generator)
+        yield from (rows[:, at : at + BATCH] for at in range(0, n, BATCH))
 
 
 def _cosines_of(states: Any, rules: Any, answers: Answers) -> Any:
@@ -150,9 +143,3 @@ def _cosines_of(states: Any, rules: Any, answers: Answers) -> Any:
     asked = rules[answers.rule]
     pairs = [states[answers.at, :width], states[answers.at, -width:]]
     return torch.stack([torch.nn.functional.cosine_similarity(s, asked, dim=1) for s in pairs], dim=1)
-
-
-def _loss(logit: Any, answers: Answers) -> Any:
-    from reward.loss import rule_loss
-
-    return rule_loss(logit, answers.target, answers.weight)
