@@ -154,7 +154,7 @@ def test_the_saved_model_is_compared_with_what_it_computes_anew(
         assert members.trunk is not None
         assert members.trunk.states
         for states in members.trunk.states.values():
-            states += 0.1
+            states.add_(0.1)
         return found
 
     monkeypatch.setattr("reward.rules._on_unseen", rounded_otherwise)
