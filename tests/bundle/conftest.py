@@ -21,6 +21,7 @@ from reward.guard.encoder import Encoder
 from reward.guard.student import Student, thresholds_of
 from tests import factories
 from tests.conftest import migrate
+from tests.policy.engine.live import LiveEngine
 from tests.reward.conftest import RULES, make_tiny_encoder
 from tests.tiny import make_tiny_adapter, make_tiny_base
 
@@ -48,10 +49,11 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     adapter = make_tiny_adapter(base, var / "artifacts" / "adapters" / "v1")
     encoder = make_tiny_encoder(root / "encoder")
     _make_guard(encoder, var / "artifacts" / "rewards" / "guard")
+    engine = LiveEngine(base, var / "artifacts").start()
     make_keys(root / "private.pem", root / "public.pem")
     values = {
         "VAR_DIR": var, "CACHE_DIR": root / "cache", "BASE_MODEL": base, "GUARD__ENCODER": encoder, "DEVICE": "cpu",
-        "ENGINE": "gguf", "GGUF__TYPE": "f32", "GGUF__THREADS": 1, "MAX_PROMPT_TOKENS": 200, "MAX_COMPLETION_TOKENS": 64,
+        "ENGINE_URL": engine.url, "GGUF__THREADS": 1, "MAX_PROMPT_TOKENS": 200, "MAX_COMPLETION_TOKENS": 64,
         "GATE__MAX_TOKENS": 8, "GUARD__TIMEOUT_S": 20, "GUARD__OUTPUT_SECRETS": "record", "GUARD__THRESHOLD": 0.5,
         "BUNDLE__PRIVATE_KEY": root / "private.pem",
     }  # fmt: skip
@@ -66,6 +68,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
         _fill(db, base, adapter, var / "artifacts")
         yield House(settings, db, base, encoder, root / "private.pem", root / "public.pem")
         db.dispose()
+    engine.stop()
     get_settings.cache_clear()
 
 

@@ -20,7 +20,7 @@ from bundle.manifest import Manifest, read_manifest
 from bundle.signing import make_keys, private_key, public_key, sign
 from core.errors import ArtifactError, BundleRefused, Conflict
 
-FILES = {"adapter/weights": bytes(range(256)) * 3, "rules.json": b"[]", "settings.json": b"", "model/a-b.c": b"x" * 512}
+FILES = {"adapter/weights": bytes(range(256)) * 2, "rules.json": b"[]", "settings.json": b"", "model/a-b.c": b"x" * 512}
 
 
 def manifest_of(folder: Path) -> Manifest:

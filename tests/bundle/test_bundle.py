@@ -75,7 +75,7 @@ def run_device(house: House, file: Path, var: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", "tests.bundle.device", str(file), str(house.public), str(var)]
     command = ["unshare", "-rn", *command, "--alone"] if alone else command
     own = {"DUNNOCK_GUARD__OUTPUT_RULES": "off", "DUNNOCK_GUARD__FAIL_OPEN": '["/v1/chat/completions"]'}
-    own |= {"DUNNOCK_BASE_MODEL": "none", "DUNNOCK_GUARD__ENCODER": "none", "DUNNOCK_ENGINE_URL": "http://192.0.2.1/v1"}
+    own |= {"DUNNOCK_BASE_MODEL": "none", "DUNNOCK_GUARD__ENCODER": "none"}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=os.environ | own)
     assert done.returncode == 0, done.stderr[-3000:]
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
