@@ -23,14 +23,22 @@ from training.device import find_device, measuring_dtype
 from training.encode import encode_completion, encode_prompt
 
 AT_ONCE = 8
+ALONE = 8
+"""Prompts that are asked one after the other, to tell the speed of a single caller."""
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What an engine wrote to the prompts, greedily, and how long it took for all."""
+    """What an engine wrote to the prompts, greedily.
+
+    Attributes:
+        seconds: for all of them, `AT_ONCE` open.
+        alone: replies to the first of them, one at a time.
+    """
 
     replies: list[ChatReply]
     seconds: float
+    alone: list[ChatReply]
 
 
 def prompts_of(n: int) -> list[SuitePrompt]:
@@ -56,9 +64,11 @@ def ask(client: EngineClient, name: str, prompts: Sequence[SuitePrompt], max_tok
         )
         for p in prompts
     ]
-    client.complete(requests[0])
+    client.complete(requests[-1])
+    alone = [client.complete(request) for request in requests[:ALONE]]
     began = time.perf_counter()
-    return Answers(client.complete_many(requests, AT_ONCE), time.perf_counter() - began)
+    replies = client.complete_many(requests, AT_ONCE)
+    return Answers(replies, time.perf_counter() - began, alone)
 
 
 def logps_of_weights(base: Path, adapter: Path | None, items: Sequence[Item], settings: Settings) -> list[list[float]]:
@@ -102,7 +112,7 @@ def compare(
         reference_logp: nats per token of reference answers, full and edge, and the mean of the paired differences edge − full;
         token_logp_apart: mean over all tokens of |edge − full|, in nats, by text;
         harmful_compliance, benign_refusal: as the judge reads both engines' completions;
-        tokens_per_s: completion tokens of all prompts, `at_once` of them open, over the time for all; and of single replies.
+        tokens_per_s: completion tokens over time, with `at_once` replies open and with one; the prompts' own time is in it.
     """
     pairs = list(zip(full.replies, edge.replies, strict=True))
     means = [[sum(text) / len(text) for text in logps if text] for logps in (full_logps, edge_logps)]
@@ -134,5 +144,5 @@ def compare(
 
 def _speed(answers: Answers) -> dict[str, Any]:
     total = sum(reply.completion_tokens for reply in answers.replies)
-    single = [reply.completion_tokens / reply.latency_s for reply in answers.replies if reply.latency_s > 0]
-    return {"all": total / answers.seconds, "tokens": total, "of_a_reply": mean_interval(single)}
+    single = [reply.completion_tokens / reply.latency_s for reply in answers.alone]
+    return {"together": total / answers.seconds, "tokens": total, "alone": mean_interval(single)}

@@ -182,7 +182,8 @@ def as_text(manifest: Manifest) -> str:
     for name, label in (("harmful_compliance", "complies, harmful"), ("benign_refusal", "refuses, benign  ")):
         lines.append(f"  {label} {_share(quality[name]['full'])} full, {_share(quality[name]['edge'])} here")
     lines.append(
-        f"  tokens/s          {speed['full']['all']:.1f} full, {speed['edge']['all']:.1f} here, {speed['at_once']} at once"
+        f"  tokens/s          {speed['full']['together']:.1f} full, {speed['edge']['together']:.1f} here, {speed['at_once']} at once;"
+        f" {speed['full']['alone']['mean']:.1f} and {speed['edge']['alone']['mean']:.1f} alone"
     )
     return "\n".join(lines)
 

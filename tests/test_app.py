@@ -141,7 +141,9 @@ def test_links_that_are_sent_name_the_public_host(public: Flask, people: dict[st
         assert public_url("oidc.callback") == "https://birds.example/sign-in/oidc/callback"
 
 
-def test_the_app_of_an_edge_bundle_has_the_chat_api_and_its_health_alone(settings: Settings, database: Database) -> None:
+def test_the_app_of_an_edge_bundle_has_the_chat_api_and_its_health_alone(
+    settings: Settings, database: Database
+) -> None:
     from app import create_app
 
     app = create_app(settings, database, pages=False)

@@ -57,7 +57,8 @@ def test_the_manifest_tells_what_was_measured(house: House, gguf: tuple[Path, Ma
     assert quality["reference_logp"]["difference"]["n"] == 3
     assert abs(quality["reference_logp"]["difference"]["mean"]) < 0.01
     assert 0 < quality["token_logp_apart"]["mean"] < 0.01  # keys and values are kept in fp16
-    assert quality["tokens_per_s"]["edge"]["all"] > 0
+    assert quality["tokens_per_s"]["edge"]["together"] > 0
+    assert quality["tokens_per_s"]["full"]["alone"]["n"] == 6
     assert {
         quality[name][side]["n"] for name in ("harmful_compliance", "benign_refusal") for side in ("full", "edge")
     } == {3}
