@@ -83,7 +83,7 @@ class GuardPart(_Part):
 
 
 class Manifest(_Part):
-    """A bundle's manifest; see the module."""
+    """A bundle's manifest; see the module. `format` stands for the keys of `sizes` and `quality` too."""
 
     format: Literal[1]
     form: Form

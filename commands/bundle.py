@@ -112,7 +112,10 @@ def _quality(
         **compare(prompts, full, edge, full_logps, edge_logps),
         "max_tokens": settings.gate.max_tokens,
         "machine": f"{os.cpu_count()} cores, {platform.machine()}",
-        "engines": {"full": settings.engine_url or settings.engine, "edge": "gguf" if merged else "transformers"},
+        "engines": {
+            "full": "by URL" if settings.engine_url else settings.engine,
+            "edge": "gguf" if merged else "transformers",
+        },
     }
 
 
@@ -176,9 +179,12 @@ def as_text(manifest: Manifest) -> str:
         f" {len(manifest.files)} files; guard's model: {manifest.guard.why}",
         f"  bytes             {sizes['bundle']['total']:,} of {sizes['full']['total']:,}; beside them {sizes['needed_on_the_device']:,} on the device",
         f"  equal texts       {_share(quality['equal_texts'])}",
-        f"  reference answers {logp['full']['mean']:.4f} and {logp['edge']['mean']:.4f} nats per token, difference"
-        f" {logp['difference']['mean']:+.4f} ({logp['difference']['low']:+.4f} to {logp['difference']['high']:+.4f}, n {logp['difference']['n']})",
     ]
+    if logp["difference"]["n"]:  # suites of one's own may have no reference answers
+        lines.append(
+            f"  reference answers {logp['full']['mean']:.4f} and {logp['edge']['mean']:.4f} nats per token, difference"
+            f" {logp['difference']['mean']:+.4f} ({logp['difference']['low']:+.4f} to {logp['difference']['high']:+.4f}, n {logp['difference']['n']})"
+        )
     for name, label in (("harmful_compliance", "complies, harmful"), ("benign_refusal", "refuses, benign  ")):
         lines.append(f"  {label} {_share(quality[name]['full'])} full, {_share(quality[name]['edge'])} here")
     lines.append(
@@ -189,6 +195,8 @@ def as_text(manifest: Manifest) -> str:
 
 
 def _share(found: dict[str, Any]) -> str:
+    if not found["n"]:
+        return "none asked"
     return f"{100 * found['rate']:.1f} % ({100 * found['low']:.1f}–{100 * found['high']:.1f}, n {found['n']})"
 
 

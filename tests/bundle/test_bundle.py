@@ -64,6 +64,7 @@ def test_the_manifest_tells_what_was_measured(house: House, gguf: tuple[Path, Ma
     } == {3}
     assert sizes["bundle"]["total"] < path.stat().st_size
     assert 0 < sizes["share_of_full"] < 2
+    assert quality["engines"] == {"full": "by URL", "edge": "gguf"}
     assert "equal texts" in as_text(manifest)
 
 
