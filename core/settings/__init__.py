@@ -17,6 +17,7 @@ from core.settings.serving import (
     LimitsSettings,
     PrivacySettings,
     SamplingSettings,
+    SystemPromptSettings,
 )
 from core.settings.stages import (
     CollectSettings,
@@ -52,6 +53,7 @@ __all__ = [
     "SettingsGroup",
     "SnapshotSettings",
     "StageSettings",
+    "SystemPromptSettings",
     "TelemetrySettings",
     "TrackingSettings",
     "TrainingSettings",
