@@ -29,6 +29,8 @@ import access.views
 import commands.cli
 import console.quality_views
 import console.reward_views
+import console.rule_guard
+import console.system_prompts
 import console.tenant_api
 import console.tenants
 import console.views
@@ -120,6 +122,8 @@ def create_app(settings: Settings | None = None, db: Database | None = None) -> 
     app.register_blueprint(console.quality_views.blueprint)
     app.register_blueprint(console.reward_views.blueprint)
     app.register_blueprint(console.tenants.blueprint)
+    app.register_blueprint(console.system_prompts.blueprint)
+    app.register_blueprint(console.rule_guard.blueprint)
     app.register_blueprint(serving.views.blueprint)
     app.register_blueprint(serving.health.blueprint)
     app.register_blueprint(serving.metrics.blueprint)

@@ -95,7 +95,7 @@ class Guard:
         read_at, found = self._standing.get(tenant_id, (-math.inf, Standing()))
         if time.monotonic() - read_at < self.settings.refresh_s:
             return found
-        model = _newest_model(session) if self.settings.model == "auto" else None
+        model = newest_model(session) if self.settings.model == "auto" else None
         found = Standing(
             _rules(session, tenant_id),
             None if model is None else Held(str(self._artifact_dir / model.path), model.sha256),
@@ -437,7 +437,8 @@ def _rules(session: Session, tenant_id: int | None) -> tuple[Rule, ...]:
     )
 
 
-def _newest_model(session: Session) -> RewardModel | None:
+def newest_model(session: Session) -> RewardModel | None:
+    """The model that the guard asks, where one clears its bar."""
     found = select(RewardModel).where(RewardModel.kind == "guard", RewardModel.clears_bar)
     return session.scalar(found.order_by(RewardModel.id.desc()).limit(1))
 

@@ -28,6 +28,18 @@ def thresholds(session: Session) -> dict[int, tuple[float | None, Action]]:
     return {row.rule_id: (row.threshold, row.action) for row in found}
 
 
+def guard_words(threshold: float | None, action: str) -> str:
+    """What holds, as a line for the rule's page."""
+    if action == "off":
+        return gettext("it does not ask about this rule.")
+    limit = (
+        gettext("its model's own threshold") if threshold is None else gettext("P(broken) %(p)s", p=f"{threshold:g}")
+    )
+    if action == "record":
+        return gettext("it only records what breaks this, from %(limit)s on.", limit=limit)
+    return gettext("it cuts what breaks this, from %(limit)s on.", limit=limit)
+
+
 def history(session: Session, rule_id: int) -> list[RuleThreshold]:
     """What held for a rule, the newest first, with who set it; the newest 25."""
     query = select(RuleThreshold).options(joinedload(RuleThreshold.author)).where(RuleThreshold.rule_id == rule_id)

@@ -258,7 +258,7 @@ def _check_shares(shares: Sequence[Share], versions: dict[int, SystemPromptVersi
     if shares and total != 100:
         raise InvalidInput(gettext("the shares are %(total)s %% together; make them 100", total=total), param="shares")
     if any(not 0 < share.percent <= 100 for share in shares):
-        raise InvalidInput(gettext("a share is 1 to 100 %%"), param="shares")
+        raise InvalidInput(gettext("a share is a whole number from 1 to 100"), param="shares")
     if len(set(ids)) < len(ids):
         raise InvalidInput(gettext("a version is named twice; give it one share"), param="shares")
     if missing := [id_ for id_ in ids if id_ is not None and id_ not in versions]:

@@ -7,7 +7,7 @@ import pytest
 
 from core.db import Database
 from core.errors import Conflict, InvalidInput
-from core.settings import Settings
+from core.settings import SamplingSettings, Settings
 from feedback.rules.thresholds import history, set_threshold, thresholds
 from feedback.rules.words import Change
 from tests.serving.test_guarding import Installed
@@ -15,7 +15,8 @@ from tests.serving.test_guarding import Installed
 
 @pytest.fixture
 def guarded(settings: Settings, database: Database) -> Iterator[Installed]:
-    found = Installed(settings, database).with_model()
+    alone = settings.model_copy(update={"sampling": SamplingSettings(recorded_rate=0)})
+    found = Installed(alone, database).with_model()
     yield found
     found.stop()
 
