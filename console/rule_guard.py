@@ -14,7 +14,7 @@ from werkzeug.wrappers import Response
 from access.views import require_role
 from console import figures, quality_reader, words
 from console.figures import Column
-from console.forms import change_by
+from console.forms import change_by, whole_number
 from console.rewards import guarded_rule
 from core.errors import Conflict, InvalidInput
 from core.language import gettext as _
