@@ -11,13 +11,13 @@ import datetime as dt
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Float, Select, Text, and_, case, cast, func, literal_column, or_, select
+from sqlalchemy import Select, Text, and_, case, cast, func, literal_column, or_, select
 from sqlalchemy.orm import Session, aliased
 
 from core.language import N_
 from feedback.models import Completion, Judgment, Task, TaskItem
 from feedback.quality.acts import Window, counts
-from feedback.quality.clustered import Sums, quantiles, sums_of
+from feedback.quality.clustered import Sums, is_so, quantiles, sums_of
 from feedback.quality.estimate import Estimate
 from feedback.quality.violations import verdicts_asked_for
 from feedback.system_prompts.models import SystemPromptShare
@@ -68,13 +68,13 @@ def effects(session: Session, scope: Scope, incumbent: int) -> list[Effect]:
     preferred, undecided = _preferred(session, scope, incumbent)
     window = Window(simulated=scope.simulated)
     thumbs = (
-        _replies(scope, cast(Judgment.thumbs == 1, Float))
+        _replies(scope, is_so(Judgment.thumbs == 1))
         .join(Judgment, Judgment.completion_id == Completion.id)
         .where(Judgment.kind == "thumbs", counts(Judgment, window))
     )
     looked_at = cast(GuardReport.verdicts, Text).like("%rule_version_id%")
     guard = (
-        _replies(scope, cast(GuardReport.rule_version_id.is_not(None), Float))
+        _replies(scope, is_so(GuardReport.rule_version_id.is_not(None)))
         .join(GuardReport, GuardReport.completion_id == Completion.id)
         .where(looked_at)
     )
@@ -140,7 +140,7 @@ def _preferred(session: Session, scope: Scope, incumbent: int) -> tuple[dict[int
             beside.label("arm"),
             func.coalesce(one.system_prompt_unit, one.id).label("unit"),
             Judgment.choice,
-            cast(Judgment.choice == won, Float).label("won"),
+            is_so(Judgment.choice == won).label("won"),
         )
         .select_from(Task)
         .join(first, and_(first.task_id == Task.id, first.position == 0))

@@ -39,7 +39,7 @@ CURRENT = "current"
 PERIODS: dict[str, Any] = {
     CURRENT: _l("since these shares hold"), "7": _l("7 days"), "28": _l("28 days"), "90": _l("90 days"), "365": _l("365 days"),
 }  # fmt: skip
-TABLES = ("effects", "differences")
+TABLES = ("effects", "cost", "differences")
 
 blueprint = Blueprint("system_prompts", __name__, url_prefix="/system-prompts")
 
@@ -104,7 +104,7 @@ def _index(typed: dict[str, str]) -> str:
         offered = sorted({*percents, *(version.id for version in newest)} - {0})
         return render_template(
             "console/system_prompts.html",
-            asked=asked, periods=PERIODS, tenants=are_any(session), newest=newest, typed=typed, none=NONE,
+            asked=asked, periods=PERIODS, tenants=are_any(session), newest=newest, typed=typed, no_prompt=NONE,
             held=held, own=own, percents=percents, labels={i: v.label for i, v in versions.items()}, offered=offered,
             history=[(row, store.told(store.shares_of(row), versions)) for row in rows[: store.HISTORY]],
             older=rows[store.HISTORY - 1].number if len(rows) > store.HISTORY else None, tables=_tables(session, asked),
@@ -256,8 +256,11 @@ def _tables(session: Session, asked: Asked) -> dict[str, Table]:
         "as_of": found.at, "filters": asked.query(), "endpoint": "system_prompts.table",
         "empty": _("No shares hold. What versions do stands here once two of them have a share."),
     }  # fmt: skip
+    cells = [_row(effect, versions, percents) for effect in rows]
+    named = Column("version", _("Version"))
     return {
-        "effects": Table("effects", _("What each version does"), _columns(), [_row(e, versions, percents) for e in rows], note=_note(), **more),
+        "effects": Table("effects", _("What each version does"), _columns(), cells, note=_note(), **more),
+        "cost": Table("cost", _("What each version takes"), [named, *_cost_columns()], cells, **more),
         "differences": Table(
             "differences", _("Difference to the largest share"), _difference_columns(),
             [_difference(effect, rows[0], versions) for effect in rows[1:]] if rows else [],
@@ -293,18 +296,26 @@ def _columns() -> list[Column]:
     return [
         Column("version", _("Version")), Column("share", _("Share"), "share"), Column("units", _("Users or beginnings"), "number"),
         Column("replies", _("Replies"), "number"), Column("preferred", _("Preferred to the largest share"), "share"),
-        Column("ties", _("The same"), "number"), Column("both_bad", _("Both bad"), "number"), *_compared_columns(),
+        Column("ties", _("The same"), "number", shown=False), Column("both_bad", _("Both bad"), "number", shown=False),
+        *_quality_columns(),
     ]  # fmt: skip
 
 
 def _difference_columns() -> list[Column]:
-    return [Column("version", _("Version")), Column("beside", _("Less")), *_compared_columns()]
+    less = Column("beside", _("Less"), shown=False)
+    return [Column("version", _("Version")), less, *_quality_columns(), *_cost_columns()]
 
 
-def _compared_columns() -> list[Column]:
+def _quality_columns() -> list[Column]:
     return [
         Column("thumbs", _("Thumbs up, of thumbs"), "share"), Column("guard", _("Breaks a rule, by the guard"), "share"),
-        Column("judged", _("Breaks a rule, by people asked"), "share"), Column("tokens", _("Tokens, mean"), "figure"),
+        Column("judged", _("Breaks a rule, by people asked"), "share"),
+    ]  # fmt: skip
+
+
+def _cost_columns() -> list[Column]:
+    return [
+        Column("tokens", _("Tokens, mean"), "figure"),
         Column("p50_s", _("Seconds, half are faster"), "figure"), Column("p95_s", _("Seconds, 95 % are faster"), "figure"),
     ]  # fmt: skip
 

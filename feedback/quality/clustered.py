@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Float, Select, and_, cast, func, or_, select
+from sqlalchemy import Float, Select, and_, case, cast, func, or_, select
 from sqlalchemy.orm import Session
 
 from core.intervals import Z95, wilson
@@ -64,6 +64,11 @@ class Sums:
         return Estimate(self.mean, self.mean - half, self.mean + half, n=int(self.n))
 
 
+def is_so(condition: Any) -> Any:
+    """1 where a condition holds, else 0: PostgreSQL makes no numbers of booleans."""
+    return case((condition, 1), else_=0)
+
+
 def sums_of(session: Session, rows: Select[Any]) -> dict[int, Sums]:
     """By group, the sums of rows.
 
@@ -97,7 +102,7 @@ def quantiles(session: Session, rows: Select[Any], q: float, otherwise: str) -> 
     if not value:
         return {}
     below = or_(*(and_(each.c.arm == arm, each.c.s <= v) for arm, v in value.items()))
-    shares = sums_of(session, select(each.c.arm, each.c.unit, cast(below, Float).label("s")).where(known))
+    shares = sums_of(session, select(each.c.arm, each.c.unit, is_so(below).label("s")).where(known))
     ends: dict[int, tuple[int, int]] = {}
     for arm, found in shares.items():
         if (variance := found.variance) is not None:
