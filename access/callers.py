@@ -1,5 +1,6 @@
 """Who calls an API: a program that shows a key, or a signed-in browser that sends its CSRF token as `X-CSRFToken`."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from flask import current_app, request
@@ -40,11 +41,12 @@ class Asking:
         return self.terms.tenant_id if self.terms else None
 
 
-def asking(scope: str) -> Asking:
+def asking(scope: str, session: Session | None = None) -> Asking:
     """Who asks, by one look-up in the database.
 
     Args:
         scope: what the key must be good for.
+        session: of who has more to read; else one of its own is opened.
 
     Raises:
         Unauthenticated: no good key and nobody signed in.
@@ -52,8 +54,8 @@ def asking(scope: str) -> Asking:
     """
     per_person = runtime().settings.limits.requests_per_minute
     if bearer := _bearer():
-        with runtime().db.read() as session:
-            caller = _known(authenticate(session, bearer, scope))
+        with nullcontext(session) if session is not None else runtime().db.read() as reading:
+            caller = _known(authenticate(reading, bearer, scope))
         found = [Limit(f"key:{caller.key_id}", caller.requests_per_minute)]
         found += [caller.terms.pace if caller.terms else Limit(f"person:{caller.person_id}", per_person)]
         return Asking(caller.person_id, caller.terms, tuple(limit for limit in found if limit.requests_per_minute))

@@ -138,7 +138,10 @@ def expire_known(session: Session, entity: type[Base], key: int) -> None:
 
 def _to_json(value: Any) -> str:
     """JSON as PostgreSQL takes it: NaN and infinities, which JSON does not know, become null."""
-    return json.dumps(_finite(value), allow_nan=False)
+    try:
+        return json.dumps(value, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(value), allow_nan=False)
 
 
 def _finite(value: Any) -> Any:
@@ -160,9 +163,8 @@ def _sqlite_connect(connection: Any, record: Any) -> None:
     cursor.close()
 
 
-def _file_of(connection: Any) -> tuple[int, int, int] | None:
-    """Which file a connection stands on, and in which process; None for a database in memory, or one whose file is gone."""
-    path = connection.execute("PRAGMA database_list").fetchone()[2]
+def _file_of(path: str) -> tuple[int, int, int] | None:
+    """Which file has this name, and in which process that is asked; None for a database in memory, or a file that is gone."""
     try:
         found = os.stat(path)
     except (FileNotFoundError, ValueError):
@@ -172,7 +174,9 @@ def _file_of(connection: Any) -> tuple[int, int, int] | None:
 
 def _check_file(connection: Any, record: Any, proxy: Any) -> None:
     """A pooled connection is no good in a child of its process, nor once another file, as out of a backup, has its name."""
-    if record.info.setdefault("file", now := _file_of(connection)) != now:
+    if (path := record.info.get("path")) is None:
+        path = record.info["path"] = connection.execute("PRAGMA database_list").fetchone()[2]
+    if record.info.setdefault("file", now := _file_of(path)) != now:
         raise DisconnectionError("this connection is of another file or process; the pool makes a new one")
 
 
@@ -192,4 +196,4 @@ def _check_idle(connection: Any, record: Any, proxy: Any) -> None:
 
 def _sqlite_begin(connection: Any) -> None:
     mode = connection.get_execution_options().get("sqlite_begin", "DEFERRED")
-    connection.exec_driver_sql(f"BEGIN {mode}")
+    connection.connection.dbapi_connection.execute(f"BEGIN {mode}")

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import bindparam, insert, select, update
 from sqlalchemy.orm import Session
 
 from core.db import table_of
@@ -13,6 +13,12 @@ from feedback.models import Completion, Prompt, Task
 
 _PROMPT = table_of(Prompt)
 _MADE = insert(_PROMPT).returning(_PROMPT.c.id, sort_by_parameter_order=True)
+_KNOWN = select(_PROMPT.c.messages_sha256, _PROMPT.c.id).where(
+    _PROMPT.c.messages_sha256.in_(bindparam("digests", expanding=True))
+)
+# Not `IS NOT DISTINCT FROM`, which PostgreSQL looks up in no index.
+_KNOWN_OF_HOUSE = _KNOWN.where(_PROMPT.c.tenant_id.is_(None))
+_KNOWN_OF_TENANT = _KNOWN.where(_PROMPT.c.tenant_id == bindparam("tenant_id"))
 
 
 @dataclass(frozen=True)
@@ -69,10 +75,11 @@ def add_prompts(session: Session, conversations: Sequence[Conversation], source:
     keys = [(each.tenant_id, conversation_hash(each.messages)) for each in conversations]
     known: dict[tuple[int | None, str], int] = {}
     for tenant_id in {tenant_id for tenant_id, _ in keys}:
-        of_whom = _PROMPT.c.tenant_id.is_(None) if tenant_id is None else _PROMPT.c.tenant_id == tenant_id
-        digests = {digest for whose, digest in keys if whose == tenant_id}
-        found = select(_PROMPT.c.messages_sha256, _PROMPT.c.id).where(of_whom, _PROMPT.c.messages_sha256.in_(digests))
-        known |= {(tenant_id, digest): prompt_id for digest, prompt_id in session.connection().execute(found)}
+        digests = list({digest for whose, digest in keys if whose == tenant_id})
+        of_whom = {} if tenant_id is None else {"tenant_id": tenant_id}
+        asked = _KNOWN_OF_HOUSE if tenant_id is None else _KNOWN_OF_TENANT
+        found = session.connection().execute(asked, {"digests": digests, **of_whom})
+        known |= {(tenant_id, digest): prompt_id for digest, prompt_id in found}
     fresh = {key: each for key, each in zip(keys, conversations, strict=True) if key not in known}
     if fresh:
         rows = [

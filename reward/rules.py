@@ -164,6 +164,7 @@ def train_rules(  # noqa: PLR0913 (inputs, outputs and settings of a stage)
     final = members.only(members.names[-1:])
     seen_logits = final.scores(ids[n_train:])[0].tolist()
     _save(final, out)
+    final.release()
     scorer = RuleScorer(final, temperature)
     made = {"pooling": POOLING, "scored_by": [FINAL], "temperature": temperature, "probe": scorer.probe()}
     write_run(out, "rules", settings.model_dump(), target, **made)

@@ -49,15 +49,15 @@ CHAT_MEDIA = ("application/json", "text/event-stream")
 @operation("Chat", ChatAnswer, body=ChatBody, scope="chat", errors=(404, 409, 429, 503), media=CHAT_MEDIA)
 def chat_completions() -> Response:
     """Answer a conversation, whole or streamed; the reply is stored before its last byte goes out."""
-    who, call = asking("chat"), this_call()
-    body = parse_body(ChatBody)
-    settings, chat = runtime().settings, chat_of(current_app)
-    consent = consent_of(
-        flask.request.headers.get(HEADER), body.consent, NONE if body.store is False else None,
-        default=(who.terms.consent if who.terms else None) or settings.privacy.consent,
-    )  # fmt: skip
-    admit(runtime().db, who.limits, who.terms, settings.limits)
+    settings, chat, call = runtime().settings, chat_of(current_app), this_call()
     with runtime().db.read() as session:
+        who = asking("chat", session)
+        body = parse_body(ChatBody)
+        consent = consent_of(
+            flask.request.headers.get(HEADER), body.consent, NONE if body.store is False else None,
+            default=(who.terms.consent if who.terms else None) or settings.privacy.consent,
+        )  # fmt: skip
+        admit(runtime().db, who.limits, who.terms, settings.limits)
         version = resolve(session, pinned(who.terms, body.model, PUBLIC_NAME))
         standing = chat.guard.standing(session, who.tenant_id)
         offer = chat.prompting.offer(

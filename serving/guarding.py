@@ -242,6 +242,7 @@ class Watch:
         self._records = [Window([scan], fail_closed=False) for action, scan in scans if action == "record"] + (
             [Window(asked=(RULES,), pieces=AT_THE_END, fail_closed=False)] if self._recording else []
         )
+        self._unasked: list[tuple[Window, Ask]] = []
         self._written: list[str] = []
         self._shown: list[str] = []
 
@@ -255,7 +256,7 @@ class Watch:
 
     async def whole(self, reply: ChatReply) -> tuple[str, str]:
         """Text and finish reason of a whole reply as it may be shown."""
-        actions = [*self.feed(reply.text), *self.finish()]
+        actions = self.feed(reply.text, last=True)
         while actions:
             action = actions.pop(0)
             if isinstance(action, Release):
@@ -270,12 +271,12 @@ class Watch:
 
     # --- steps of both
 
-    def feed(self, text: str) -> list[Action]:
+    def feed(self, text: str, *, last: bool = False) -> list[Action]:
         """Take what the policy wrote next."""
         self._written.append(text)
         for record in self._records:
-            record.feed(text)
-        return self.window.feed(text)
+            self._later(record, record.feed(text, last=last))
+        return self.window.feed(text, last=last)
 
     def finish(self) -> list[Action]:
         """The policy has ended."""
@@ -308,9 +309,12 @@ class Watch:
     async def record_rest(self) -> None:
         """What is only recorded is asked at the end, when nobody waits for it any more."""
         for record in self._records:
-            for action in record.finish():
-                if isinstance(action, Ask):
-                    record.answer(action.upto, await self._ask(action, self._recording))
+            self._later(record, record.finish())
+        for record, asked in self._unasked:
+            record.answer(asked.upto, await self._ask(asked, self._recording))
+
+    def _later(self, record: Window, actions: Sequence[Action]) -> None:
+        self._unasked += [(record, action) for action in actions if isinstance(action, Ask)]
 
     def show(self, text: str) -> str:
         """What the reader gets, remembered."""

@@ -5,6 +5,7 @@ never a silent step to another one.
 """
 
 import logging
+from functools import lru_cache
 from typing import Any
 
 from flask import Flask, current_app
@@ -33,7 +34,12 @@ _NAMED = select(_VERSION).where(_VERSION.c.name == bindparam("name"), _VERSION.c
 def _one(session: Session, statement: Select[Any], **values: str) -> PolicyVersion | None:
     """The version that is found, as an object of no session: every chat call asks for one, and nobody changes it here."""
     row = session.connection().execute(statement, values).one_or_none()
-    return None if row is None else PolicyVersion(**row._mapping)
+    return None if row is None else _version(*row)
+
+
+@lru_cache(maxsize=64)
+def _version(*columns: Any) -> PolicyVersion:
+    return PolicyVersion(**dict(zip(_VERSION.c.keys(), columns, strict=True)))
 
 
 def resolve(session: Session, model: str) -> PolicyVersion:

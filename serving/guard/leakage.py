@@ -74,14 +74,10 @@ class LeakageScan:
         self._between = 0
         self._text, self._offset = "", 0
 
-    def feed(self, text: str) -> None:
-        if self.found is None and text:
+    def feed(self, text: str, *, last: bool = False) -> None:
+        if self.found is None and (text or last):
             self._text += text
-            self._read(finished=False)
-
-    def finish(self) -> None:
-        if self.found is None:
-            self._read(finished=True)
+            self._read(finished=last)
 
     def _read(self, *, finished: bool) -> None:
         """Take in the words that are complete."""

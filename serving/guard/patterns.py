@@ -6,6 +6,7 @@ In: pieces. Out: up to where the text is decided and clear, or the first find. W
 
 import re
 from collections.abc import Sequence
+from functools import cache
 from time import perf_counter
 from typing import Protocol
 
@@ -26,11 +27,8 @@ class Scan(Protocol):
     clear: int
     found: Span | None
 
-    def feed(self, text: str) -> None:
-        """Take the next piece."""
-
-    def finish(self) -> None:
-        """There is no more: decide all."""
+    def feed(self, text: str, *, last: bool = False) -> None:
+        """Take the next piece; after the last one all is decided."""
 
 
 class PatternScan:
@@ -45,19 +43,15 @@ class PatternScan:
         self.check = check
         self.clear = 0
         self.found: Span | None = None
-        self._groups = _grouped(detectors)
+        self._groups = _grouped(tuple(detectors))
         self._decided = [0] * len(self._groups)  # of each group, in characters of the whole text
         self._candidates: list[tuple[int, int, Span]] = []
         self._text, self._offset = "", 0  # what may be looked at again, and where in the whole text it begins
 
-    def feed(self, text: str) -> None:
-        if self.found is None and text:
+    def feed(self, text: str, *, last: bool = False) -> None:
+        if self.found is None and (text or last):
             self._text += text
-            self._search(finished=False)
-
-    def finish(self) -> None:
-        if self.found is None:
-            self._search(finished=True)
+            self._search(finished=last)
 
     def _search(self, *, finished: bool) -> None:
         n = len(self._text)
@@ -85,7 +79,8 @@ class PatternScan:
                 break
 
 
-def _grouped(detectors: Sequence[Detector]) -> list[tuple[re.Pattern[str], int, list[tuple[int, Detector]]]]:
+@cache
+def _grouped(detectors: tuple[Detector, ...]) -> list[tuple[re.Pattern[str], int, list[tuple[int, Detector]]]]:
     """Detectors whose matches begin alike, with their longest match: what holds text back is asked once for all of them."""
     groups: dict[re.Pattern[str], list[tuple[int, Detector]]] = {}
     for rank, detector in enumerate(detectors):
@@ -96,8 +91,7 @@ def _grouped(detectors: Sequence[Detector]) -> list[tuple[re.Pattern[str], int, 
 def judge(scan: Scan, text: str, side: Side) -> Verdict:
     """The verdict of a fresh scan on a whole text."""
     begun = perf_counter()
-    scan.feed(text)
-    scan.finish()
+    scan.feed(text, last=True)
     spent_s = perf_counter() - begun
     if scan.found is None:
         return Verdict(scan.check, side, "clear", latency_s=spent_s, upto=len(text))

@@ -109,31 +109,30 @@ class Window:
         self._spent_s = [0.0] * len(self._scans)
         self._finishing = False
 
-    def feed(self, text: str) -> list[Action]:
+    def feed(self, text: str, *, last: bool = False) -> list[Action]:
         """Take the next piece of the reply.
 
+        Args:
+            last: no text follows, as after `finish`; what comes whole is searched once so, not also for what may be in progress.
+
         Raises:
-            RuntimeError: after `finish`.
+            RuntimeError: after the last piece or `finish`.
         """
         if self._finishing:
             raise RuntimeError("the reply was finished: no text can follow")
         if self.cut:
             return []
+        self._finishing = last
         self._text.append(text)
         for i, scan in enumerate(self._scans):
             begun = perf_counter()
-            scan.feed(text)
+            scan.feed(text, last=last)
             self._spent_s[i] += perf_counter() - begun
         return self._go_on()
 
     def finish(self) -> list[Action]:
         """There is no more text. Once all is answered `done` is true; a second call changes nothing."""
-        if self.cut or self._finishing:
-            return []
-        self._finishing = True
-        for scan in self._scans:
-            scan.finish()
-        return self._go_on()
+        return [] if self.cut or self._finishing else self.feed("", last=True)
 
     def answer(self, upto: int, verdicts: Sequence[Verdict]) -> list[Action]:
         """What the asked checks say of the reply up to `upto`, one verdict or more of each.

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from core.errors import ArtifactError, StageError
 from core.messages import user
 from feedback.dataset import RuleExample
-from reward.rules import FINAL, RuleScorer, _clears, _parts, encode_question, train_rules, why_not
+from reward.members import Members
+from reward.rules import FINAL, RuleScorer, _clears, _on_unseen, _parts, encode_question, train_rules, why_not
 from tests.reward.test_preference import NAMES, SMALL
 from tests.tiny import make_tiny_base
 
@@ -141,6 +142,25 @@ def test_one_rule_is_trained_on_and_its_bar_is_not_cleared(base: Path, tmp_path:
     )
     assert facts["unseen"]["undefined"] == "only 1 rule has verdicts; at least two are needed to hold one out"
     assert (facts["unseen"]["n"], facts["temperature"], facts["clears_bar"]) == (0, 1.0, False)
+
+
+def test_the_saved_model_is_compared_with_what_it_computes_anew(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What training keeps of the frozen layers was rounded in other batches; in bf16 that is seen."""
+
+    def rounded_otherwise(members: Members, *given: Any) -> Any:
+        found = _on_unseen(members, *given)
+        assert members.trunk is not None
+        assert members.trunk.states
+        for states in members.trunk.states.values():
+            states.add_(0.1)
+        return found
+
+    monkeypatch.setattr("reward.rules._on_unseen", rounded_otherwise)
+    settings = SETTINGS.model_copy(update={"rule_epochs": 1.0})
+    (tmp_path / "out").mkdir()
+    train_rules(examples(0, 60), examples(60, 12), base, tmp_path / "work", tmp_path / "out", settings, device="cpu")
 
 
 def test_the_bar() -> None:

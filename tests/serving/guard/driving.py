@@ -24,8 +24,12 @@ class Seen:
     """Characters held after each piece."""
 
 
-def drive(window: Window, pieces: Iterable[str], judge: Judge = rules_clear) -> Seen:
-    """All pieces, then the end; each question is answered before the next piece."""
+def drive(window: Window, pieces: Iterable[str], judge: Judge = rules_clear, *, whole: bool = False) -> Seen:
+    """All pieces, then the end; each question is answered before the next piece.
+
+    Args:
+        whole: the pieces come as one, which is known to be the last.
+    """
     seen, fed = Seen(), 0
 
     def take(actions: list[Action]) -> None:
@@ -41,8 +45,8 @@ def drive(window: Window, pieces: Iterable[str], judge: Judge = rules_clear) -> 
                 case Cut():
                     seen.cut = action
 
-    for piece in pieces:
-        take(window.feed(piece))
+    for piece in ["".join(pieces)] if whole else pieces:
+        take(window.feed(piece, last=whole))
         fed += len(piece)
         seen.lags.append(fed - len(seen.released))
     take(window.finish())

@@ -127,7 +127,7 @@ def counted(text: str, size: int) -> float:
     scan = PatternScan("secrets", detectors)
     for at in range(0, len(text), size):
         scan.feed(text[at : at + size])
-    scan.finish()
+    scan.feed("", last=True)
     assert scan.found is None
     return Counted.characters / len(ALL) / len(text)
 

@@ -41,15 +41,16 @@ def says(outcome: Outcome, at: str) -> object:
 @settings(deadline=None)
 @given(prose(12), st.lists(st.integers(0, 10**6), max_size=40), st.booleans())
 def test_with_nothing_found_all_of_the_text_comes_out_unchanged(text: str, cuts: list[int], asked: bool) -> None:
-    scans = [PatternScan("secrets", SECRETS), LeakageScan([SYSTEM])]
-    guard = Window(scans, asked=("rules",) if asked else (), pieces=Pieces(first_chars=4, piece_chars=16))
+    guard, at_once = (window(asked, pieces=Pieces(first_chars=4, piece_chars=16)) for _ in range(2))
     seen = drive(guard, split(text, cuts))
+    whole = drive(at_once, [text], whole=True)
+    assert bool(whole.cut) == bool(seen.cut)
     if seen.cut is None:
-        assert seen.released == text
-        assert guard.done
-        assert [v.outcome for v in guard.verdicts()] == ["clear", "clear", "clear" if text else "not_scanned"][
-            : 2 + asked
-        ]
+        for found, of in ((seen, guard), (whole, at_once)):
+            assert found.released == text
+            assert of.done
+            said = [v.outcome for v in of.verdicts()]
+            assert said == ["clear", "clear", "clear" if text else "not_scanned"][: 2 + asked]
     else:
         assert text.startswith(seen.released)
 
