@@ -30,6 +30,8 @@ import access.views
 import commands.cli
 import console.quality_views
 import console.reward_views
+import console.rule_guard
+import console.system_prompts
 import console.tenant_api
 import console.tenants
 import console.views
@@ -145,6 +147,8 @@ def _install_pages(app: Flask, csrf: CSRFProtect) -> None:
     app.register_blueprint(console.quality_views.blueprint)
     app.register_blueprint(console.reward_views.blueprint)
     app.register_blueprint(console.tenants.blueprint)
+    app.register_blueprint(console.system_prompts.blueprint)
+    app.register_blueprint(console.rule_guard.blueprint)
     app.register_blueprint(serving.views.blueprint)
     app.register_blueprint(serving.metrics.blueprint)
     app.register_blueprint(feedback.api.docs.blueprint)

@@ -105,6 +105,11 @@ def is_key(session: Session, secret: str) -> bool:
     return session.scalar(select(ApiKey.id).where(ApiKey.key_sha256 == _sha256(secret))) is not None
 
 
+def has_keys(session: Session, person: Person) -> bool:
+    """Whether a key was ever made for this person."""
+    return session.scalar(select(ApiKey.id).where(ApiKey.person_id == person.id).limit(1)) is not None
+
+
 def authenticate(session: Session, bearer: str, scope: str, *, lock: bool = False) -> Caller:
     """Whose key `bearer` (with or without the word "Bearer") is, if it may be used for `scope`.
 

@@ -2,7 +2,9 @@
 
 The folder is laid out as a device has it, its artifact folder:
 
-    rules.json, settings.json        the rules in force with their words; the guard's actions and thresholds, limits of the chat API
+    rules.json, settings.json        the rules in force with their words and what leads set for each; the guard's actions and
+                                     thresholds, limits of the chat API
+    system_prompts.json              the system prompts that conversations get, with their shares
     model/                           form "gguf": base and adapter in one file, with configuration and tokenizer
     adapter/                         form "adapter": the adapter alone; the base is named by its hash and has to be there
     guard/, encoder/                 the guard's model, where one is in force, and the encoder that it works with
@@ -18,14 +20,30 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from access.tenants import tenant_id_of
-from bundle.manifest import ADAPTER, ENCODER, GGUF, GUARD, MODEL, RULES, SETTINGS, Form, GuardPart, NeededBase, Policy
+from bundle.manifest import (
+    ADAPTER,
+    ENCODER,
+    GGUF,
+    GUARD,
+    MODEL,
+    PROMPTS,
+    RULES,
+    SETTINGS,
+    Form,
+    GuardPart,
+    NeededBase,
+    Policy,
+)
 from core import pretrained
 from core.artifacts import verify_folder, write_json
 from core.errors import ArtifactError, BundleRefused
-from core.settings import GuardSettings, Settings
+from core.settings import GuardSettings, Settings, SystemPromptSettings
+from core.settings.serving import Action
 from feedback.models import RuleVersion, Snapshot
 from feedback.rules.store import active_rules
+from feedback.rules.thresholds import thresholds
 from feedback.rules.words import RuleWords, words_of
+from feedback.system_prompts.store import holding, shares_of, versions_by_id
 from policy.base import base_model_path
 from policy.client import verify_adapter
 from policy.models import GateReport, PolicyVersion
@@ -52,10 +70,23 @@ class BundledRule(BaseModel):
     slug: str
     version: int
     words: dict[str, Any]
+    threshold: float | None = None
+    action: Action = "block"
 
     def row(self, rule_id: int) -> RuleVersion:
         """The version as a device has it."""
         return RuleVersion(rule_id=rule_id, version=self.version, active=True, note="edge bundle", **self.words)
+
+
+class BundledPrompt(BaseModel):
+    """A system prompt's version and its percent of the conversations; without a name, that of none."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    percent: int
+    name: str | None = None
+    version: int = 1
+    text: str = ""
 
 
 class BundledSettings(BaseModel):
@@ -64,6 +95,7 @@ class BundledSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     guard: dict[str, Any]
+    system_prompts: dict[str, Any]
     chat: dict[str, Any]
 
 
@@ -74,6 +106,7 @@ class Contents:
     policy: Policy
     version: PolicyVersion
     rules: tuple[BundledRule, ...]
+    prompts: tuple[BundledPrompt, ...]
     tenant: str | None
     guard: RewardModel | None
     guard_snapshot_sha256: str | None
@@ -89,6 +122,7 @@ def gather(session: Session, settings: Settings, name: str | None, tenant: str |
     version = find_version(session, name) if name else active_version(session)
     report = session.scalar(select(GateReport.passed).where(GateReport.policy_version_id == version.id))
     guard = guard_in_force(session) if settings.guard.model == "auto" else None
+    tenant_id, held = tenant_id_of(session, tenant), thresholds(session)
     return Contents(
         Policy(
             name=version.name, base_model=version.base_model, base_sha256=version.base_sha256,
@@ -96,10 +130,13 @@ def gather(session: Session, settings: Settings, name: str | None, tenant: str |
         ),
         version,
         tuple(
-            BundledRule(slug=v.rule.slug, version=v.version, words=words_of(v).model_dump(mode="json", warnings=False))
-            for v in active_rules(session, tenant_id_of(session, tenant))
+            BundledRule(
+                slug=v.rule.slug, version=v.version, words=words_of(v).model_dump(mode="json", warnings=False),
+                **dict(zip(("threshold", "action"), held.get(v.rule_id, (None, "block")), strict=True)),
+            )
+            for v in active_rules(session, tenant_id)
         ),
-        tenant, guard, _sha256_of(session, guard.snapshot_id) if guard else None,
+        _prompts(session, tenant_id), tenant, guard, _sha256_of(session, guard.snapshot_id) if guard else None,
     )  # fmt: skip
 
 
@@ -118,6 +155,7 @@ def write_contents(
         ArtifactError: something is missing or damaged, or GGUF cannot hold this model.
     """
     write_json(folder / RULES, [rule.model_dump() for rule in contents.rules])
+    write_json(folder / PROMPTS, [prompt.model_dump() for prompt in contents.prompts])
     write_json(folder / SETTINGS, of_the_bundle(settings).model_dump())
     adapter, base = verify_adapter(contents.version, settings.artifact_dir), base_model_path(settings)
     _require_weights(base, contents.policy.base_sha256)
@@ -136,7 +174,8 @@ def write_contents(
 def of_the_bundle(settings: Settings) -> BundledSettings:
     """The settings that a bundle takes along."""
     guard = settings.guard.model_dump(mode="json", exclude=GUARD_OF_DEVICE)
-    return BundledSettings(guard=guard, chat={name: getattr(settings, name) for name in CHAT})
+    prompts = settings.system_prompts.model_dump(mode="json", exclude={"refresh_s"})
+    return BundledSettings(guard=guard, system_prompts=prompts, chat={name: getattr(settings, name) for name in CHAT})
 
 
 def read_rules(artifacts: Path) -> list[BundledRule]:
@@ -154,6 +193,18 @@ def read_rules(artifacts: Path) -> list[BundledRule]:
     return rules
 
 
+def read_prompts(artifacts: Path) -> list[BundledPrompt]:
+    """The system prompts of an unpacked bundle.
+
+    Raises:
+        BundleRefused: this Dunnock cannot read them.
+    """
+    try:
+        return TypeAdapter(list[BundledPrompt]).validate_json((artifacts / PROMPTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _unreadable(PROMPTS, error) from error
+
+
 def read_settings(artifacts: Path) -> BundledSettings:
     """The settings of an unpacked bundle.
 
@@ -164,7 +215,11 @@ def read_settings(artifacts: Path) -> BundledSettings:
         found = BundledSettings.model_validate_json((artifacts / SETTINGS).read_text(encoding="utf-8"))
     except (OSError, ValidationError) as error:
         raise _unreadable(SETTINGS, error) from error
-    ours = {"guard": set(GuardSettings.model_fields) - GUARD_OF_DEVICE, "chat": set(CHAT)}
+    ours = {
+        "guard": set(GuardSettings.model_fields) - GUARD_OF_DEVICE,
+        "system_prompts": set(SystemPromptSettings.model_fields) - {"refresh_s"},
+        "chat": set(CHAT),
+    }
     for name, known in ours.items():
         if apart := set(getattr(found, name)) ^ known:
             raise BundleRefused(
@@ -186,6 +241,23 @@ def require_base(base: Path, needs: NeededBase) -> None:
 def base_files(base: Path) -> dict[str, str]:
     """sha256 of what stands beside a base's weights and says how texts become tokens, by name."""
     return {path.name: pretrained.file_sha256(path) for path in _beside_weights(base)}
+
+
+def _prompts(session: Session, tenant_id: int | None) -> tuple[BundledPrompt, ...]:
+    shares = shares_of(holding(session, tenant_id))
+    versions = versions_by_id(session, [share.version_id for share in shares if share.version_id is not None])
+    found = []
+    for share in shares:
+        if share.version_id is None:
+            found.append(BundledPrompt(percent=share.percent))
+        else:
+            version = versions[share.version_id]
+            found.append(
+                BundledPrompt(
+                    percent=share.percent, name=version.system_prompt.name, version=version.version, text=version.text
+                )
+            )
+    return tuple(found)
 
 
 def _write_gguf(base: Path, adapter: Path | None, folder: Path, kind: "BaseType") -> None:

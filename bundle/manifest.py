@@ -13,6 +13,7 @@ from core.errors import BundleRefused
 
 MANIFEST = "manifest.json"
 RULES = "rules.json"
+PROMPTS = "system_prompts.json"
 SETTINGS = "settings.json"
 ADAPTER = "adapter"
 MODEL = "model"

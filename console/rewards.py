@@ -263,13 +263,7 @@ def _guarded_rules(evaluation: dict[str, Any]) -> Table | None:
     found = evaluation.get("per_rule") or []
     if not found:
         return None
-    rows = [
-        {
-            "rule": row["rule"], "auc": _auc(row["auc"]), "threshold": Estimate(row["threshold"]),
-            "recall": _rate(row.get("recall")), "false_hits": _rate(row.get("false_hits")),
-        }
-        for row in found
-    ]  # fmt: skip
+    rows = [_guarded(row) for row in found]
     columns = [
         Column("rule", _("Rule"), "user"),
         Column("auc", _("AUC"), "figure"),
@@ -280,6 +274,19 @@ def _guarded_rules(evaluation: dict[str, Any]) -> Table | None:
     return Table(
         "per-rule", _("By rule"), columns, rows, note=_("On prompts that it was not trained on. 0.5 is chance.")
     )
+
+
+def guarded_rule(evaluation: dict[str, Any], slug: str) -> dict[str, Any] | None:
+    """What a guard's model is worth on one rule, on held-out prompts: auc, threshold, recall, false_hits; None where it was not measured."""
+    row = next((row for row in evaluation.get("per_rule") or [] if row["rule"] == slug), None)
+    return None if row is None else _guarded(row)
+
+
+def _guarded(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "rule": row["rule"], "auc": _auc(row["auc"]), "threshold": Estimate(row["threshold"]),
+        "recall": _rate(row.get("recall")), "false_hits": _rate(row.get("false_hits")),
+    }  # fmt: skip
 
 
 def _guard_calibration(evaluation: dict[str, Any]) -> Table | None:

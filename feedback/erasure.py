@@ -80,7 +80,9 @@ def erase_user(session: Session, user_key: str, actor: str, *, dry_run: bool = F
         if not dry_run:
             _erase_words_about(session, some)
             erased.add(_empty(session, some))
-            session.execute(update(Completion).where(Completion.id.in_(some)).values(user_key=None))
+            session.execute(
+                update(Completion).where(Completion.id.in_(some)).values(user_key=None, system_prompt_unit=None)
+            )
     if ids and not dry_run:
         record(session, actor, "user.erase", f"user:{user_key[:12]}", after=vars(erased))
     return erased
@@ -156,8 +158,16 @@ def _empty(session: Session, ids: Sequence[str]) -> Erased:
     waiting = update(Task).where(Task.id.in_(about), Task.state == "live").values(state="cancelled")
     tasks = len(session.scalars(waiting.returning(Task.id)).all())
     other = aliased(Completion)
-    asked = select(Completion.prompt_id).where(Completion.id.in_(ids))
-    needed = exists().where(other.prompt_id == Prompt.id, other.erased_at.is_(None))
+    # A pair of two system prompts asks about the conversation without either, which no completion names.
+    shown = select(Task.prompt_id).where(Task.id.in_(about), Task.prompt_id.is_not(None))
+    asked = select(Completion.prompt_id).where(Completion.id.in_(ids)).union(shown)
+    needed = or_(
+        exists().where(other.prompt_id == Prompt.id, other.erased_at.is_(None)),
+        exists().where(
+            Task.prompt_id == Prompt.id, TaskItem.task_id == Task.id, other.id == TaskItem.completion_id,
+            other.erased_at.is_(None),
+        ),
+    )  # fmt: skip
     imported = exists().where(ImportedPair.prompt_id == Prompt.id)
     found = select(Prompt).where(Prompt.id.in_(asked), Prompt.source == "served", ~needed, ~imported)
     prompts = session.scalars(found.order_by(Prompt.id).with_for_update(of=Prompt)).all()

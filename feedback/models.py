@@ -14,6 +14,7 @@ from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from access.models import Person
 from core.db import Base, utcnow
+from feedback.system_prompts.models import SystemPromptShare, SystemPromptVersion
 
 LIVE = text("state = 'live'")
 MADE = text("state <> 'cancelled'")
@@ -24,6 +25,7 @@ WAITING = text("state = 'waiting'")
 OF_HOUSE = text("tenant_id IS NULL")
 OF_TENANTS = text("tenant_id IS NOT NULL")
 OF_USERS = text("user_key IS NOT NULL")
+OF_SHARES = text("system_prompt_share_id IS NOT NULL")
 KEPT = text("erased_at IS NULL AND source IN ('served','withheld','paired')")
 
 
@@ -65,8 +67,13 @@ class Completion(Base):
         Index("ix_completion_user_key", "user_key", sqlite_where=OF_USERS, postgresql_where=OF_USERS),
         # What retention goes through: served texts that are still there.
         Index("ix_completion_kept", "created_at", sqlite_where=KEPT, postgresql_where=KEPT),
+        # What versions of system prompts are compared by: replies whose version was drawn.
+        Index(
+            "ix_completion_system_prompt", "created_at", "system_prompt_version_id",
+            sqlite_where=OF_SHARES, postgresql_where=OF_SHARES,
+        ),
         CheckConstraint("consent IS NULL OR consent IN ('none','service','training')", name="consent"),
-    )
+    )  # fmt: skip
 
     id: Mapped[str] = mapped_column(String(40), primary_key=True, default=completion_id)
     prompt_id: Mapped[int] = mapped_column(ForeignKey("prompt.id"), index=True)
@@ -76,6 +83,12 @@ class Completion(Base):
         String(20)
     )  # served | withheld | paired | rollout | contrast | import | correction
     policy_version_id: Mapped[int | None] = mapped_column(ForeignKey("policy_version.id"), index=True)
+    system_prompt_version_id: Mapped[int | None] = mapped_column(
+        ForeignKey(SystemPromptVersion.id)
+    )  # that it was given
+    # The shares that it was drawn by, also where they drew none; None: nobody drew, or the caller chose.
+    system_prompt_share_id: Mapped[int | None] = mapped_column(ForeignKey(SystemPromptShare.id))
+    system_prompt_unit: Mapped[str | None] = mapped_column(String(16))  # who is drawn together: a keyed hash
     person_id: Mapped[int | None] = mapped_column(ForeignKey("person.id"))  # who asked for it in a chat, where known
     text: Mapped[str] = mapped_column(Text)
     finish_reason: Mapped[str | None] = mapped_column(String(20))
@@ -328,6 +341,27 @@ class RuleVersion(Base):
     author_id: Mapped[int | None] = mapped_column(ForeignKey("person.id"))  # None: the starter set
     author: Mapped[Person | None] = relationship()
     note: Mapped[str] = mapped_column(Text, default="")  # what was changed, and why
+    created_at: Mapped[dt.datetime] = mapped_column(default=utcnow)
+
+
+class RuleThreshold(Base):
+    """What the guard does about a rule, from one edit to the next; the newest row holds. Without one: as the settings say."""
+
+    __tablename__ = "rule_threshold"
+    __table_args__ = (
+        UniqueConstraint("rule_id", "number"),
+        CheckConstraint("threshold IS NULL OR (threshold > 0 AND threshold <= 1)", name="threshold"),
+        CheckConstraint("action IN ('block','record','off')", name="action"),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    rule_id: Mapped[int] = mapped_column(ForeignKey("rule.id"))
+    number: Mapped[int]
+    threshold: Mapped[float | None]  # P(broken) from which it counts as broken; None: the setting's, or the model's own
+    action: Mapped[str] = mapped_column(String(10), default="block")
+    author_id: Mapped[int] = mapped_column(ForeignKey("person.id"))
+    author: Mapped[Person] = relationship()
+    note: Mapped[str] = mapped_column(Text, default="")
     created_at: Mapped[dt.datetime] = mapped_column(default=utcnow)
 
 

@@ -306,11 +306,14 @@ def _worse_side(task: Task | None, choice: str | None, completion: Completion) -
     better, worse = task.completions
     if choice == "b":
         better, worse = worse, better
-    return worse if better.id == completion.id else None
+    return worse if better.id == completion.id and worse.prompt_id == completion.prompt_id else None
 
 
 def _from_choices(session: Session, gathered: Gathered, judgments: list[Judgment]) -> None:
     for task, acts in _by_task(session, judgments):
+        if task.completions[0].prompt_id != task.completions[1].prompt_id:  # it tells prompts apart, and no policy
+            gathered.counts["left_out_other_system_prompt"] += 1
+            continue
         votes = [gathered.vote(j, SIGN.get(j.choice or "", 0) * (j.strength or 0)) for j in acts]
         a, b = (Side.of(completion) for completion in task.completions)
         gathered.add(task.completions[0].prompt, a, b, votes, f"choice:{task.id}", acts)

@@ -52,6 +52,7 @@ def create_task(  # noqa: PLR0913 (each is a fact of the task)
     pool: str = "uniform",
     rank: float | None = None,
     why: str = "seed prompt",
+    under_prompts: bool = False,
 ) -> Task:
     """Ask for `required_n` judgments of completions of one prompt.
 
@@ -66,6 +67,7 @@ def create_task(  # noqa: PLR0913 (each is a fact of the task)
         pool: where it waits, one of `POOLS`. Of what users flagged, a prompt whose harm nobody has said may upset.
         rank: within pool and priority, higher ones first; by chance when left out.
         why: why this was chosen, in a few words that the annotator may read.
+        under_prompts: the completions answer this conversation, but under system prompts of their own, which are not shown.
 
     Raises:
         NotFound: the prompt, a completion or the rule does not exist.
@@ -75,7 +77,7 @@ def create_task(  # noqa: PLR0913 (each is a fact of the task)
     found = _task_of(session, source)
     if found is not None:
         return found
-    prompt = _checked(session, kind, prompt_id, completion_ids, rule_version_id)
+    prompt = _checked(session, kind, prompt_id, completion_ids, rule_version_id, under_prompts)
     if required_n < 1:
         raise InvalidInput(f"required_n is {required_n}; a task needs at least one judgment", param="required_n")
     if pool not in POOLS:
@@ -201,7 +203,12 @@ def _task_of(session: Session, source: str) -> Task | None:
 
 
 def _checked(
-    session: Session, kind: str, prompt_id: int | None, completion_ids: Sequence[str], rule_version_id: int | None
+    session: Session,
+    kind: str,
+    prompt_id: int | None,
+    completion_ids: Sequence[str],
+    rule_version_id: int | None,
+    under_prompts: bool,
 ) -> Prompt | None:
     form = form_of(kind)
     prompt = None if prompt_id is None else session.get(Prompt, prompt_id)
@@ -223,7 +230,7 @@ def _checked(
                 ),
                 param="completion_ids",
             )
-        if completion.prompt_id != prompt_id:
+        if not under_prompts and completion.prompt_id != prompt_id:
             raise InvalidInput(f"completion {completion_id} belongs to prompt {completion.prompt_id}, not {prompt_id}")
     if (rule_version_id is not None) != form.NEEDS_RULE:
         raise InvalidInput(

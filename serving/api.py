@@ -23,6 +23,7 @@ from serving.chat import Asked, chat_of
 from serving.deferred import Deferred
 from serving.erasures import erase_for
 from serving.moderation import moderate
+from serving.prompting import HEADER as SYSTEM_PROMPT_HEADER
 from serving.replies import earlier_replies
 from serving.routing import PUBLIC_NAME, resolve, served_versions
 from serving.schemas import (
@@ -59,14 +60,19 @@ def chat_completions() -> Response:
         admit(runtime().db, who.limits, who.terms, settings.limits)
         version = resolve(session, pinned(who.terms, body.model, PUBLIC_NAME))
         standing = chat.guard.standing(session, who.tenant_id)
+        offer = chat.prompting.offer(
+            session, who.tenant_id, body.system_prompt or flask.request.headers.get(SYSTEM_PROMPT_HEADER)
+        )
         texts = earlier_replies(session, body.named, who.person_id)
-    request = body.engine_request(version.name, settings, texts)
+    request, prompted = chat.prompting.put(
+        offer, body.engine_request(version.name, settings, texts), who.tenant_id, body.user
+    )
     call.asked(body.model, request, choices=body.choices, stream=bool(body.stream), tenant_id=who.tenant_id)
     with call.trace.part("guard input"):
         checked = chat.check_prompt(request)
     asked = Asked(
         version, request, who.person_id, standing, checked, flask.request.path, body.choices, bool(body.stream), body.include_usage,
-        tenant_id=who.tenant_id, keep_texts=consent != NONE, consent=consent, call=call,
+        tenant_id=who.tenant_id, keep_texts=consent != NONE, consent=consent, call=call, prompted=prompted,
         user_key=user_key(settings.user_secret(), who.tenant_id, body.user) if body.user else None,
         cache_control=flask.request.headers.get("Cache-Control", "").lower(), tell_energy=settings.energy.tell_callers or flask.request.headers.get(ENERGY_HEADER, "").lower() == "true",
     )  # fmt: skip

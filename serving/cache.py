@@ -4,7 +4,7 @@
     hit = await cache.look(asked, reply)      a Hit; else None, and `reply.slot` says where it may be kept
     keep(session, slot, ...)                  with the completion, in its transaction
 
-What is looked up by hangs on policy version, tenant, by default person, system turns and all sampling parameters, so a promotion or
+What is looked up by hangs on policy version, version of the system prompt, tenant, by default person, system turns and all sampling parameters, so a promotion or
 a rollback leads to other entries at once, and no tenant gets what was written for another. Only a conversation of one question is
 looked up by meaning, and none with personal data or a secret in it. What two questions say in numbers, negations and names must be equal whatever
 their cosine is.
@@ -221,7 +221,7 @@ def slot_of(asked: "Asked", settings: CacheSettings) -> Slot:
     whose = [asked.tenant_id, person, asked.consent]
     sampling = request.model_dump(mode="json", exclude={"messages"})
     system = [m.content for m in request.messages if m.role == "system"]
-    scope = _sha256([asked.version.id, whose, sampling, system])
+    scope = _sha256([asked.version.id, asked.prompted.version_id, whose, sampling, system])
     key = _sha256([scope, [[m.role, m.content] for m in request.messages]])
     return Slot(key, scope, asked.tenant_id, settings)
 

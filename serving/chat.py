@@ -25,6 +25,8 @@ from serving.engines import CountedEvents, Engines
 from serving.guarding import Checked, Guard, Standing, Watch
 from serving.metrics import replied
 from serving.pairing import Pairing
+from serving.prompting import HEADER as SYSTEM_PROMPT_HEADER
+from serving.prompting import NOT_PROMPTED, Prompted, Prompting
 from serving.recorder import Recorder
 from serving.replies import CUT, Ended, Reply, choice_body, several, usage_body
 from serving.routing import engine_client
@@ -52,6 +54,7 @@ class Asked:
         choices: replies to make.
         cache_control: of the request, in small letters.
         tell_energy: whether the caller is told what it took.
+        prompted: the system prompt that stands in `request`.
     """
 
     version: PolicyVersion
@@ -70,6 +73,7 @@ class Asked:
     call: Call = field(default_factory=Call)
     tell_energy: bool = False
     cache_control: str = ""
+    prompted: Prompted = NOT_PROMPTED
 
 
 class Chat:
@@ -85,7 +89,8 @@ class Chat:
         self.guard = Guard(settings)
         self.energy = energy_of(settings.energy)
         self.cache = ReplyCache(db, settings)
-        self.pairing = Pairing(db, settings.sampling, self.engines, self.guard)
+        self.prompting = Prompting(settings)
+        self.pairing = Pairing(db, settings.sampling, self.engines, self.guard, self.prompting)
         self.recorder = Recorder(db, settings.sampling, after=self.pairing.consider)
         self._at_work: set[asyncio.Task[None]] = set()
 
@@ -99,7 +104,8 @@ class Chat:
         """
         await self._check_length(asked.request)
         reply = Reply(
-            asked.version, asked.request, asked.person_id, asked.tenant_id, asked.keep_texts, asked.consent, asked.user_key, asked.call
+            asked.version, asked.request, asked.person_id, asked.tenant_id, asked.keep_texts, asked.consent, asked.user_key, asked.call,
+            asked.prompted,
         )  # fmt: skip
         if asked.checked.stop is not None:
             return await self._refused(asked, reply)
@@ -304,7 +310,8 @@ class Said:
 
 def _headers(asked: Asked, hit: Hit | None) -> dict[str, str]:
     cache = {CACHE_HEADER: hit.kind} if hit is not None else {}
-    return {VERSION_HEADER: asked.version.name, **cache}
+    prompted = {SYSTEM_PROMPT_HEADER: asked.prompted.name} if asked.prompted.name else {}
+    return {VERSION_HEADER: asked.version.name, **prompted, **cache}
 
 
 def chat_of(app: Flask) -> Chat:

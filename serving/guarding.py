@@ -24,12 +24,13 @@ from core.messages import Message, whole_signs
 from core.settings import Settings
 from core.settings.serving import Action as Does
 from feedback.rules.store import active_rules
+from feedback.rules.thresholds import thresholds
 from policy.protocol import ChatReply, Events, StreamEvent
 from reward.models import guard_in_force
 from serving.guard import injection
 from serving.guard.leakage import LeakageScan
 from serving.guard.patterns import PatternScan, Scan, judge
-from serving.guard.verdicts import Outcome, Verdict, stops
+from serving.guard.verdicts import Outcome, Verdict, merge, stops
 from serving.guard.window import Action, Ask, Cut, Pieces, Release, Window
 from serving.guard_model import LOAD_S, GuardModel, Held, Unanswered, Word
 from serving.replies import CUT
@@ -48,12 +49,19 @@ AT_THE_END = Pieces(1 << 40, 1 << 40)
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule as replies are held to it."""
+    """A rule as replies are held to it.
+
+    Attributes:
+        threshold: P(broken) from which it counts as broken; None: by the settings, else by the model.
+        does: what is done about it, no more than the settings have done about rules.
+    """
 
     version_id: int
     name: str
     text: str
     refusal_text: str
+    threshold: float | None = None
+    does: Does = "block"
 
 
 @dataclass(frozen=True)
@@ -88,7 +96,7 @@ class Guard:
             return found
         model = guard_in_force(session) if self.settings.model == "auto" else None
         found = Standing(
-            tuple(Rule(v.id, v.rule.slug, v.text, v.refusal_text) for v in active_rules(session, tenant_id)),
+            _rules(session, tenant_id),
             None if model is None else Held(str(self._artifact_dir / model.path), model.sha256),
         )
         if len(self._standing) >= TENANTS_REMEMBERED:
@@ -117,16 +125,19 @@ class Guard:
             self._again_at = time.monotonic() + AGAIN_S
             log.warning("the guard's model in %s is not loaded: %s", held.path, error)
 
-    async def ask(self, standing: Standing, context: str, text: str, start: int = 0) -> dict[str, Word]:
+    async def ask(
+        self, standing: Standing, context: str, text: str, start: int = 0, asked: Sequence[Rule] | None = None
+    ) -> dict[str, Word]:
         """A word on each rule that holds; a process that lost the model is given it again, once.
 
         Args:
+            asked: the rules, where not all are.
             start: the first character that was not asked about before.
 
         Raises:
             Unanswered: there is none.
         """
-        rules = {rule.name: rule.text for rule in standing.rules}
+        rules = {rule.name: rule.text for rule in (standing.rules if asked is None else asked)}
         try:
             return await self.model.judge(context, text, rules, start)
         except Unanswered:
@@ -135,9 +146,9 @@ class Guard:
         await self.ready(standing, self.settings.timeout_s)
         return await self.model.judge(context, text, rules, start)
 
-    def reached(self, word: Word) -> bool:
-        """Whether a rule counts as broken: by the threshold of the settings, else by the model's own."""
-        limit = self.settings.threshold
+    def reached(self, rule: Rule, word: Word) -> bool:
+        """Whether a rule counts as broken: by its own threshold, else that of the settings, else the model's."""
+        limit = rule.threshold or self.settings.threshold
         return word.broken >= limit if limit else word.hit
 
     # --- prompts
@@ -214,18 +225,21 @@ class Watch:
         ]
         if system:
             scans.append((does.output_leak, LeakageScan(system, known)))
-        asks = does.output_rules if standing.rules else "off"
-        self._no_model = asks != "off" and standing.model is None
+        held = [rule for rule in standing.rules if does.output_rules != "off" and rule.does != "off"]
+        self._no_model = bool(held) and standing.model is None
         if standing.model is None:
-            asks = "off"
+            held = []
+        blocks = does.output_rules == "block"
+        self._blocking = [rule for rule in held if blocks and rule.does == "block"]
+        self._recording = [rule for rule in held if not (blocks and rule.does == "block")]
         pieces = Pieces(does.first_chars, max(does.first_chars, does.piece_chars))
         self.window = Window(
             [scan for action, scan in scans if action == "block"],
-            asked=(RULES,) if asks == "block" else (), pieces=pieces, fail_closed=fail_closed,
+            asked=(RULES,) if self._blocking else (), pieces=pieces, fail_closed=fail_closed,
         )  # fmt: skip
         # One window for each check that only records: a hit ends its own alone.
         self._records = [Window([scan], fail_closed=False) for action, scan in scans if action == "record"] + (
-            [Window(asked=(RULES,), pieces=AT_THE_END, fail_closed=False)] if asks == "record" else []
+            [Window(asked=(RULES,), pieces=AT_THE_END, fail_closed=False)] if self._recording else []
         )
         self._unasked: list[tuple[Window, Ask]] = []
         self._written: list[str] = []
@@ -268,24 +282,27 @@ class Watch:
         return self.window.finish()
 
     async def ask(self, asked: Ask) -> list[Verdict]:
-        """What the guard's model says of a piece; verdicts without an answer where it did not."""
+        """What the guard's model says of a piece, of the rules that block; verdicts without an answer where it did not."""
+        return await self._ask(asked, self._blocking)
+
+    async def _ask(self, asked: Ask, rules: Sequence[Rule]) -> list[Verdict]:
         began = time.perf_counter()
         try:
             before = len(asked.text) - (asked.upto - asked.start)
             with self._trace.part("guard model") as part:
                 part.at(self._guard.model.url)
-                words = await self._guard.ask(self._standing, self._context, asked.text, before)
+                words = await self._guard.ask(self._standing, self._context, asked.text, before, rules)
         except Unanswered as error:
             log.warning("the guard's model did not answer: %s", error)
             return [Verdict(RULES, "output", error.outcome, latency_s=time.perf_counter() - began)]
         spent_s = (time.perf_counter() - began) / len(words)
-        return [self._verdict(rule, words[rule.name], spent_s) for rule in self._standing.rules]
+        return [self._verdict(rule, words[rule.name], spent_s) for rule in rules]
 
     def _verdict(self, rule: Rule, word: Word, spent_s: float) -> Verdict:
-        outcome: Outcome = "hit" if self._guard.reached(word) else "clear"
+        outcome: Outcome = "hit" if self._guard.reached(rule, word) else "clear"
         return Verdict(
             RULES, "output", outcome, rule.name, rule_version_id=rule.version_id, score=word.broken,
-            threshold=self._guard.settings.threshold or word.threshold, latency_s=spent_s,
+            threshold=rule.threshold or self._guard.settings.threshold or word.threshold, latency_s=spent_s,
         )  # fmt: skip
 
     async def record_rest(self) -> None:
@@ -293,7 +310,7 @@ class Watch:
         for record in self._records:
             self._later(record, record.finish())
         for record, asked in self._unasked:
-            record.answer(asked.upto, await self.ask(asked))
+            record.answer(asked.upto, await self._ask(asked, self._recording))
 
     def _later(self, record: Window, actions: Sequence[Action]) -> None:
         self._unasked += [(record, action) for action in actions if isinstance(action, Ask)]
@@ -326,7 +343,7 @@ class Watch:
 
     def verdicts(self) -> list[Verdict]:
         """Of every check that is on, as far as it is known."""
-        found = [v for window in (self.window, *self._records) for v in window.verdicts()]
+        found = merge(v for window in (self.window, *self._records) for v in window.verdicts())
         if self._no_model:
             found.append(Verdict(RULES, "output", "not_scanned"))
         return found
@@ -413,6 +430,14 @@ class _Told:
         while self._waiting and self._waiting[0][0] <= released:
             found.append(self._waiting.popleft()[1])
         return tuple(found)
+
+
+def _rules(session: Session, tenant_id: int | None) -> tuple[Rule, ...]:
+    held = thresholds(session)
+    return tuple(
+        Rule(v.id, v.rule.slug, v.text, v.refusal_text, *held.get(v.rule_id, (None, "block")))
+        for v in active_rules(session, tenant_id)
+    )
 
 
 def _end_of(messages: Sequence[Message]) -> str:

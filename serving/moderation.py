@@ -41,15 +41,16 @@ async def _result(guard: Guard, standing: Standing, text: str) -> dict[str, Any]
     verdicts = await asyncio.to_thread(_verdicts, text)
     scores = {verdict.check: _score(verdict) for verdict in verdicts}
     hits = {verdict.check: verdict.outcome == "hit" for verdict in verdicts}
-    if standing.model is not None and standing.rules:
+    asked = [rule for rule in standing.rules if rule.does != "off"]
+    if standing.model is not None and asked:
         try:
-            words = await guard.ask(standing, "", text)
+            words = await guard.ask(standing, "", text, asked=asked)
         except Unanswered as error:
             raise EngineError(
                 gettext("the guard's model did not answer: %(why)s", why=error), code="guard_unavailable"
             ) from error
         scores |= {name: round(word.broken, 4) for name, word in words.items()}
-        hits |= {name: guard.reached(word) for name, word in words.items()}
+        hits |= {rule.name: guard.reached(rule, words[rule.name]) for rule in asked}
     return {"flagged": any(hits.values()), "categories": hits, "category_scores": scores}
 
 

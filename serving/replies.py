@@ -16,6 +16,7 @@ from policy.models import PolicyVersion
 from policy.protocol import ChatReply, ChatRequest
 from serving.calls import Call
 from serving.guard.verdicts import GRAVITY, Verdict
+from serving.prompting import NOT_PROMPTED, Prompted
 
 if TYPE_CHECKING:
     from serving.cache import Hit, Slot
@@ -34,6 +35,7 @@ class Reply:
         consent: what its words may be used for, one of `feedback.consent.CONSENTS`.
         user_key: its end user, as `feedback.consent.user_key` has it.
         call: which it answers.
+        prompted: the system prompt that it was given.
         slot: where it may be kept, to be given again.
         hit: the one that is given again.
     """
@@ -46,6 +48,7 @@ class Reply:
     consent: str = TRAINING
     user_key: str | None = None
     call: Call = field(default_factory=Call, repr=False)
+    prompted: Prompted = NOT_PROMPTED
     slot: "Slot | None" = None
     hit: "Hit | None" = None
     id: str = field(default_factory=completion_id)
@@ -60,7 +63,11 @@ class Reply:
             "object": kind,
             "created": self.created,
             "model": self.version.name,
-            "dunnock": {"policy_version": self.version.name, **({"cache": self.hit.kind} if self.hit else {})},
+            "dunnock": {
+                "policy_version": self.version.name,
+                **({"system_prompt": self.prompted.name} if self.prompted.name else {}),
+                **({"cache": self.hit.kind} if self.hit else {}),
+            },
         }
 
     @property
@@ -69,8 +76,9 @@ class Reply:
         return self.keep_texts and self.consent == TRAINING
 
     def origin(self) -> dict[str, Any]:
-        """What all completions of its request have in common: what they may be used for, and whose words they answer."""
-        return {"consent": self.consent, "user_key": self.user_key}
+        """What all completions of its request have in common: what they may be used for, whose words they answer, under which system
+        prompt."""
+        return {"consent": self.consent, "user_key": self.user_key, **self.prompted.row()}
 
     def sampling(self) -> dict[str, Any]:
         """The sampling parameters that were asked for."""

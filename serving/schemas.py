@@ -136,6 +136,11 @@ class ChatBody(Wire):
     user: str | None = Field(
         None, max_length=400, description="Who of the caller's users it is for; kept as a keyed hash, to erase by."
     )
+    system_prompt: str | None = Field(
+        None,
+        max_length=60,
+        description="Which system prompt is put before the conversation, instead of a drawn one: `name@3`, `name` for its newest version, or `none`. As the header X-Dunnock-System-Prompt.",
+    )
     stream: bool | None = False
     stream_options: StreamOptions | None = None
 
@@ -297,6 +302,10 @@ class Origin(Given):
     """Which version wrote it; whether it was given before; and, where that was asked for and there is an estimate, what it took."""
 
     policy_version: str
+    system_prompt: str | None = Field(
+        None,
+        description="The version of the house's system prompt that it was given, or `none`; left out where no shares hold, or the request had its own.",
+    )
     cache: Literal["exact", "semantic"] | None = None
     energy: EnergyWord | None = None
 

@@ -18,6 +18,7 @@ from core.settings.serving import (
     LimitsSettings,
     PrivacySettings,
     SamplingSettings,
+    SystemPromptSettings,
 )
 from core.settings.stages import (
     CollectSettings,
@@ -54,6 +55,7 @@ __all__ = [
     "SettingsGroup",
     "SnapshotSettings",
     "StageSettings",
+    "SystemPromptSettings",
     "TelemetrySettings",
     "TrackingSettings",
     "TrainingSettings",

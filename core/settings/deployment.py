@@ -21,6 +21,7 @@ from core.settings.serving import (
     LimitsSettings,
     PrivacySettings,
     SamplingSettings,
+    SystemPromptSettings,
 )
 from core.settings.stages import (
     CollectSettings,
@@ -163,6 +164,7 @@ class Settings(BaseSettings):
 
     engines: EnginesSettings = EnginesSettings()
     guard: GuardSettings = GuardSettings()
+    system_prompts: SystemPromptSettings = SystemPromptSettings()
     sampling: SamplingSettings = SamplingSettings()
     privacy: PrivacySettings = PrivacySettings()
     cache: CacheSettings = CacheSettings()

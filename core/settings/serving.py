@@ -72,6 +72,16 @@ class GuardSettings(SettingsGroup):
         return f"http://127.0.0.1:{self.port}"
 
 
+class SystemPromptSettings(SettingsGroup):
+    """System prompts of the house, whose versions and shares leads set on `/system-prompts`."""
+
+    beside_own: Literal["none", "before"] = Field(
+        "none",
+        description="What a request gets that brings a system turn of its own: `none`, its own alone; or ours `before` it, in one turn.",
+    )
+    refresh_s: float = Field(1.0, ge=0, description="How old the shares that versions are drawn by may be.")
+
+
 class SamplingSettings(SettingsGroup):
     """Which conversations of the chat API are given to annotators, within a budget for each reason and day."""
 
@@ -95,7 +105,7 @@ class SamplingSettings(SettingsGroup):
     )
     pair_with: str = Field(
         "",
-        description="Which one: a version's name, or `former` for the one that was active before. Empty: the canary, where there is one.",
+        description="Which one: a version's name, or `former` for the one that was active before; or `system_prompt`: the same version under another system prompt that has a share. Empty: the canary, where there is one.",
     )
     pairs_at_once: int = Field(
         2, ge=1, le=64, description="Such answers that a web process waits for at a time; more are left out."

@@ -7,8 +7,9 @@ somebody tries to make the policy break the rule, so their rate is higher and an
 """
 
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import case, func, select
+from sqlalchemy import Select, case, func, select
 from sqlalchemy.orm import Session, aliased
 
 from core.language import N_
@@ -31,6 +32,31 @@ class Violations:
 
 def violations(session: Session, window: Window) -> list[Violations]:
     """Rates by rule, policy version and way of asking; those of all rules together first."""
+    known = Completion.policy_version_id.is_not(None)
+    each = verdicts_asked_for(window, Completion.policy_version_id).where(known).subquery()
+    query = (
+        select(each.c.slug, each.c.policy_version_id, each.c.probed, func.sum(each.c.broken), func.count())
+        .group_by(each.c.slug, each.c.policy_version_id, each.c.probed)
+        .order_by(each.c.slug, each.c.policy_version_id, each.c.probed)
+    )
+    rows = [
+        (slug, version, bool(asked), int(n_broken), n) for slug, version, asked, n_broken, n in session.execute(query)
+    ]
+    over_all: dict[tuple[int, bool], tuple[int, int]] = {}
+    for _, version, asked, n_broken, n in rows:
+        before = over_all.get((version, asked), (0, 0))
+        over_all[version, asked] = (before[0] + n_broken, before[1] + n)
+    found = [Violations(None, *key, share(*sums, NOTHING)) for key, sums in sorted(over_all.items())]
+    return found + [Violations(slug, version, asked, share(b, n, NOTHING)) for slug, version, asked, b, n in rows]
+
+
+def verdicts_asked_for(window: Window, *of: Any) -> Select[Any]:
+    """A row for each completion and rule that somebody was asked about: `slug`, what it is counted by, `probed`, and 1 in `broken`
+    where at least as many verdicts say so as say kept.
+
+    Args:
+        of: columns of the completion, whose table is joined.
+    """
     settling = aliased(Task)
     settled = select(settling.id).where(
         settling.about_id == Task.id, settling.pool == "adjudication", settling.done > 0
@@ -38,10 +64,10 @@ def violations(session: Session, window: Window) -> list[Violations]:
     broken = func.sum(case((RuleJudgment.verdict == "broken", 1), else_=0))
     kept = func.sum(case((RuleJudgment.verdict == "kept", 1), else_=0))
     probed = case((Judgment.kind == "probe", 1), else_=0)
-    each = (
+    return (
         select(
             Rule.slug,
-            Completion.policy_version_id,
+            *of,
             probed.label("probed"),
             case((broken >= kept, 1), else_=0).label("broken"),
         )
@@ -57,22 +83,6 @@ def violations(session: Session, window: Window) -> list[Violations]:
             Task.pool.not_in(("gold", "repeat")),
             ~settled.exists(),
             RuleJudgment.verdict.in_(("broken", "kept")),
-            Completion.policy_version_id.is_not(None),
         )
-        .group_by(Rule.slug, Completion.policy_version_id, probed, RuleJudgment.completion_id)
-        .subquery()
+        .group_by(Rule.slug, *of, probed, RuleJudgment.completion_id)
     )
-    query = (
-        select(each.c.slug, each.c.policy_version_id, each.c.probed, func.sum(each.c.broken), func.count())
-        .group_by(each.c.slug, each.c.policy_version_id, each.c.probed)
-        .order_by(each.c.slug, each.c.policy_version_id, each.c.probed)
-    )
-    rows = [
-        (slug, version, bool(asked), int(n_broken), n) for slug, version, asked, n_broken, n in session.execute(query)
-    ]
-    over_all: dict[tuple[int, bool], tuple[int, int]] = {}
-    for _, version, asked, n_broken, n in rows:
-        before = over_all.get((version, asked), (0, 0))
-        over_all[version, asked] = (before[0] + n_broken, before[1] + n)
-    found = [Violations(None, *key, share(*sums, NOTHING)) for key, sums in sorted(over_all.items())]
-    return found + [Violations(slug, version, asked, share(b, n, NOTHING)) for slug, version, asked, b, n in rows]

@@ -25,6 +25,7 @@ from feedback.rules import store as rules
 from feedback.rules.counts import NONE, VerdictCounts, counts_by_rule, counts_by_version
 from feedback.rules.form import ExampleFields, RuleForm
 from feedback.rules.quotes import mark_quotes
+from feedback.rules.thresholds import guard_words, thresholds
 from feedback.rules.words import (
     CATEGORIES,
     MAX_EXAMPLE,
@@ -111,7 +112,7 @@ def _show(slug: str, number: int | None) -> str:
     """A rule's page: its newest version or the one of that number, its history, and a comparison where one is asked for."""
     first, second = _number("from"), _number("to")
     counts: dict[int, VerdictCounts] = {}
-    total = NONE
+    total, held_words = NONE, ""
     with runtime().db.read() as session:
         newest = rules.find_rule(session, slug)
         version = newest if number is None else rules.find_version(session, slug, number)
@@ -120,6 +121,7 @@ def _show(slug: str, number: int | None) -> str:
         if first is not None and second is not None:
             compared = [rules.find_version(session, slug, n) for n in sorted((first, second))]
         if current_person().may(*SEE_FIGURES):
+            held_words = guard_words(*thresholds(session).get(newest.rule_id, (None, "block")))
             total = counts_by_rule(session, [newest.rule_id]).get(newest.rule_id, NONE)
             counts = counts_by_version(session, [version.id for version in history])
         return render_template(
@@ -135,6 +137,7 @@ def _show(slug: str, number: int | None) -> str:
             total=total,
             counts=counts,
             no_verdicts=NONE,
+            held_words=held_words,
         )
 
 

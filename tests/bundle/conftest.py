@@ -15,7 +15,9 @@ from core.db import Database
 from core.settings import Settings, get_settings
 from feedback.models import Snapshot
 from feedback.rules.store import create_rule, edit_rule, ensure_rules, retire_rule
+from feedback.rules.thresholds import set_threshold
 from feedback.rules.words import Change, RuleWords
+from feedback.system_prompts.store import Share, add_version, create_prompt, set_shares
 from policy.base import base_sha256
 from reward.guard.encoder import Encoder
 from reward.guard.student import Student, thresholds_of
@@ -104,6 +106,10 @@ def _fill(db: Database, base: Path, adapter: Path, artifacts: Path) -> None:
             change=change,
         )
         retire_rule(session, "winter", base=1, change=change)
+        set_threshold(session, "paris", 0.99, "record", base=0, change=change)
+        create_prompt(session, "pip", "You are Pip.", change, most_tokens=500)
+        pip = add_version(session, "pip", "You are Pip, and brief.", base=1, change=change, most_tokens=500)
+        set_shares(session, [Share(pip.id, 70), Share(None, 30)], base=0, change=change)
         snapshot = Snapshot(content_sha256="5" * 64, path="snapshots/x", manifest={})
         session.add(snapshot)
         session.flush()

@@ -28,7 +28,9 @@ from core.errors import ArtifactError, BundleRefused, InvalidInput, NotFound
 from core.settings import GuardSettings
 from feedback.models import Rule, Snapshot
 from feedback.rules.store import active_rules
+from feedback.rules.thresholds import thresholds
 from feedback.rules.words import words_of
+from feedback.system_prompts.store import holding, shares_of, versions_by_id
 from policy.models import PolicyVersion
 from policy.versions import active_version
 from reward.guard.encoder import Encoder
@@ -135,6 +137,15 @@ def test_rules_keep_their_names_words_and_versions(house: House, installed: tupl
         told = [(v.rule.slug, v.version, words_of(v)) for v in active_rules(theirs)]
         assert told == [(v.rule.slug, v.version, words_of(v)) for v in active_rules(ours)]
         assert next(version for slug, version, _ in told if slug == "butter") == 2
+        slugs = {rule.id: rule.slug for rule in theirs.scalars(select(Rule))}
+        held = {slugs[rule_id]: set_ for rule_id, set_ in thresholds(theirs).items()}
+        assert {slug for slug, set_ in held.items() if set_ != (None, "block")} == {"paris"}
+        assert held["paris"] == (0.99, "record")
+        shares = shares_of(holding(theirs))
+        versions = versions_by_id(theirs, [share.version_id for share in shares if share.version_id])
+        drawn = [(versions[s.version_id].label if s.version_id else None, s.percent) for s in shares]
+        assert drawn == [("pip@2", 70), (None, 30)]
+        assert [v.text for v in versions.values()] == ["You are Pip, and brief."]
         assert ours.scalar(select(PolicyVersion.snapshot_id)) != 0
         version = active_version(theirs)
         assert theirs.get_one(Snapshot, version.snapshot_id).content_sha256 == "5" * 64

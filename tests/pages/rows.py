@@ -25,7 +25,10 @@ from feedback.kinds import form_of
 from feedback.models import Assignment, ImportedPair, Prompt, RuleVersion, Task
 from feedback.prompts import add_completion, add_prompt
 from feedback.rules.store import MAX_RULES, create_rule, edit_rule, find_rule, list_rules, retire_rule
+from feedback.rules.thresholds import set_threshold
 from feedback.rules.words import Change, Example, RuleWords
+from feedback.system_prompts import store
+from feedback.system_prompts.store import Share
 from feedback.tasks import create_gold, create_task
 from feedback.webhooks import subscriptions as webhooks
 from feedback.webhooks.events import delivery as hook_delivery
@@ -34,7 +37,7 @@ from policy.models import PolicyVersion, Promotion
 from policy.versions import promote
 from reward.models import RewardModel
 from tests.console.rows import gate_checks, make_candidate, make_cycle, make_gate_report, make_stages
-from tests.factories import make_person
+from tests.factories import make_completion, make_person
 from tests.hostile import HOSTILE
 from tests.pages.texts import Texts
 
@@ -65,6 +68,7 @@ def fill(session: Session, settings: Settings, texts: Texts) -> Filled:
     rule = _rules(session, texts, found, people["admin"])
     Work(session, texts, people, rule, found).make()
     _access(session, settings, texts, found, people["admin"])
+    _system_prompts(session, texts, found, people["admin"])
     _rounds(session, settings, texts, found)
     _report(settings, texts)
     names = {name: texts(f"audit.{name}", limit) for name, limit in (("actor", 120), ("action", 60), ("subject", 120))}
@@ -158,6 +162,23 @@ def _rules(session: Session, texts: Texts, found: Filled, author: Person) -> Rul
         create_rule(session, RuleWords(title=texts.one("rule.title", name, 80), text=text, refusal_text=text), change)
     found.address |= {"rule": slug, "retired": retired}
     return newest
+
+
+def _system_prompts(session: Session, texts: Texts, found: Filled, author: Person) -> None:
+    """Two versions, each with a share and a reply."""
+    change = Change(author_id=author.id, login=author.login, note=texts("system_prompt.note", 500))
+    one = store.create_prompt(session, "tutor", texts("system_prompt.text", 4_000, "one"), change, most_tokens=100_000)
+    two = store.add_version(
+        session, "tutor", texts("system_prompt.text", 4_000, "two"), base=1, change=change, most_tokens=100_000
+    )
+    shares = [Share(one.id, 60), Share(two.id, 30), Share(None, 10)]
+    row = store.set_shares(session, shares, base=0, change=change)
+    row = store.set_shares(session, shares[::-1], base=row.number, change=change)
+    for version_id in (one.id, two.id, None):
+        prompted = {"system_prompt_version_id": version_id, "system_prompt_share_id": row.id, "finish_reason": "stop"}
+        make_completion(session, source="served", details={**prompted, "completion_tokens": 9, "latency_s": 0.5})
+    set_threshold(session, found.address["rule"], 0.7, "record", base=0, change=change)
+    found.address["system_prompt"] = "tutor"
 
 
 @dataclass
