@@ -48,7 +48,7 @@ def parse_body(kind: type[Body]) -> Body:
     value = request.get_json(force=True, silent=True)
     if not isinstance(value, dict):
         raise InvalidInput(gettext("the body is not a JSON object"))
-    return _validated(kind, value)
+    return validated(kind, value)
 
 
 def parse_query(kind: type[Body]) -> Body:
@@ -57,10 +57,11 @@ def parse_query(kind: type[Body]) -> Body:
     Raises:
         InvalidInput: a name that is not known, or a value that cannot be read.
     """
-    return _validated(kind, {name: values[-1] for name, values in request.args.lists()})
+    return validated(kind, {name: values[-1] for name, values in request.args.lists()})
 
 
-def _validated(kind: type[Body], value: dict[str, Any]) -> Body:
+def validated(kind: type[Body], value: dict[str, Any]) -> Body:
+    """A value as a model; errors as of `parse_body`."""
     try:
         return kind.model_validate(value)
     except ValidationError as error:

@@ -10,7 +10,7 @@ One per process is enough; each event loop that uses it gets connections of its 
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from types import TracebackType
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -19,9 +19,9 @@ import aiohttp
 from aiohttp.http_exceptions import HttpProcessingError
 
 from core.errors import EngineError, NotFound
-from core.messages import Message
 from policy.client import CONNECT_TIMEOUT_S, HEALTH_TIMEOUT_S, is_loopback
 from policy.protocol import ChatReply, ChatRequest, StreamEvent, read_event, read_reply, refusal, unreachable
+from policy.shapes import CHAT, Shape
 
 KEPT_S = 30.0
 """How long an idle connection is kept: less than engines wait before they close it, so that few are lost."""
@@ -55,23 +55,23 @@ class AsyncEngineClient:
             headers: more of them, e.g. those of a trace.
         """
         start = time.monotonic()
-        answer = await self._call(f"{self.base_url}/chat/completions", request.wire(), headers)
-        return read_reply(answer, time.monotonic() - start)
+        answer = await self._call(f"{self.base_url}{request.shape.path}", request.wire(), headers)
+        return read_reply(answer, time.monotonic() - start, request)
 
     async def stream(self, request: ChatRequest, headers: Mapping[str, str] | None = None) -> "AsyncCompletionStream":
         """Ask for a streamed completion. Arguments and errors as of `complete`; these are raised before the first event."""
         body = {**request.wire(), "stream": True, "stream_options": {"include_usage": True}}
         try:
-            response = await self._send(f"{self.base_url}/chat/completions", body, headers)
+            response = await self._send(f"{self.base_url}{request.shape.path}", body, headers)
             if response.status != 200:
                 raise refusal(response.status, await response.text(errors="replace"))
         except (aiohttp.ClientError, TimeoutError) as error:
             raise unreachable(self.base_url, error, reached=not isinstance(error, NOT_REACHED)) from error
-        return AsyncCompletionStream(response, self.base_url)
+        return AsyncCompletionStream(response, self.base_url, request.shape)
 
-    async def count_tokens(self, messages: Sequence[Message]) -> int | None:
-        """Prompt tokens of a conversation by the engine's own template; None where it cannot say."""
-        body = {"messages": [m.model_dump() for m in messages], "add_generation_prompt": True}
+    async def count_tokens(self, request: ChatRequest) -> int | None:
+        """Prompt tokens of a request by the engine's own template; None where it cannot say."""
+        body = request.tokenize_wire()
         try:
             return int((await self._call(f"{self._root}/tokenize", body))["count"])
         except (NotFound, KeyError, TypeError):
@@ -128,8 +128,9 @@ class AsyncEngineClient:
 class AsyncCompletionStream(AsyncIterator[StreamEvent]):
     """The events of one streamed completion; closing it ends the request at the engine."""
 
-    def __init__(self, response: aiohttp.ClientResponse, base_url: str) -> None:
+    def __init__(self, response: aiohttp.ClientResponse, base_url: str, shape: Shape = CHAT) -> None:
         self._response = response
+        self._shape = shape
         self._base_url = base_url
         self._ended = False
 
@@ -142,7 +143,7 @@ class AsyncCompletionStream(AsyncIterator[StreamEvent]):
                 if payload == b"[DONE]":
                     self._ended = True
                     break
-                event = read_event(json.loads(payload))
+                event = read_event(json.loads(payload), self._shape)
                 self._ended = self._ended or event.finish_reason is not None
                 return event
         except (aiohttp.ClientError, HttpProcessingError, TimeoutError, ValueError) as error:

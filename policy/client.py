@@ -19,9 +19,9 @@ import httpx
 
 from core.artifacts import verify_folder
 from core.errors import ArtifactError, InvalidInput, NotFound
-from core.messages import Message
 from policy.models import PolicyVersion
 from policy.protocol import ChatReply, ChatRequest, StreamEvent, read_event, read_reply, refusal, unreachable
+from policy.shapes import CHAT, Shape
 
 CONNECT_TIMEOUT_S = 5.0
 HEALTH_TIMEOUT_S = 5.0
@@ -67,21 +67,21 @@ class EngineClient:
             EngineError: it cannot be reached, is overloaded or failed.
         """
         start = time.monotonic()
-        answer = self._call("POST", f"{self.base_url}/chat/completions", request.wire())
-        return read_reply(answer, time.monotonic() - start)
+        answer = self._call("POST", f"{self.base_url}{request.shape.path}", request.wire())
+        return read_reply(answer, time.monotonic() - start, request)
 
     def stream(self, request: ChatRequest) -> "CompletionStream":
         """Ask for a streamed completion. Errors as of `complete`, raised before the first event."""
         body = {**request.wire(), "stream": True, "stream_options": {"include_usage": True}}
         try:
-            response = self._send("POST", f"{self.base_url}/chat/completions", body, stream=True)
+            response = self._send("POST", f"{self.base_url}{request.shape.path}", body, stream=True)
             if response.status_code != 200:
                 response.read()
                 response.close()
                 raise refusal(response.status_code, response.text)
         except httpx.HTTPError as error:
             raise unreachable(self.base_url, error) from error
-        return CompletionStream(response, self.base_url)
+        return CompletionStream(response, self.base_url, request.shape)
 
     def complete_many(
         self,
@@ -129,9 +129,9 @@ class EngineClient:
         """Unload an adapter; the embedded engine lets its open requests end first."""
         self._call("POST", f"{self.base_url}/unload_lora_adapter", {"lora_name": name})
 
-    def count_tokens(self, messages: Sequence[Message]) -> int | None:
-        """Prompt tokens of a conversation by the engine's own template; None where it cannot say."""
-        body = {"messages": [m.model_dump() for m in messages], "add_generation_prompt": True}
+    def count_tokens(self, request: ChatRequest) -> int | None:
+        """Prompt tokens of a request by the engine's own template; None where it cannot say."""
+        body = request.tokenize_wire()
         try:
             return int(self._call("POST", f"{self._root}/tokenize", body)["count"])
         except (NotFound, KeyError):
@@ -153,7 +153,7 @@ class EngineClient:
         try:
             return self._http.send(request, stream=stream)
         except LOST_CONNECTION:
-            if url.endswith("/chat/completions") and not is_loopback(url):
+            if url.endswith("/completions") and not is_loopback(url):
                 raise
             return self._http.send(request, stream=stream)
 
@@ -173,8 +173,9 @@ class EngineClient:
 class CompletionStream(Iterator[StreamEvent]):
     """The events of one streamed completion; closing it ends the request at the engine."""
 
-    def __init__(self, response: httpx.Response, base_url: str) -> None:
+    def __init__(self, response: httpx.Response, base_url: str, shape: Shape = CHAT) -> None:
         self._response = response
+        self._shape = shape
         self._base_url = base_url
         self._lines = response.iter_lines()
 
@@ -186,7 +187,7 @@ class CompletionStream(Iterator[StreamEvent]):
                 payload = line.removeprefix("data:").strip()
                 if payload == "[DONE]":
                     break
-                return read_event(json.loads(payload))
+                return read_event(json.loads(payload), self._shape)
         except (httpx.HTTPError, ValueError) as error:
             self.close()
             raise unreachable(self._base_url, error) from error

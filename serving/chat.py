@@ -283,7 +283,7 @@ class Chat:
         most = sum(len(m.content.encode()) + TEMPLATE_TOKENS_PER_MESSAGE for m in asked.messages) + TEMPLATE_TOKENS
         if most <= limit:  # a token is at least a byte
             return
-        count = await self.engines.count_tokens(asked.messages)
+        count = await self.engines.count_tokens(asked)
         if count is not None and count > limit:
             raise PromptTooLong(
                 gettext("the prompt has %(count)s tokens; at most %(limit)s are taken", count=count, limit=limit),

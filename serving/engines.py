@@ -15,14 +15,13 @@ An engine that does not know the version is given it, and asked once more.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from core.errors import EngineError, NotFound
 from core.language import gettext
-from core.messages import Message
 from core.settings import EnginesSettings, Settings
 from policy.async_client import AsyncEngineClient
 from policy.client import EngineClient
@@ -134,13 +133,13 @@ class Engines:
             raise
         return CountedEvents(events, held, part, self._settings.engines)
 
-    async def count_tokens(self, messages: Sequence[Message]) -> int | None:
-        """Prompt tokens of a conversation; None where the first engine that answers cannot say."""
+    async def count_tokens(self, request: ChatRequest) -> int | None:
+        """Prompt tokens of a request; None where the first engine that answers cannot say."""
         *order, last = self._order()
         for replica in order:
             with suppress(EngineError):
-                return await replica.client.count_tokens(messages)
-        return await last.client.count_tokens(messages)
+                return await replica.client.count_tokens(request)
+        return await last.client.count_tokens(request)
 
     async def close(self) -> None:
         """Close the connections of this event loop."""

@@ -26,6 +26,7 @@ from core.settings.serving import Action as Does
 from feedback.rules.store import active_rules
 from feedback.rules.thresholds import thresholds
 from policy.protocol import ChatReply, Events, StreamEvent
+from policy.shapes import TokenLogprob
 from reward.models import guard_in_force
 from serving.guard import injection
 from serving.guard.leakage import LeakageScan
@@ -416,7 +417,7 @@ class _Told:
     """Tokens that wait until all of their text is cleared."""
 
     def __init__(self) -> None:
-        self._waiting: deque[tuple[int, tuple[str, float]]] = deque()
+        self._waiting: deque[tuple[int, TokenLogprob]] = deque()
         self._chars = 0
 
     def take(self, event: StreamEvent) -> None:
@@ -424,7 +425,7 @@ class _Told:
         self._chars += len(event.text)
         self._waiting += [(self._chars, token) for token in event.tokens]
 
-    def upto(self, released: int) -> tuple[tuple[str, float], ...]:
+    def upto(self, released: int) -> tuple[TokenLogprob, ...]:
         """Those whose text has gone out, once each."""
         found = []
         while self._waiting and self._waiting[0][0] <= released:

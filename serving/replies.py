@@ -1,7 +1,7 @@
 """Replies: what is known of them while they are made, and how they are told. `serving.recorder` stores them."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -131,25 +131,14 @@ def several(n: int, first: Reply) -> list[Reply]:
     return [first, *(replace(first, id=f"{first.id}-{i}", request=requests[i]) for i in range(1, n))]
 
 
-def logprobs_body(tokens: Iterable[tuple[str, float]]) -> dict[str, Any]:
-    """The `logprobs` object of a choice, or of a piece of one: tokens, each with the log of its probability in nats."""
-    told = [
-        {"token": token, "logprob": logprob, "bytes": list(token.encode(errors="replace")), "top_logprobs": []}
-        for token, logprob in tokens
-    ]
-    return {"content": told}
-
-
 def choice_body(index: int, ended: Ended, whole: ChatReply | None) -> dict[str, Any]:
     """A reply as one of an answer's `choices`; tokens are told where all of it may be shown."""
     shown = whole if whole is not None and ended.text == whole.text else None
-    tokens = zip(shown.tokens or (), shown.logprobs or (), strict=True) if shown else ()
+    told = (shown.told() or () if shown else ()) if ended.reply.request.logprobs else None
     return {
         "index": index,
         "completion_id": ended.reply.id,
-        "message": {"role": "assistant", "content": ended.text, "refusal": None},
-        "finish_reason": ended.finish_reason,
-        "logprobs": logprobs_body(tokens) if ended.reply.request.logprobs else None,
+        **ended.reply.request.shape.choice(ended.text, ended.finish_reason, told),
         "guard": guard_body(ended.verdicts, cut=ended.finish_reason == CUT, stopped_by=ended.stopped_by),
     }
 

@@ -12,13 +12,14 @@ from typing import Any
 from core.errors import DunnockError, openai_error
 from core.language import gettext, language, speaking
 from policy.protocol import Events, StreamEvent
+from policy.shapes import CHAT
 from serving.deferred import told
 from serving.energy import Metered
 from serving.guard.verdicts import Verdict
 from serving.guarding import Watch
 from serving.metrics import OPEN, first_text, replied
 from serving.recorder import Recorder
-from serving.replies import CUT, Ended, Reply, guard_body, logprobs_body, usage_body
+from serving.replies import CUT, Ended, Reply, guard_body, usage_body
 from serving.telemetry import NO_PART, Part
 
 log = logging.getLogger("dunnock.serving")
@@ -180,7 +181,7 @@ class ReplyStream(AsyncIterator[bytes]):
             return _line(openai_error(error or DunnockError(gettext("the reply could not be stored")))[1])
 
     def _told(self, event: StreamEvent) -> dict[str, Any]:
-        return {"logprobs": logprobs_body(event.tokens)} if self._logprobs else {}
+        return {"logprobs": CHAT.piece("", event.tokens)["logprobs"]} if self._logprobs else {}
 
     def _named(self, i: int) -> dict[str, str]:
         """By what feedback names a reply, where the stream's id does not."""

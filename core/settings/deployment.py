@@ -99,6 +99,14 @@ class Settings(BaseSettings):
         ge=0,
         description="Memory in MB for a second copy of the weights that a CPU multiplies faster: the base's, then each loaded adapter's merged with it, while it lasts.",
     )
+    engine_grammar_s: float = Field(
+        2.0,
+        gt=0,
+        description="How long a JSON schema may take to become a grammar of the embedded engine; others are refused.",
+    )
+    engine_grammars: int = Field(
+        16, ge=1, description="Grammars, and refusals of schemas, that the embedded engine keeps."
+    )
     engine_timeout_s: float = Field(120.0, gt=0, description="Longest wait for the engine's next byte.")
     max_prompt_tokens: int = Field(1024, ge=16, description="Longer prompts are refused with 400.")
     max_completion_tokens: int = Field(512, ge=1, description="Upper limit, and default, of `max_tokens`.")

@@ -35,6 +35,10 @@ class LoadedBase:
         """Token ids of a conversation, ready for the assistant's turn; errors as of `ChatEncoder.encode`."""
         return self._encoder.encode(messages)
 
+    def encode_raw(self, text: str) -> list[int]:
+        """Token ids of a text that is to be continued; as of `ChatEncoder.encode_raw`."""
+        return self._encoder.encode_raw(text)
+
 
 def load_base(path: Path | str, device: Literal["auto", "cpu", "cuda"] = "auto") -> LoadedBase:
     """Load a local folder or hub id: bf16 on CUDA, fp32 on a CPU (bf16 is ten times slower on most of them).

@@ -18,6 +18,7 @@ from core.errors import DunnockError, EngineError, PromptTooLong
 from policy.engine.adapters import AdapterShelf
 from policy.engine.base import LoadedBase
 from policy.engine.generation import Generation, Sampling
+from policy.engine.grammar import Grammars
 from policy.engine.lane import Lane, Row
 from policy.engine.names import BASE, check_name, unknown_model
 from policy.engine.packed import PackedWeights
@@ -48,9 +49,9 @@ class Decoder:
         max_waiting: requests that may wait for a row; more are refused.
         max_prompt_tokens: longer prompts are refused; None means what the context takes.
         packed_mb: most memory for weights laid out for fast multiplication on a CPU; see `PackedWeights`.
+        grammar_s: how long a schema may take to be made a grammar.
+        grammars: how many of them are kept.
     """
-
-    grammars = False
 
     def __init__(
         self,
@@ -60,8 +61,13 @@ class Decoder:
         max_waiting: int = 256,
         max_prompt_tokens: int | None = None,
         packed_mb: int = 2000,
+        grammar_s: float = 2.0,
+        grammars: int = 16,
     ) -> None:
         self.base = base
+        self._grammars = Grammars(
+            base.tokenizer, base.model.config.vocab_size, base.eos_ids, limit_s=grammar_s, kept=grammars
+        )
         self.max_prompt_tokens = min(max_prompt_tokens or base.context_tokens, base.context_tokens - 1)
         self._max_rows = max_rows
         self._max_waiting = max_waiting
@@ -84,6 +90,7 @@ class Decoder:
         Raises:
             NotFound: no such adapter, or it is being unloaded.
             PromptTooLong: more prompt tokens than are taken.
+            InvalidInput: there is no grammar for the schema.
             EngineError: too many requests wait, or the engine is closing.
         """
         if not 1 <= len(prompt_ids) <= self.max_prompt_tokens:
@@ -92,7 +99,8 @@ class Decoder:
             )
         room = self.base.context_tokens - len(prompt_ids)
         generation = Generation(prompt_ids, min(sampling.max_tokens, room), pieces=pieces)
-        row = Row(generation, TextStream(self.base.tokenizer, sampling.stop), Chooser(sampling))
+        grammar = None if sampling.json_schema is None else self._grammars.matcher(sampling.json_schema)
+        row = Row(generation, TextStream(self.base.tokenizer, sampling.stop), Chooser(sampling, grammar))
         with self._change:
             if self._closing:
                 raise EngineError("the engine is shutting down")
@@ -171,6 +179,7 @@ class Decoder:
             self._closing = True
             self._change.notify()
         self._thread.join(CLOSE_TIMEOUT_S)
+        self._grammars.close()
 
     def _order(self, order: _Order) -> None:
         with self._change:

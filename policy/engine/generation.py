@@ -7,12 +7,24 @@ import queue
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from core.errors import DunnockError
 from policy.engine.text import TextStream
 
 FinishReason = Literal["stop", "length", "cancelled"]
+
+
+class Likelihood(NamedTuple):
+    """How likely a token was.
+
+    Attributes:
+        logprob: log p in nats.
+        top: ids of the likeliest tokens in its place with theirs, likeliest first, where they were asked for.
+    """
+
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -23,7 +35,9 @@ class Sampling:
         temperature: 0 is greedy.
         seed: equal seeds give equal texts; None draws one.
         logprobs: whether each token's log-probability is wanted.
-        json_schema: what the text must conform to; only engines with grammars keep to it.
+        top_logprobs: how many of the likeliest tokens are wanted with it.
+        prompt_logprobs: whether that of each token of the prompt is wanted; then `max_tokens` may be 0.
+        json_schema: what the text must conform to.
     """
 
     max_tokens: int
@@ -34,6 +48,8 @@ class Sampling:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logprobs: bool = False
+    top_logprobs: int = 0
+    prompt_logprobs: bool = False
     json_schema: dict[str, Any] | None = None
 
 
@@ -43,7 +59,8 @@ class Finish:
 
     Attributes:
         token_ids: all tokens that were chosen, an end of text among them.
-        logprobs: of each of them, in nats, where the request asked for that.
+        likelihoods: of each of them, where the request asked for that.
+        prompt: of each token of the prompt but the first, likewise.
         compute_s: its share of the time that the engine computed.
     """
 
@@ -51,8 +68,14 @@ class Finish:
     prompt_tokens: int
     completion_tokens: int
     token_ids: tuple[int, ...] = field(default=(), compare=False)
-    logprobs: tuple[float, ...] = field(default=(), compare=False)
+    likelihoods: tuple[Likelihood, ...] = field(default=(), compare=False)
+    prompt: tuple[Likelihood, ...] = field(default=(), compare=False)
     compute_s: float = field(default=0.0, compare=False)
+
+    @property
+    def logprobs(self) -> tuple[float, ...]:
+        """Of each token, in nats, where the request asked for that."""
+        return tuple(each.logprob for each in self.likelihoods)
 
 
 @dataclass(frozen=True)
@@ -60,12 +83,12 @@ class Piece:
     """Text that is sure, with the tokens that made it since the piece before.
 
     Attributes:
-        logprobs: of each of the tokens, in nats, where the request asked for that; an end of text may come without text.
+        likelihoods: of each of the tokens, where the request asked for that; an end of text may come without text.
     """
 
     text: str
     token_ids: tuple[int, ...] = ()
-    logprobs: tuple[float, ...] = ()
+    likelihoods: tuple[Likelihood, ...] = ()
 
 
 class Generation:
@@ -118,6 +141,7 @@ class Writing:
     """A completion in the making: takes tokens and gives its caller text, and the end.
 
     Attributes:
+        prompt: how likely the tokens of the prompt are, but the first; whoever reads it adds to it, where that is wanted.
         compute_s: its share so far of the time that the engine computed; whoever computes adds to it.
     """
 
@@ -125,20 +149,27 @@ class Writing:
         self.generation = generation
         self.text = text
         self.token_ids: list[int] = []
-        self.logprobs: list[float] = []
+        self.likelihoods: list[Likelihood] = []
+        self.prompt: list[Likelihood] = []
         self.compute_s = 0.0
         self._whole: list[str] = []
         self._told = 0  # tokens that went out with pieces
 
-    def take(self, token: int, logprob: float | None, eos_ids: frozenset[int]) -> bool:
-        """Take the chosen token; returns whether the completion ends with it."""
+    def take(
+        self, token: int, likelihood: Likelihood | None, eos_ids: frozenset[int], *, last: bool = False
+    ) -> bool:  # fmt: skip
+        """Take the chosen token; returns whether the completion ends with it.
+
+        Args:
+            last: nothing may come after it.
+        """
         self.token_ids.append(token)
-        if logprob is not None:
-            self.logprobs.append(logprob)
+        if likelihood is not None:
+            self.likelihoods.append(likelihood)
         if token in eos_ids:
             return self.end("stop")
         self._emit(self.text.push(token))
-        if self.text.stopped:
+        if self.text.stopped or last:
             return self.end("stop")
         if len(self.token_ids) >= self.generation.max_tokens:
             return self.end("length")
@@ -151,15 +182,21 @@ class Writing:
             self.generation.put(Piece("".join(self._whole)))
         reason = "stop" if self.text.stopped else reason
         prompt_tokens, made = len(self.generation.prompt_ids), tuple(self.token_ids)
-        self.generation.put(Finish(reason, prompt_tokens, len(made), made, tuple(self.logprobs), self.compute_s))
+        told = tuple(self.likelihoods), tuple(self.prompt)
+        self.generation.put(Finish(reason, prompt_tokens, len(made), made, *told, self.compute_s))
+        return True
+
+    def fail(self, error: DunnockError) -> bool:
+        """End with an error."""
+        self.generation.put(error)
         return True
 
     def _emit(self, text: str, *, last: bool = False) -> None:
         if not self.generation.pieces:
             self._whole += [text] if text else []
-        elif text or (last and self._told < len(self.logprobs)):
+        elif text or (last and self._told < len(self.likelihoods)):
             at, self._told = self._told, len(self.token_ids)
-            self.generation.put(Piece(text, tuple(self.token_ids[at:]), tuple(self.logprobs[at:])))
+            self.generation.put(Piece(text, tuple(self.token_ids[at:]), tuple(self.likelihoods[at:])))
 
 
 class Spoken(Protocol):
@@ -174,15 +211,12 @@ class Spoken(Protocol):
     def encode(self, messages: list[dict[str, str]]) -> list[int]:
         """Token ids of a conversation, ready for the assistant's turn."""
 
+    def encode_raw(self, text: str) -> list[int]:
+        """Token ids of a text that is to be continued, with those that the tokenizer begins every text with."""
+
 
 class Engine(Protocol):
-    """What decodes for many callers at once; all methods may be called from any thread. Errors as of `Decoder`.
-
-    Attributes:
-        grammars: whether `Sampling.json_schema` is kept to.
-    """
-
-    grammars: bool
+    """What decodes for many callers at once; all methods may be called from any thread. Errors as of `Decoder`."""
 
     @property
     def base(self) -> Spoken:

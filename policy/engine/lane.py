@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
+from core.errors import InvalidInput
 from policy.engine.base import LoadedBase
-from policy.engine.generation import Generation, Writing
+from policy.engine.generation import Generation, Likelihood, Writing
 from policy.engine.prefill import HEAD_TOKENS, Head, Prefill
-from policy.engine.sampling import Chooser, choose, chosen_logprobs
+from policy.engine.sampling import Chooser, choose, chosen_likelihoods, likelihoods
 from policy.engine.slots import SlotCache
 from policy.engine.text import TextStream
 
@@ -27,6 +28,23 @@ class Row(Writing):
     def __init__(self, generation: Generation, text: TextStream, chooser: Chooser) -> None:
         super().__init__(generation, text)
         self.chooser = chooser
+
+    @property
+    def tells_prompt(self) -> bool:
+        """Whether its prompt is to be looked at token by token."""
+        return self.chooser.sampling.prompt_logprobs
+
+    def look_at_prompt(self, logits: torch.Tensor, tokens: list[int]) -> None:
+        """Take how likely the next tokens of its prompt are; `logits` (tokens, vocabulary)."""
+        top = self.chooser.sampling.top_logprobs
+        self.prompt += likelihoods(logits.float(), tokens, [top] * len(tokens))
+
+    def choose(self, token: int, likelihood: Likelihood | None, eos_ids: frozenset[int]) -> bool:
+        """Take the chosen token; returns whether the completion ends with it."""
+        grammar = self.chooser.grammar
+        if grammar is not None and grammar.failure:
+            return self.fail(InvalidInput(grammar.failure, param="response_format"))
+        return self.take(token, likelihood, eos_ids, last=grammar is not None and grammar.over)
 
 
 class Lane:
@@ -82,6 +100,9 @@ class Lane:
         """Start to read a group; what all its prompts begin with is read once, for one row."""
         self._reading = self._next_group()
         prompts = [row.generation.prompt_ids for row in self._reading]
+        if self._reading[0].tells_prompt:  # what others begin with alike is read for it anew: nobody kept the logits
+            self._prefill = Prefill(self._base, prompts, None, self._reading[0].look_at_prompt)
+            return self._prefill
         known = self._head.shared(prompts) if self._head else 0
         common = Head(prompts[0][:HEAD_TOKENS], []).shared(prompts)
         if len(prompts) > 1 and common > known:
@@ -93,9 +114,15 @@ class Lane:
 
     def _next_group(self) -> list[Row]:
         """The oldest arrival and those of about its length, in order: padding is read at full cost."""
+        if self._arrivals[0].tells_prompt:
+            return [self._arrivals.pop(0)]
         wanted = len(self._arrivals[0].generation.prompt_ids)
         spread = max(MIN_SPREAD_TOKENS, wanted // 8)
-        near = [row for row in self._arrivals if abs(len(row.generation.prompt_ids) - wanted) <= spread]
+        near = [
+            row
+            for row in self._arrivals
+            if abs(len(row.generation.prompt_ids) - wanted) <= spread and not row.tells_prompt
+        ]
         limit, prompts, group = max(1, PREFILL_GROUP_TOKENS // (wanted + spread)), set[tuple[int, ...]](), list[Row]()
         for row in near:
             prompts.add(tuple(row.generation.prompt_ids))
@@ -113,6 +140,9 @@ class Lane:
         self._next += [p[-1] for p in prefill.prompts]
         self._rows += self._reading
         self._reading, self._prefill, self._head = [], None, prefill.head()
+        self._remove(
+            [slot for slot, row in enumerate(self._rows) if not row.generation.max_tokens and row.end("length")]
+        )
 
     def _decode(self) -> None:
         cache, base, began = self._cache, self._base, time.perf_counter()
@@ -127,11 +157,11 @@ class Lane:
         )
         logits, choosers = output.logits[:, -1], [row.chooser for row in self._rows]
         self._next = choose(logits, choosers)
-        logprobs = chosen_logprobs(logits, self._next, choosers)
+        told = chosen_likelihoods(logits, self._next, choosers)
         cache.cursor.advance()
         _share(self._rows, began)
-        chosen = enumerate(zip(self._rows, self._next, logprobs, strict=True))
-        self._remove([slot for slot, (row, token, logprob) in chosen if row.take(token, logprob, base.eos_ids)])
+        chosen = enumerate(zip(self._rows, self._next, told, strict=True))
+        self._remove([slot for slot, (row, token, each) in chosen if row.choose(token, each, base.eos_ids)])
 
     def _remove(self, slots: list[int]) -> None:
         if not slots:

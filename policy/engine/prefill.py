@@ -5,6 +5,7 @@ that is most of the work, so each lane keeps the keys and values of its last pro
 a group are read as one.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,7 @@ from transformers import DynamicCache
 
 from policy.engine.base import LoadedBase
 
+TOLD_TOKENS = 256  # read at once where the logits of all of them are looked at
 HEAD_TOKENS = 256  # of a prompt's beginning that is kept
 MIN_SHARED_TOKENS = 4
 
@@ -46,10 +48,15 @@ class Prefill:
     Args:
         prompts: token ids, each at least one.
         head: what the same adapter read before, if anything.
+        told: given the logits after so many tokens of a lone prompt, (tokens, vocabulary), and the tokens that came there.
     """
 
-    def __init__(self, base: LoadedBase, prompts: list[list[int]], head: Head | None) -> None:
+    def __init__(
+        self, base: LoadedBase, prompts: list[list[int]], head: Head | None,
+        told: Callable[[torch.Tensor, list[int]], None] | None = None,
+    ) -> None:  # fmt: skip
         self.prompts = prompts
+        self._told = told
         self.cache = DynamicCache(config=base.model.config)  # of the distinct prompts until they are read, then of all
         self.width = max(1, max(len(p) for p in prompts) - 1)
         distinct = list(dict.fromkeys(map(tuple, prompts)))
@@ -71,15 +78,19 @@ class Prefill:
     def advance(self, base: LoadedBase, budget_tokens: int) -> int:
         """Read up to so many tokens, at least one of each prompt; returns how many, padding included."""
         begun, count = self._done, len(self._ids)
+        if self._told is not None:
+            budget_tokens = min(budget_tokens, TOLD_TOKENS)
         until = min(self.width, begun + max(1, budget_tokens // count))
         if until > begun:
             positions = torch.arange(begun, until, device=base.device)[None].expand(count, -1)
-            base.model.base_model(
-                input_ids=self._ids[:, begun:until],
-                position_ids=positions,
-                past_key_values=self.cache,
-                use_cache=True,
-            )
+            read = {
+                "input_ids": self._ids[:, begun:until], "position_ids": positions, "past_key_values": self.cache, "use_cache": True
+            }  # fmt: skip
+            following = self.prompts[0][begun + 1 : until + 1]
+            if self._told is None or not following:
+                base.model.base_model(**read)
+            else:
+                self._told(base.model(**read).logits[0, : len(following)], following)
         self._done = until
         if self.done and count < len(self.prompts):
             self.cache.batch_select_indices(torch.tensor(self._rows, device=base.device))

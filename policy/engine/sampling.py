@@ -1,22 +1,26 @@
 """Choosing the next token of each row: batched arithmetic, but each row draws from its own seeded stream."""
 
+import math
 import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
-from policy.engine.generation import Sampling
+from policy.engine.generation import Likelihood, Sampling
+from policy.engine.grammar import Matcher
 
 NUCLEUS_CANDIDATES = 256
 
 
 @dataclass
 class Chooser:
-    """The sampling state of one row: its random stream and what it has written so far."""
+    """The sampling state of one row: its random stream, what it has written so far, and where it stands in its grammar."""
 
     sampling: Sampling
+    grammar: Matcher | None = None
     stream: random.Random = field(init=False)
     written: Counter[int] = field(default_factory=Counter)
 
@@ -32,12 +36,15 @@ def choose(logits: torch.Tensor, choosers: Sequence[Chooser]) -> list[int]:
     """The next token of each row.
 
     Args:
-        logits: (rows, vocabulary); rows with penalties are changed in place.
+        logits: (rows, vocabulary); rows with penalties or grammars are changed in place.
         choosers: one per row.
     """
     for row, chooser in enumerate(choosers):
         if chooser.penalised and chooser.written:
             _penalise(logits[row], chooser)
+    bound = [row for row, chooser in enumerate(choosers) if chooser.grammar is not None]
+    if bound:
+        _bind(logits, bound, choosers)
     drawn = [i for i, chooser in enumerate(choosers) if chooser.sampling.temperature > 0]
     tokens = logits.argmax(-1).tolist() if len(drawn) < len(choosers) else [0] * len(choosers)
     for nucleus in (False, True):
@@ -47,31 +54,68 @@ def choose(logits: torch.Tensor, choosers: Sequence[Chooser]) -> list[int]:
             picked = _draw(chosen.float(), [choosers[i] for i in rows], nucleus)
             for row, token in zip(rows, picked, strict=True):
                 tokens[row] = token
+    for row in bound:
+        _advance(logits[row], tokens, row, choosers[row])
     for token, chooser in zip(tokens, choosers, strict=True):
         if chooser.penalised:
             chooser.written[token] += 1
     return tokens
 
 
-def chosen_logprobs(logits: torch.Tensor, tokens: Sequence[int], choosers: Sequence[Chooser]) -> list[float | None]:
-    """log p of each row's token in nats; None for rows that do not ask.
+def chosen_likelihoods(
+    logits: torch.Tensor, tokens: Sequence[int], choosers: Sequence[Chooser]
+) -> list[Likelihood | None]:
+    """How likely each row's token was; None for rows that do not ask.
 
-    Of the distribution that the token was drawn from, after penalties and temperature and over the whole vocabulary
+    By the distribution that the token was drawn from, after penalties, grammar and temperature and over the whole vocabulary
     (greedy rows: as at temperature 1), which vLLM calls processed.
 
     Args:
         logits: (rows, vocabulary), as `choose` left them.
     """
     rows = [i for i, chooser in enumerate(choosers) if chooser.sampling.logprobs]
-    found: list[float | None] = [None] * len(choosers)
+    found: list[Likelihood | None] = [None] * len(choosers)
     if rows:
         temperatures = [[choosers[i].sampling.temperature or 1.0] for i in rows]
         scaled = logits[rows].float() / torch.tensor(temperatures, device=logits.device)
-        chosen = torch.tensor([[tokens[i]] for i in rows], device=logits.device)
-        logps = scaled.gather(1, chosen)[:, 0] - scaled.logsumexp(-1)
-        for row, value in zip(rows, logps.tolist(), strict=True):
-            found[row] = value
+        tops = [choosers[i].sampling.top_logprobs for i in rows]
+        for row, each in zip(rows, likelihoods(scaled, [tokens[i] for i in rows], tops), strict=True):
+            found[row] = each
     return found
+
+
+def likelihoods(logits: torch.Tensor, tokens: Sequence[int], tops: Sequence[int]) -> list[Likelihood]:
+    """How likely one token is in each row, and so many of the likeliest.
+
+    Args:
+        logits: (rows, vocabulary).
+    """
+    normal = logits.logsumexp(-1)
+    chosen = torch.tensor(tokens, device=logits.device)[:, None]
+    logps = (logits.gather(1, chosen)[:, 0] - normal).tolist()
+    if not (most := min(max(tops), logits.shape[1])):
+        return [Likelihood(logp) for logp in logps]
+    best, ids = logits.topk(most)
+    values = (best - normal[:, None]).tolist()
+    told = [  # what a grammar rules out is none of the likeliest
+        tuple((i, v) for i, v in zip(row_ids[:top], row[:top], strict=True) if v > -math.inf)
+        for row_ids, row, top in zip(ids.tolist(), values, tops, strict=True)
+    ]
+    return [Likelihood(logp, top) for logp, top in zip(logps, told, strict=True)]
+
+
+def _bind(logits: torch.Tensor, rows: list[int], choosers: Sequence[Chooser]) -> None:
+    """Rule out what their grammars do not let follow."""
+    allowed = np.stack([grammar.allowed() for row in rows if (grammar := choosers[row].grammar)])
+    logits[rows] = logits[rows].masked_fill(~torch.from_numpy(allowed).to(logits.device), -math.inf)
+
+
+def _advance(logits: torch.Tensor, tokens: list[int], row: int, chooser: Chooser) -> None:
+    """Take a row's token into its grammar; one that rounding has drawn from among the ruled out ones is drawn anew, greedily."""
+    assert chooser.grammar is not None
+    if logits[tokens[row]] == -math.inf:
+        tokens[row] = int(logits.argmax())
+    chooser.grammar.take(tokens[row])
 
 
 def _penalise(logits: torch.Tensor, chooser: Chooser) -> None:

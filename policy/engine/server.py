@@ -6,13 +6,10 @@ It reads the settings and the base model, binds 127.0.0.1 on `engine_port`, and 
 authentication: nothing but loopback may reach it. It runs until SIGTERM or SIGINT.
 """
 
-import json
 import logging
 import os
-import secrets
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,19 +22,24 @@ from flask import Flask, Response, jsonify, request
 from werkzeug.exceptions import HTTPException
 
 from core import logs
-from core.body import parse_body
+from core.body import parse_body, validated
 from core.errors import ArtifactError, DunnockError, InvalidInput
-from core.messages import Message
+from core.messages import Message, user
 from core.settings import get_settings
 from policy.base import base_model_path
-from policy.engine.generation import Engine, Finish, Generation, Piece, Sampling, Spoken
+from policy.engine.answers import Answering, error_body
+from policy.engine.generation import Engine, Sampling
 from policy.engine.names import BASE
 from policy.protocol import ChatRequest
 
 log = logging.getLogger("dunnock.engine")
 
 HOST = "127.0.0.1"
-LOOK_FOR_CLIENT_S = 1.0
+TAKEN = {
+    "max_tokens", "temperature", "top_p", "seed", "presence_penalty", "frequency_penalty", "logprobs", "top_logprobs",
+    "prompt_logprobs",
+}  # fmt: skip
+"""Fields of a request that the decoder takes as they are."""
 
 
 class StreamOptions(pydantic.BaseModel):
@@ -65,24 +67,53 @@ class ResponseFormat(pydantic.BaseModel):
         return self.json_schema.schema_ if self.json_schema else {"type": "object"}
 
 
-class ChatBody(ChatRequest):
+class Wants(pydantic.BaseModel):
+    """What both kinds of completion calls say beside the request itself."""
+
+    response_format: ResponseFormat = ResponseFormat()
+    stream: bool = False
+    stream_options: StreamOptions = StreamOptions()
+
+
+class ChatBody(ChatRequest, Wants):
     """The body of a chat completion call."""
 
     response_format: ResponseFormat = ResponseFormat()  # type: ignore[assignment]  # clients write it as it comes
     stop: tuple[str, ...] | str | None = ()  # type: ignore[assignment]  # the wire allows one string
-    stream: bool = False
-    stream_options: StreamOptions = StreamOptions()
 
-    def sampling(self) -> Sampling:
-        """The part that the decoder takes."""
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-        fields = {"max_tokens", "temperature", "top_p", "seed", "presence_penalty", "frequency_penalty", "logprobs"}
-        schema = self.response_format.schema_of_text()
-        return Sampling(stop=stop, json_schema=schema, **self.model_dump(include=fields))
+
+class TextBody(Wants):
+    """The body of a call that has a text continued; what is not named here is as of a chat."""
+
+    model_config = pydantic.ConfigDict(extra="allow")
+
+    prompt: str
+    logprobs: int | None = None
+    echo: bool = False
+
+    def as_chat(self) -> ChatBody:
+        """The same in the words of a chat.
+
+        Raises:
+            InvalidInput: it is none.
+        """
+        said = self.model_dump(by_alias=True, exclude={"prompt", "logprobs", "echo"})
+        told = {"logprobs": self.logprobs is not None, "top_logprobs": self.logprobs or 0, "prompt_logprobs": self.echo}
+        return validated(ChatBody, {**said, **told, "raw": True, "messages": user(self.prompt)})
+
+
+def _sampling(body: ChatBody) -> Sampling:
+    """The part that the decoder takes."""
+    stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
+    schema = body.response_format.schema_of_text()
+    return Sampling(stop=stop, json_schema=schema, **body.model_dump(include=TAKEN))
 
 
 class TokenizeBody(pydantic.BaseModel):
-    messages: list[Message]
+    """A conversation, or a text."""
+
+    messages: list[Message] = []
+    prompt: str | None = None
 
 
 class AdapterBody(pydantic.BaseModel):
@@ -98,27 +129,38 @@ def create_engine_app(decoder: Engine, artifact_dir: Path) -> Flask:
     """
     app = Flask("policy.engine")
 
+    def complete(body: ChatBody) -> Response:
+        if body.stream and (body.return_token_ids or body.prompt_logprobs):
+            raise InvalidInput(
+                "token ids, and what the prompt is told of, come with whole completions only", param="stream"
+            )
+        prompt_ids = encode(body.messages, body.raw)
+        generation = decoder.submit(body.model, prompt_ids, _sampling(body), pieces=body.stream)
+        gone = request.environ.get("waitress.client_disconnected", lambda: False)
+        answering = Answering(body, generation, decoder.base, gone)
+        if body.stream:
+            lines = answering.lines(usage=body.stream_options.include_usage)
+            return Response(lines, mimetype="text/event-stream", headers={"Cache-Control": "no-store"})
+        return jsonify(answering.whole())
+
+    def encode(messages: Sequence[Message], raw: bool) -> list[int]:
+        if raw:
+            return decoder.base.encode_raw(messages[0].content)
+        return decoder.base.encode([m.model_dump() for m in messages])
+
     @app.post("/v1/chat/completions")
     def chat() -> Response:
-        body = parse_body(ChatBody)
-        if body.stream and body.return_token_ids:
-            raise InvalidInput("return_token_ids comes with whole completions only", param="stream")
-        sampling = body.sampling()
-        if sampling.json_schema is not None and not decoder.grammars:
-            raise InvalidInput("this engine keeps to no grammar; set DUNNOCK_ENGINE=gguf", param="response_format")
-        prompt_ids = decoder.base.encode([m.model_dump() for m in body.messages])
-        generation = decoder.submit(body.model, prompt_ids, sampling, pieces=body.stream)
-        head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": body.model}
-        gone = request.environ.get("waitress.client_disconnected", lambda: False)
-        if body.stream:
-            lines = _Lines(generation, head, body.stream_options.include_usage, gone, decoder.base)
-            return Response(lines, mimetype="text/event-stream", headers={"Cache-Control": "no-store"})
-        text, end = _read(generation, gone)
-        return jsonify({**head, "object": "chat.completion", **_whole(text, end, body, prompt_ids, decoder.base)})
+        return complete(parse_body(ChatBody))
+
+    @app.post("/v1/completions")
+    def text() -> Response:
+        return complete(parse_body(TextBody).as_chat())
 
     @app.post("/tokenize")
     def tokenize() -> Response:
-        ids = decoder.base.encode([m.model_dump() for m in parse_body(TokenizeBody).messages])
+        body = parse_body(TokenizeBody)
+        raw = body.prompt is not None
+        ids = encode([Message(role="user", content=body.prompt)] if body.prompt is not None else body.messages, raw)
         return jsonify(count=len(ids), max_model_len=decoder.base.context_tokens, tokens=ids)
 
     @app.get("/v1/models")
@@ -159,101 +201,9 @@ def _model(name: str, path: Path | None) -> dict[str, Any]:
     return {"id": name, "object": "model", "owned_by": "dunnock", "root": str(path or name), "parent": parent}
 
 
-def _usage(end: Finish) -> dict[str, float]:
-    """Tokens as OpenAI counts them, and seconds that were computed for them, which is ours."""
-    return {
-        "compute_seconds": round(end.compute_s, 6),
-        "prompt_tokens": end.prompt_tokens,
-        "completion_tokens": end.completion_tokens,
-        "total_tokens": end.prompt_tokens + end.completion_tokens,
-    }
-
-
-def _read(generation: Generation, gone: Callable[[], bool]) -> tuple[str, Finish]:
-    text = ""
-    while not isinstance(event := generation.next(LOOK_FOR_CLIENT_S), Finish):
-        text += event.text if event else ""
-        if event is None and gone():
-            generation.cancel()
-    return text, event
-
-
-def _whole(text: str, end: Finish, body: ChatBody, prompt_ids: list[int], base: Spoken) -> dict[str, Any]:
-    """Choice and usage; token ids, where they are asked for, stand where vLLM puts them."""
-    message = {"role": "assistant", "content": text}
-    choice: dict[str, Any] = {"index": 0, "message": message, "finish_reason": end.reason, "logprobs": None}
-    if body.logprobs:
-        choice["logprobs"] = _told(end, base)
-    answer: dict[str, Any] = {"choices": [choice], "usage": _usage(end)}
-    if body.return_token_ids:
-        choice["token_ids"], answer["prompt_token_ids"] = list(end.token_ids), prompt_ids
-    return answer
-
-
-def _told(of: Piece | Finish, base: Spoken) -> dict[str, Any] | None:
-    """Tokens with their log-probabilities, where they are told."""
-    if not of.logprobs:
-        return None
-    pairs = zip(of.token_ids, of.logprobs, strict=True)
-    return {"content": [_token(base.tokenizer.decode([token]), value) for token, value in pairs]}
-
-
-def _token(text: str, logprob: float) -> dict[str, Any]:
-    return {"token": text, "logprob": logprob, "bytes": list(text.encode()), "top_logprobs": []}
-
-
-class _Lines(Iterator[bytes]):
-    """The server-sent events of one completion. `close()`, which the server calls in any case, frees the row."""
-
-    def __init__(
-        self, generation: Generation, head: dict[str, Any], usage: bool, gone: Callable[[], bool], base: Spoken
-    ) -> None:
-        self._generation = generation
-        self._base = base
-        self._head = {**head, "object": "chat.completion.chunk"}
-        self._usage = usage
-        self._gone = gone
-        self._lines = self._produce()
-
-    def __next__(self) -> bytes:
-        return next(self._lines)
-
-    def close(self) -> None:
-        self._generation.cancel()
-
-    def _produce(self) -> Iterator[bytes]:
-        yield self._chunk({"role": "assistant", "content": ""}, None)
-        try:
-            while not isinstance(event := self._generation.next(LOOK_FOR_CLIENT_S), Finish):
-                if event is None and self._gone():
-                    return
-                if event:
-                    yield self._chunk({"content": event.text}, None, _told(event, self._base))
-        except DunnockError as error:
-            yield _line(_error_body(error))
-            return
-        yield self._chunk({}, event.reason)
-        if self._usage:
-            yield _line({**self._head, "choices": [], "usage": _usage(event)})
-        yield b"data: [DONE]\n\n"
-
-    def _chunk(self, delta: dict[str, str], reason: str | None, logprobs: dict[str, Any] | None = None) -> bytes:
-        choice = {"index": 0, "delta": delta, "finish_reason": reason, "logprobs": logprobs}
-        return _line({**self._head, "choices": [choice]})
-
-
-def _line(value: dict[str, Any]) -> bytes:
-    return f"data: {json.dumps(value)}\n\n".encode()
-
-
-def _error_body(error: DunnockError) -> dict[str, Any]:
-    kind = "invalid_request_error" if error.status < 500 else "server_error"
-    return {"error": {"message": error.message, "type": kind, "param": error.param, "code": error.code}}
-
-
 def _refused(error: DunnockError) -> tuple[Response, int]:
     status = 400 if isinstance(error, ArtifactError) else error.status  # the caller named that folder
-    return jsonify(_error_body(error)), status
+    return jsonify(error_body(error)), status
 
 
 def _http_error(error: HTTPException) -> tuple[Response, int]:
@@ -290,6 +240,8 @@ def main() -> None:
         max_waiting=4 * settings.engine_max_batch,
         max_prompt_tokens=settings.max_prompt_tokens,
         packed_mb=settings.engine_packed_mb,
+        grammar_s=settings.engine_grammar_s,
+        grammars=settings.engine_grammars,
     )
     server = serve(create_engine_app(decoder, settings.artifact_dir), settings.engine_port, settings.engine_threads)
     signal.signal(signal.SIGTERM, _exit)

@@ -31,6 +31,11 @@ class ChatEncoder:
                 raise InvalidInput(f"the chat template refuses these messages: {error}", param="messages") from error
         return list(encoded["input_ids"])
 
+    def encode_raw(self, text: str) -> list[int]:
+        """Token ids of a text that is to be continued, with those that the tokenizer begins every text with."""
+        with self._encoding:
+            return list(self._tokenizer(text)["input_ids"])
+
 
 class TextStream:
     """Decodes one completion token by token.

@@ -37,6 +37,10 @@ class GgufBase:
         """Token ids of a conversation, the embedded engine's exactly; errors as of `ChatEncoder.encode`."""
         return self._encoder.encode(messages)
 
+    def encode_raw(self, text: str) -> list[int]:
+        """Token ids of a text that is to be continued; as of `ChatEncoder.encode_raw`."""
+        return self._encoder.encode_raw(text)
+
 
 def load_gguf_base(
     folder: Path, cache_dir: Path, kind: BaseType, context_tokens: int, file: Path | None = None

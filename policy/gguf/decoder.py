@@ -16,7 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from core.errors import Conflict, DunnockError, EngineError, InvalidInput, PromptTooLong
-from policy.engine.generation import Generation, Sampling, Writing
+from policy.engine.generation import Generation, Likelihood, Sampling, Writing
 from policy.engine.names import BASE, check_name, unknown_model
 from policy.engine.text import TextStream
 from policy.gguf.base import GgufBase
@@ -57,8 +57,6 @@ class GgufDecoder:
     Raises:
         ArtifactError: llama.cpp refuses the base.
     """
-
-    grammars = True
 
     def __init__(
         self,
@@ -227,7 +225,8 @@ class GgufDecoder:
             if generation.cancelled:
                 return writing.end("cancelled")
             self._require_open()
-            return writing.take(token.id, token.logprob, self.base.eos_ids)
+            likelihood = None if token.logprob is None else Likelihood(token.logprob)
+            return writing.take(token.id, likelihood, self.base.eos_ids)
 
         try:
             self._require_open()

@@ -158,11 +158,15 @@ class Llama:
 
 
 def require_told_logprobs(sampling: Sampling) -> None:
-    """Raise InvalidInput where llama.cpp does not tell the log-probability that engines of ours promise.
+    """Raise InvalidInput where llama.cpp does not tell the log-probabilities that engines of ours promise.
 
     It knows the raw distribution, and the one that is left after all samplers; the promised one is after penalties and
     temperature, over the whole vocabulary.
     """
+    if sampling.prompt_logprobs or sampling.top_logprobs:
+        raise InvalidInput(
+            "this engine tells the log-probabilities of the tokens that it writes, and of no others", param="logprobs"
+        )
     if sampling.logprobs and not _raw_is_meant(sampling) and not _last_is_meant(sampling):
         raise InvalidInput(
             "this engine tells log-probabilities at temperature 0 or 1 without penalties, or with top_p 1; this request"

@@ -39,7 +39,7 @@ def asking(text: str, model: str = "base", **more: object) -> ChatRequest:
 def test_complete_gives_text_counts_and_latency(client: EngineClient, golden: Golden) -> None:
     reply = client.complete(asking("Hi"))
     assert (reply.text, reply.finish_reason, reply.completion_tokens) == (golden("base", "Hi", 16), "length", 16)
-    assert reply.prompt_tokens == client.count_tokens(asking("Hi").messages)
+    assert reply.prompt_tokens == client.count_tokens(asking("Hi"))
     assert reply.latency_s > 0
 
 

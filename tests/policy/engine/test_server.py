@@ -124,21 +124,65 @@ def test_errors_are_those_that_openai_clients_know(chat: openai.OpenAI) -> None:
     assert hot.value.param == "temperature"
 
 
-def test_a_schema_is_kept_to_or_refused(chat: openai.OpenAI, engine: LiveEngine) -> None:
+def test_a_schema_is_kept_to(chat: openai.OpenAI) -> None:
     schema = {
         "type": "object", "properties": {"sure": {"type": "boolean"}}, "required": ["sure"], "additionalProperties": False,
     }  # fmt: skip
     form: Any = {"type": "json_schema", "json_schema": {"name": "verdict", "schema": schema}}
     asked: Any = {"model": "base", "messages": user("Hi"), "temperature": 0, "max_tokens": 200}
-    if engine.kind == "gguf":
-        reply = chat.chat.completions.create(**asked, response_format=form)
-        assert json.loads(reply.choices[0].message.content or "")["sure"] in (True, False)
-    else:
-        with pytest.raises(openai.BadRequestError) as refused:
-            chat.chat.completions.create(**asked, response_format=form)
-        assert refused.value.param == "response_format"
+    reply = chat.chat.completions.create(**asked, response_format=form)
+    assert json.loads(reply.choices[0].message.content or "")["sure"] in (True, False)
     with pytest.raises(openai.BadRequestError, match="needs its json_schema"):
         chat.chat.completions.create(**asked, response_format={"type": "json_schema"})  # type: ignore[typeddict-item]
+
+
+def test_a_text_is_continued_without_a_template(chat: openai.OpenAI, artifacts: Path, engine: LiveEngine) -> None:
+    ids = torch.tensor([engine.decoder.base.encode_raw("What is")])
+    written = load_tiny(artifacts / "base").generate(ids, max_new_tokens=12, do_sample=False)[0, ids.shape[1] :]
+    expected = engine.decoder.base.tokenizer.decode(written, skip_special_tokens=True)
+    asked: Any = {"model": "base", "prompt": "What is", "temperature": 0, "max_tokens": 12}
+    reply = chat.completions.create(**asked, logprobs=0)
+    assert reply.object == "text_completion"
+    assert reply.choices[0].text == expected
+    assert reply.usage is not None
+    assert (reply.usage.prompt_tokens, reply.usage.completion_tokens) == (ids.shape[1], 12)
+    chunks = list(chat.completions.create(**asked, logprobs=0, stream=True))
+    assert "".join(chunk.choices[0].text for chunk in chunks) == expected
+    assert chunks[-1].choices[0].finish_reason == "length"
+    told = reply.choices[0].logprobs
+    assert told is not None
+    assert told.tokens == [token for chunk in chunks for token in (chunk.choices[0].logprobs or told).tokens or []][:12]
+    assert chat.completions.create(**asked).choices[0].logprobs is None
+
+
+def test_the_tokens_of_a_text_are_told(chat: openai.OpenAI, artifacts: Path, engine: LiveEngine) -> None:
+    """As the plain model has them, also of a text that is longer than what is read at once, beside others that are not told."""
+    text = "What is bread? " * 60
+    asked: Any = {"model": "base", "prompt": text, "max_tokens": 1, "temperature": 0, "logprobs": 2, "echo": True}
+    if engine.kind == "gguf":
+        with pytest.raises(openai.BadRequestError) as refused:
+            chat.completions.create(**asked)
+        assert refused.value.param == "logprobs"
+        return
+    ids = engine.decoder.base.encode_raw(text)
+    assert 256 < len(ids) < CONTEXT_TOKENS
+    with torch.no_grad():
+        expected = load_tiny(artifacts / "base")(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+    for max_tokens in (0, 1):
+        choice = chat.completions.create(**{**asked, "max_tokens": max_tokens}).choices[0]
+        assert choice.text.startswith(text)
+        told = choice.logprobs
+        assert told is not None
+        values = told.token_logprobs or []
+        assert len(values) == len(ids) + max_tokens
+        assert values[0] is None  # type: ignore[comparison-overlap]
+        assert values[1 : len(ids)] == pytest.approx(
+            [expected[i, token].item() for i, token in enumerate(ids[1:])], abs=1e-4
+        )
+        likeliest = [max((top or {"": 1.0}).values()) for top in (told.top_logprobs or [])[1 : len(ids)]]
+        assert likeliest == pytest.approx(expected[:-1].max(-1).values.tolist()[: len(ids) - 1], abs=1e-4)
+        for token, at in zip((told.tokens or [])[: len(ids)], told.text_offset or [], strict=False):
+            assert text[at : at + len(token)] == token
 
 
 def test_bodies_that_are_no_json_are_refused(http: httpx.Client) -> None:
