@@ -48,6 +48,7 @@ EMPTY = {
     "sampled_day",  # gone below 0015
     "cached_reply",  # gone below 0017
     "session_record", "oidc_identity", "invitation", "sign_in_attempt",  # gone below 0005
+    "rule_threshold", "system_prompt", "system_prompt_share", "system_prompt_version",  # gone below 0018
 }  # fmt: skip
 
 
