@@ -8,7 +8,7 @@ export PYTHONUNBUFFERED := 1
 export HF_HUB_DISABLE_PROGRESS_BARS := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup setup-dev base demo run migrate cycle collect rollback import import-tasks export seed person key test test-slow check fix messages trial search bench-judge bench-engine bench-engines bench-annotation bench-training bench-robustness bench-serving screenshots clean
+.PHONY: help setup setup-dev base demo run migrate cycle collect rollback import import-tasks export bundle serve-bundle seed person key test test-slow check fix messages trial search bench-judge bench-engine bench-engines bench-annotation bench-training bench-robustness bench-serving screenshots clean
 
 help:            ## what there is to make
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 18
@@ -52,6 +52,15 @@ import-tasks: setup  ## import tasks with their judgments (FILE=path, FORM=auto,
 export: setup    ## export preferences, or as FORM=unpaired, tasks, label-studio (FILE=path)
 	@test -n "$(FILE)" || { echo "Say where to: make export FILE=mine.jsonl" >&2; exit 2; }
 	@$(FLASK) export "$(FILE)" --form "$(or $(FORM),preference)"
+
+bundle: setup    ## one signed file with the active version, its rules and its guard (FILE=path, FORM=gguf, POLICY=name, TENANT=key)
+	@test -n "$(FILE)" || { echo "Say where to: make bundle FILE=v1.bundle" >&2; exit 2; }
+	@$(FLASK) bundle "$(FILE)" --form "$(or $(FORM),gguf)" $(if $(POLICY),--policy "$(POLICY)") $(if $(TENANT),--tenant "$(TENANT)")
+
+serve-bundle:    ## verify such a file and serve it without network (FILE=path, KEY=public.pem, PORT=8080)
+	@test -n "$(FILE)" -a -n "$(KEY)" || { echo "Say which: make serve-bundle FILE=v1.bundle KEY=public.pem" >&2; exit 2; }
+	@$(PYTHON) commands/bootstrap.py --no-base
+	@$(RUN) -m commands.serve_bundle "$(FILE)" --key "$(KEY)" $(if $(PORT),--port "$(PORT)")
 
 seed: setup      ## fill a development database: people, tasks of every kind, judgments by scripts
 	@$(RUN) -m commands.seed

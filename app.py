@@ -1,6 +1,7 @@
 """The one place where parts meet: `create_app()` builds the web process (pages and `/v1`).
 
     uvicorn --factory app:create_gateway        the web process
+    uvicorn --factory app:create_edge_gateway   that of an edge bundle: `/v1` and health alone
     python -m flask --app app …        its commands (see docs/commands.md)
 
 Errors raised by the parts become HTTP here and nowhere else: the OpenAI error shape under `/v1`, RFC 9457
@@ -14,7 +15,7 @@ from collections.abc import Mapping
 from functools import partial
 from types import MappingProxyType
 
-from flask import Flask, Response, jsonify, render_template, request
+from flask import Flask, Response, current_app, jsonify, render_template, request
 from flask_wtf.csrf import CSRFError, CSRFProtect
 from sqlalchemy.exc import DataError
 from werkzeug.exceptions import HTTPException, SecurityError
@@ -84,10 +85,14 @@ HTTP_WORDS = {
 log = logging.getLogger("dunnock")
 
 
-def create_app(settings: Settings | None = None, db: Database | None = None) -> Flask:
-    """Build the web app. It loads no model and starts in about a second."""
+def create_app(settings: Settings | None = None, db: Database | None = None, *, pages: bool = True) -> Flask:
+    """Build the web app. It loads no model and starts in about a second.
+
+    Args:
+        pages: whether people are to use it; otherwise it has `/v1` and the probes of its health, and nothing else.
+    """
     settings = settings or get_settings()
-    app = Flask(__name__, template_folder="pages", static_folder="pages/static")
+    app = Flask(__name__, template_folder="pages", static_folder="pages/static" if pages else None)
     production, n = settings.env == "production", settings.trusted_proxies
     if n:
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=n, x_proto=n, x_host=n)  # type: ignore[method-assign]
@@ -101,6 +106,7 @@ def create_app(settings: Settings | None = None, db: Database | None = None) -> 
         TRUSTED_HOSTS=settings.trusted_hosts,
         MAX_CONTENT_LENGTH=4 * 1024 * 1024,
         WTF_CSRF_TIME_LIMIT=None,
+        PAGES=pages,
     )
     log.setLevel(settings.log_level)
     app.extensions["dunnock"] = Runtime(settings, db or Database(settings.db_url))
@@ -108,8 +114,27 @@ def create_app(settings: Settings | None = None, db: Database | None = None) -> 
     app.url_map.converters["int"] = _Id
     observing.install(app, settings)
     csrf = CSRFProtect(app)
-    language.install(app)
+    language.install(app, pages=pages)
     access.views.install(app)
+    app.register_blueprint(serving.health.blueprint)
+    app.register_blueprint(serving.api.blueprint)
+    csrf.exempt(serving.api.blueprint)
+    if pages:
+        _install_pages(app, csrf)
+    commands.cli.install(app)
+
+    app.register_error_handler(DunnockError, _domain_error)
+    app.register_error_handler(CSRFError, _http_error)
+    app.register_error_handler(HTTPException, _http_error)
+    app.register_error_handler(RecursionError, _nested_too_deep)
+    app.register_error_handler(DataError, _beyond_the_database)
+    app.register_error_handler(Exception, _unexpected_error)
+    app.after_request(_security_headers)
+    return app
+
+
+def _install_pages(app: Flask, csrf: CSRFProtect) -> None:
+    """All that people use, and the programs that manage it."""
     access.oidc_pages.install(app)
     app.register_blueprint(access.views.blueprint)
     app.register_blueprint(access.oidc_pages.blueprint)
@@ -125,9 +150,7 @@ def create_app(settings: Settings | None = None, db: Database | None = None) -> 
     app.register_blueprint(console.system_prompts.blueprint)
     app.register_blueprint(console.rule_guard.blueprint)
     app.register_blueprint(serving.views.blueprint)
-    app.register_blueprint(serving.health.blueprint)
     app.register_blueprint(serving.metrics.blueprint)
-    app.register_blueprint(serving.api.blueprint)
     app.register_blueprint(feedback.api.docs.blueprint)
     app.register_blueprint(feedback.webhooks.views.blueprint)
     apis = (
@@ -136,25 +159,19 @@ def create_app(settings: Settings | None = None, db: Database | None = None) -> 
     )  # fmt: skip
     for api in apis:
         app.register_blueprint(api.blueprint)
-    for api in (*apis, serving.api):
         csrf.exempt(api.blueprint)  # programs bring a key; browser sessions are checked by the API itself
-    commands.cli.install(app)
-
-    app.register_error_handler(DunnockError, _domain_error)
-    app.register_error_handler(CSRFError, _http_error)
-    app.register_error_handler(HTTPException, _http_error)
-    app.register_error_handler(RecursionError, _nested_too_deep)
-    app.register_error_handler(DataError, _beyond_the_database)
-    app.register_error_handler(Exception, _unexpected_error)
-    app.after_request(_security_headers)
-    return app
 
 
-def create_gateway(settings: Settings | None = None, db: Database | None = None) -> Gateway:
+def create_edge_gateway() -> Gateway:
+    """Build the web process of an edge bundle."""
+    return create_gateway(pages=False)
+
+
+def create_gateway(settings: Settings | None = None, db: Database | None = None, *, pages: bool = True) -> Gateway:
     """Build the web process as an ASGI app, in which open chat streams cost no threads."""
     settings = settings or get_settings()
     logs.configure(settings)
-    app = create_app(settings, db)
+    app = create_app(settings, db, pages=pages)
     gc.collect()
     gc.freeze()  # looking through all that was imported, again and again, would stop every stream for a tenth of a second
     closing = [partial(close_chat, app), partial(asyncio.to_thread, observing.close, app)]
@@ -223,7 +240,7 @@ def _answer(
 
 def _for_program() -> bool:
     """Whether the answer is read by a program, and not by a person in a page."""
-    if request.path.startswith(("/v1/", "/api/")):
+    if request.path.startswith(("/v1/", "/api/")) or not current_app.config["PAGES"]:
         return True
     return request.accept_mimetypes.best_match(["text/html", "application/json"]) == "application/json"
 

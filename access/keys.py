@@ -29,10 +29,12 @@ def create_key(
     expires_at: dt.datetime | None = None,
     *,
     requests_per_minute: int | None = None,
+    secret: str | None = None,
 ) -> tuple[ApiKey, str]:
     """Make a key for a person. A key of a tenant's account is the tenant's.
 
     Args:
+        secret: one that was made elsewhere, at random; None for a new one.
         requests_per_minute: a limit of this key's own; None for none.
 
     Returns:
@@ -50,7 +52,7 @@ def create_key(
         )
     if not 1 <= len(name) <= 120:
         raise InvalidInput(gettext("a key needs a name of 1 to 120 characters"), param="name")
-    secret = "dk-" + secrets.token_urlsafe(32)
+    secret = secret or "dk-" + secrets.token_urlsafe(32)
     key = ApiKey(
         name=name,
         person_id=person.id,
@@ -96,6 +98,16 @@ _KNOWN = (
     .where(ApiKey.key_sha256 == bindparam("digest"))
 )  # fmt: skip
 _KNOWN_LOCKED = _KNOWN.with_for_update(key_share=True, of=table_of(Person))
+
+
+def is_key(session: Session, secret: str) -> bool:
+    """Whether a key with this secret was made, be it good still or not."""
+    return session.scalar(select(ApiKey.id).where(ApiKey.key_sha256 == _sha256(secret))) is not None
+
+
+def has_keys(session: Session, person: Person) -> bool:
+    """Whether a key was ever made for this person."""
+    return session.scalar(select(ApiKey.id).where(ApiKey.person_id == person.id).limit(1)) is not None
 
 
 def authenticate(session: Session, bearer: str, scope: str, *, lock: bool = False) -> Caller:

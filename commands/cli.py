@@ -46,7 +46,7 @@ class Command(click.Command):
 def install(app: Flask) -> None:
     """Add the commands to an app."""
     people_and_data = (migrate, person_add, key_add, tenant_add, import_pairs, import_tasks, export_pairs)
-    for command in (*people_and_data, retention, erase, cycle, collect, rollback, trial, search):
+    for command in (*people_and_data, retention, erase, cycle, collect, rollback, trial, search, bundle_key, bundle):
         app.cli.add_command(command)
 
 
@@ -277,3 +277,61 @@ def search(
         found = run_search(trials, plan, wanted, name=name, seed=seed)
     click.echo(as_text(found))
     click.echo(f"Also in {found['folder']}, as {found['name']}.md and .json")
+
+
+@click.command("bundle-key", cls=Command)
+@click.option(
+    "--private", type=click.Path(path_type=Path), help="Where the key goes that signs.  [default: the setting's]"
+)
+@click.option(
+    "--public", type=click.Path(path_type=Path), help="Where the key goes that verifies.  [default: beside it]"
+)
+def bundle_key(private: Path | None, public: Path | None) -> None:
+    """Make the pair of keys that edge bundles are signed and verified with."""
+    from bundle.signing import make_keys
+
+    private = private or runtime().settings.bundle_key
+    public = public or private.with_name("public.pem")
+    known_as = make_keys(private, public)
+    click.echo(
+        f"{private} signs; keep it here. {public} verifies; give it to the devices. The pair is {known_as[:16]}…."
+    )
+
+
+@click.command("bundle", cls=Command)
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--policy", default=None, help="A version's name.  [default: the active one]")
+@click.option("--form", type=click.Choice(("gguf", "adapter")), default="gguf", show_default=True)
+@click.option(
+    "--quantisation",
+    type=click.Choice(("f32", "f16", "bf16", "q8_0", "q4_1")),
+    help="Of form gguf.  [default: the setting's]",
+)
+@click.option("--tenant", default=None, help="Key of the tenant whose rules go along beside the house's.")
+@click.option(
+    "--prompts", type=click.IntRange(min=0), help="That quality is measured on; 0: all.  [default: the setting's]"
+)
+@click.option("--key", type=click.Path(path_type=Path), help="The private key.  [default: the setting's]")
+def bundle(
+    file: Path,
+    policy: str | None,
+    form: Any,
+    quantisation: Any,
+    tenant: str | None,
+    prompts: int | None,
+    key: Path | None,
+) -> None:
+    """Write a policy version with its rules and its guard as one signed file for a device without a connection."""
+    from commands.bundle import Wanted, as_text, make_bundle
+
+    settings = runtime().settings
+    wanted = Wanted(
+        form,
+        quantisation or settings.bundle.quantisation,
+        settings.bundle.prompts if prompts is None else prompts,
+        policy,
+        tenant,
+    )
+    manifest = make_bundle(runtime().db, settings, wanted, file, key or settings.bundle_key)
+    click.echo(as_text(manifest))
+    click.echo(f"{file} is written, {file.stat().st_size:,} bytes, signed.")

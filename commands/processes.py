@@ -73,10 +73,10 @@ def engine(settings: Settings) -> Child:
     return Child("engine", command, settings.var_dir / "logs" / "engine.log", environment=unset)
 
 
-def web(settings: Settings) -> Child:
+def web(settings: Settings, factory: str = "app:create_gateway") -> Child:
     """The web process under uvicorn."""
     command = [
-        sys.executable, "-m", "uvicorn", "--factory", "app:create_gateway", "--host", settings.host, "--port", str(settings.web_port),
+        sys.executable, "-m", "uvicorn", "--factory", factory, "--host", settings.host, "--port", str(settings.web_port),
         "--workers", str(settings.web_workers), "--loop", "uvloop", "--http", "httptools", "--timeout-graceful-shutdown", "5",
         "--no-proxy-headers", "--no-server-header", "--no-access-log", "--log-level", "warning",
     ]  # fmt: skip
@@ -123,6 +123,13 @@ def answers(url: str) -> bool:
         return httpx.get(url, timeout=2).status_code == 200
     except httpx.HTTPError:
         return False
+
+
+def free_port() -> int:
+    """A port of loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def require_free(name: str, host: str, port: int, setting: str) -> None:

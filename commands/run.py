@@ -6,6 +6,7 @@ python -m commands.run
 import signal
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from commands import processes
@@ -41,18 +42,31 @@ def main() -> int:
         children.insert(0, processes.engine(settings))
     if guarded:
         children.append(processes.guard(settings))
+    url = f"http://{settings.host}:{settings.web_port}"
+    waited = [(next(c for c in children if c.name == "web"), f"{url}/healthz", processes.WEB_START_S)]
+    if not settings.engine_url:
+        waited.append((children[0], processes.engine_health_url(settings), processes.ENGINE_START_S))
+    return keep_up(children, waited, lambda: _welcome(url, settings.var_dir, admin))
+
+
+def keep_up(
+    children: list[processes.Child], waited: Sequence[tuple[processes.Child, str, float]], ready: Callable[[], None]
+) -> int:
+    """Start processes, wait, and keep them up until Ctrl-C or SIGTERM; the exit status.
+
+    Args:
+        waited: whom to wait for, the URL that answers then, and for how many seconds at most.
+        ready: called once all of these answer.
+    """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         for child in children:
             child.start()
-        url = f"http://{settings.host}:{settings.web_port}"
         print("Starting …", flush=True)
-        web = next(c for c in children if c.name == "web")
-        processes.wait_ready(web, f"{url}/healthz", processes.WEB_START_S)
-        if not settings.engine_url:
-            processes.wait_ready(children[0], processes.engine_health_url(settings), processes.ENGINE_START_S)
-        _welcome(url, settings.var_dir, admin)
-        _keep_up(children)
+        for child, url, limit_s in waited:
+            processes.wait_ready(child, url, limit_s)
+        ready()
+        _restart_forever(children)
     except KeyboardInterrupt:
         pass
     except DunnockError as error:
@@ -73,7 +87,7 @@ def _welcome(url: str, var_dir: Path, admin: tuple[str, str] | None) -> None:
     print("  an API key: make key LOGIN=admin      Ctrl-C ends all", flush=True)
 
 
-def _keep_up(children: list[processes.Child]) -> None:
+def _restart_forever(children: list[processes.Child]) -> None:
     again: dict[str, float] = {}
     while True:
         time.sleep(POLL_S)

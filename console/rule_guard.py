@@ -24,7 +24,7 @@ from core.web import runtime
 from feedback.rules.store import find_rule
 from feedback.rules.thresholds import ACTIONS, history, set_threshold
 from feedback.rules.words import MAX_NOTE
-from serving.guarding import newest_model
+from reward.models import guard_in_force
 
 READERS = ("reviewer", "lead")  # an admin may do whatever a role may
 CHANGERS = ("lead",)
@@ -71,7 +71,7 @@ def _show(slug: str, typed: dict[str, str]) -> str:
 
 def _record(session: Session, slug: str) -> dict[str, Any] | None:
     """What the newest guard's model that is used was worth on this rule; None where nobody measured it."""
-    model = newest_model(session)
+    model = guard_in_force(session)
     found = guarded_rule(model.evaluation, slug) if model else None
     return None if found is None else {"id": model.id, **found}  # type: ignore[union-attr]  # there is one
 

@@ -14,6 +14,7 @@
     ├── Conflict                 the state has moved on: lease lost, already promoted (409)
     ├── EngineError              the engine failed or cannot be reached (503)
     ├── ArtifactError            a file is missing, or its hash is not the recorded one
+    │   └── BundleRefused        an edge bundle is not the one that was signed, or not by the key that was given
     └── StageError               a training stage cannot go on; the cycle is marked failed
         └── LeaseLost            another worker holds the cycle now
 
@@ -115,6 +116,10 @@ class EngineError(DunnockError):
 class ArtifactError(DunnockError):
     status = 503
     code = "artifact_error"
+
+
+class BundleRefused(ArtifactError):
+    code = "bundle_refused"
 
 
 class StageError(DunnockError):

@@ -46,14 +46,15 @@ class _Catalogues(Domain):  # type: ignore[misc]  # Flask-Babel has no types
         return _translations(language())
 
 
-def install(app: Flask) -> None:
-    """Put translation into an app: `_()` in its templates, the choice of the language, and the route that changes it."""
+def install(app: Flask, *, pages: bool = True) -> None:
+    """Put translation into an app: `_()` in its templates, the choice of the language, and, for pages, the route that changes it."""
     babel = Babel()
     babel.init_app(app, locale_selector=language)
     babel.domain_instance = _Catalogues()
     app.add_template_filter(strip_bidi)
     app.context_processor(lambda: {"language": language(), "languages": LANGUAGES})
-    app.register_blueprint(blueprint)
+    if pages:
+        app.register_blueprint(blueprint)
     for name in LANGUAGES:
         _translations(name)  # now, so that no visitor waits for it
 

@@ -50,13 +50,18 @@ def unpack(wheel: Path, inside: str, names: Sequence[str], folder: Path) -> None
 
 def check_sha256(path: Path, expected: str, setting: str) -> None:
     """Raise ArtifactError unless the file has this sha256 (hex)."""
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = file_sha256(path)
     if found != expected:
         raise ArtifactError(
             f"{path.name} has sha256 {found}, but {expected} is pinned; it is damaged or not the file we know and is"
             f" not used. Delete it and try again, or set {setting}."
         )
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 (hex) of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def local_or_hub(name: str, cache_dir: Path, setting: str) -> Path:

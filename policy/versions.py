@@ -128,6 +128,14 @@ def promote(session: Session, version: PolicyVersion, *, actor: str, reason: str
     )
 
 
+def adopt(session: Session, version: PolicyVersion, *, actor: str, reason: str) -> Promotion:
+    """Make a version active that was gated elsewhere: an edge device takes it over with the bundle that it came in."""
+    current = session.scalar(select(PolicyVersion).where(PolicyVersion.state == "active"))
+    session.add(version)
+    session.flush()
+    return _activate(session, version, current, kind="first", actor=actor, reason=reason)
+
+
 def rollback(session: Session, *, actor: str, reason: str = "", to: str | None = None) -> Promotion:
     """Bring back the version that was active before (or a named one that once was): one row.
 

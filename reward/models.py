@@ -38,6 +38,12 @@ def newest_model(session: Session, kind: Kind) -> RewardModel | None:
     return session.scalar(select(RewardModel).where(RewardModel.kind == kind).order_by(RewardModel.id.desc()).limit(1))
 
 
+def guard_in_force(session: Session) -> RewardModel | None:
+    """The guard's model that replies are held to: the newest that clears its bar."""
+    found = select(RewardModel).where(RewardModel.kind == "guard", RewardModel.clears_bar)
+    return session.scalar(found.order_by(RewardModel.id.desc()).limit(1))
+
+
 def bar_words(evaluation: dict[str, Any]) -> str:
     """Why a preference reward model does not clear its bar."""
     return (

@@ -16,7 +16,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from core.detectors.pii import PII
@@ -27,7 +26,7 @@ from core.settings.serving import Action as Does
 from feedback.rules.store import active_rules
 from feedback.rules.thresholds import thresholds
 from policy.protocol import ChatReply, Events, StreamEvent
-from reward.models import RewardModel
+from reward.models import guard_in_force
 from serving.guard import injection
 from serving.guard.leakage import LeakageScan
 from serving.guard.patterns import PatternScan, Scan, judge
@@ -95,7 +94,7 @@ class Guard:
         read_at, found = self._standing.get(tenant_id, (-math.inf, Standing()))
         if time.monotonic() - read_at < self.settings.refresh_s:
             return found
-        model = newest_model(session) if self.settings.model == "auto" else None
+        model = guard_in_force(session) if self.settings.model == "auto" else None
         found = Standing(
             _rules(session, tenant_id),
             None if model is None else Held(str(self._artifact_dir / model.path), model.sha256),
@@ -439,12 +438,6 @@ def _rules(session: Session, tenant_id: int | None) -> tuple[Rule, ...]:
         Rule(v.id, v.rule.slug, v.text, v.refusal_text, *held.get(v.rule_id, (None, "block")))
         for v in active_rules(session, tenant_id)
     )
-
-
-def newest_model(session: Session) -> RewardModel | None:
-    """The model that the guard asks, where one clears its bar."""
-    found = select(RewardModel).where(RewardModel.kind == "guard", RewardModel.clears_bar)
-    return session.scalar(found.order_by(RewardModel.id.desc()).limit(1))
 
 
 def _end_of(messages: Sequence[Message]) -> str:

@@ -139,3 +139,16 @@ def test_links_that_are_sent_name_the_public_host(public: Flask, people: dict[st
     assert made["link"].startswith("https://birds.example/invitation/")
     with public.test_request_context("/", headers={"Host": "localhost:8080"}):
         assert public_url("oidc.callback") == "https://birds.example/sign-in/oidc/callback"
+
+
+def test_the_app_of_an_edge_bundle_has_the_chat_api_and_its_health_alone(
+    settings: Settings, database: Database
+) -> None:
+    from app import create_app
+
+    app = create_app(settings, database, pages=False)
+    paths = {rule.rule for rule in app.url_map.iter_rules()}
+    assert {"/v1/chat/completions", "/v1/models", "/v1/moderations", "/v1/feedback", "/healthz", "/readyz"} < paths
+    assert {path for path in paths if not path.startswith("/v1/")} == {"/healthz", "/readyz"}
+    answer = app.test_client().get("/sign-in", headers={"Accept": "text/html"})
+    assert (answer.status_code, answer.mimetype) == (404, "application/problem+json")

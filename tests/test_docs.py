@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(DOCS.glob("*.md")), ROOT / "evals" / "suites" / "README.md"]
 NOT_SETTINGS = {"DUNNOCK_VENV", "DUNNOCK_CHROMIUM"}  # read before there are settings, and not by the app
-OWN = "core|access|feedback|policy|training|reward|evals|finetune|serving|console|commands"
+OWN = "core|access|feedback|policy|training|reward|evals|finetune|serving|bundle|console|commands"
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
@@ -51,7 +51,7 @@ def test_settings_page_lists_every_setting() -> None:
     listed = [name for (name,) in rows_of(DOCS / "settings.md", r"`(DUNNOCK_\w+)`")]
     plain = {f"DUNNOCK_{name.upper()}" for name in Settings.model_fields}
     groups = {"ASSIGNMENT", "GOLD", "CARE", "QUALITY", "OIDC", "TRACKING", "ENERGY", "TELEMETRY"}
-    groups |= {"GUARD", "SYSTEM_PROMPTS", "SAMPLING", "PRIVACY", "LIMITS", "GGUF", "ENGINES", "CACHE"}
+    groups |= {"GUARD", "SYSTEM_PROMPTS", "SAMPLING", "PRIVACY", "LIMITS", "GGUF", "ENGINES", "CACHE", "BUNDLE"}
     groups |= {"COLLECT", "SNAPSHOT", "REWARD", "UPDATE", "PPO", "GATE"}
     assert set(listed) == set(docs_settings.names())
     assert len(listed) == len(set(listed))

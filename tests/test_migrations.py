@@ -47,6 +47,7 @@ EMPTY = {
     "tenant", "tenant_usage", "pace",  # gone below 0014
     "sampled_day",  # gone below 0015
     "cached_reply",  # gone below 0017
+    "system_prompt", "system_prompt_version", "system_prompt_share", "rule_threshold",  # gone below 0018
     "session_record", "oidc_identity", "invitation", "sign_in_attempt",  # gone below 0005
     "rule_threshold", "system_prompt", "system_prompt_share", "system_prompt_version",  # gone below 0018
 }  # fmt: skip

@@ -5,10 +5,11 @@ import shutil
 import socket
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import httpx
 
@@ -52,7 +53,13 @@ def free_port() -> int:
 
 
 @contextmanager
-def installed(folder: Path, *, upstream: str = "", of_round: Path | None = None) -> Iterator[Served]:
+def installed(
+    folder: Path,
+    *,
+    upstream: str = "",
+    of_round: Path | None = None,
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[Served]:
     """The app, up.
 
     Args:
@@ -60,6 +67,7 @@ def installed(folder: Path, *, upstream: str = "", of_round: Path | None = None)
         upstream: the engine's URL; empty: the embedded engine is started.
         of_round: the `var` of a finished round, whose versions, rules and guard are served; else the base, with rules that
             no model knows yet.
+        environment: settings of its processes, by their variables.
     """
     settings = _settings(folder, upstream)
     if of_round is not None:
@@ -73,13 +81,13 @@ def installed(folder: Path, *, upstream: str = "", of_round: Path | None = None)
         children.append(processes.engine(settings))
     if processes.guard_is_wanted(settings):
         children.append(processes.guard(settings))
-    environment = {
+    own = {
         "DUNNOCK_VAR_DIR": str(folder), "DUNNOCK_DATABASE_URL": settings.db_url, "DUNNOCK_WEB_PORT": str(settings.web_port),
         "DUNNOCK_ENGINE_URL": upstream, "DUNNOCK_ENGINE_PORT": str(settings.engine_port),
         "DUNNOCK_GUARD__PORT": str(settings.guard.port),
     }  # fmt: skip
     for child in children:
-        child.environment |= environment
+        child.environment |= {**own, **environment}
     try:
         for child in children:
             child.start()

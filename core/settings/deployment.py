@@ -13,6 +13,7 @@ from core.errors import SettingsError
 from core.settings.people import AssignmentSettings, CareSettings, GoldSettings, OidcSettings, QualitySettings
 from core.settings.records import EnergySettings, TelemetrySettings, TrackingSettings
 from core.settings.serving import (
+    BundleSettings,
     CacheSettings,
     EnginesSettings,
     GgufSettings,
@@ -167,6 +168,7 @@ class Settings(BaseSettings):
     sampling: SamplingSettings = SamplingSettings()
     privacy: PrivacySettings = PrivacySettings()
     cache: CacheSettings = CacheSettings()
+    bundle: BundleSettings = BundleSettings()
 
     tracking: TrackingSettings = TrackingSettings()
     energy: EnergySettings = EnergySettings()
@@ -250,6 +252,11 @@ class Settings(BaseSettings):
     def artifact_dir(self) -> Path:
         """Adapters, reward models and snapshots; shared by all processes."""
         return self.var_dir / "artifacts"
+
+    @property
+    def bundle_key(self) -> Path:
+        """The file of the private key that signs edge bundles."""
+        return self.bundle.private_key or self.var_dir / "bundle" / "private.pem"
 
     def session_secret(self) -> str:
         """The key that signs sessions; made once in development and kept with owner-only rights."""

@@ -1,6 +1,7 @@
 """Settings of what answers, what stands between the policy and those who read its completions, and how often it is asked."""
 
 import datetime as dt
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, field_validator
@@ -214,6 +215,41 @@ class GgufSettings(SettingsGroup):
     )
     slots: int = Field(8, ge=1, le=256, description="Requests decoded together; the others wait.")
     threads: int = Field(0, ge=0, description="Threads that decode; 0: as many as the process may use cores.")
+    file: Path | None = Field(
+        None,
+        description="A GGUF of ours that is served as it is, made by a bundle; the base's folder then gives configuration and tokenizer alone. Empty: the base is converted.",
+    )
+    serves: str = Field(
+        "",
+        description="Name of the policy version whose adapter is merged into `file`; no other is served then. Empty: it is the base.",
+    )
+
+    @field_validator("file", mode="before")
+    @classmethod
+    def _empty_is_none(cls, value: object) -> object:
+        return None if value == "" else value
+
+
+class BundleSettings(SettingsGroup):
+    """Edge bundles that are made here."""
+
+    private_key: Path | None = Field(
+        None,
+        description="File of the key that signs them. Empty: `var/bundle/private.pem`, where `flask bundle-key` puts it.",
+    )
+    quantisation: Literal["f32", "f16", "bf16", "q8_0", "q4_1"] = Field(
+        "q8_0", description="What the linear layers of a bundle's GGUF are stored as."
+    )
+    prompts: int = Field(
+        100,
+        ge=0,
+        description="Prompts of the frozen suites, half of them harmful, on which a bundle is compared with the full version; 0: all.",
+    )
+
+    @field_validator("private_key", mode="before")
+    @classmethod
+    def _empty_is_none(cls, value: object) -> object:
+        return None if value == "" else value
 
 
 class EnginesSettings(SettingsGroup):

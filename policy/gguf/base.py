@@ -38,26 +38,45 @@ class GgufBase:
         return self._encoder.encode(messages)
 
 
-def load_gguf_base(folder: Path, cache_dir: Path, kind: BaseType, context_tokens: int) -> GgufBase:
+def load_gguf_base(
+    folder: Path, cache_dir: Path, kind: BaseType, context_tokens: int, file: Path | None = None
+) -> GgufBase:
     """Have the base as GGUF, converted unless it was before.
 
     Args:
+        folder: configuration and tokenizer; and the weights, where there is no `file`.
         cache_dir: files are kept in its folder `gguf`, named by the weights' sha256.
         context_tokens: wanted; no more than the model was trained with are given.
+        file: the GGUF itself, where it was made elsewhere; `kind` says nothing then.
 
     Raises:
-        ArtifactError: the base cannot be converted.
+        ArtifactError: the base cannot be converted, or `file` is not there.
     """
     from transformers import AutoTokenizer
 
     config = read_config(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     eos_ids = _eos_ids(folder, config, tokenizer)
-    file = cache_dir / "gguf" / f"{base_sha256(folder)[:16]}-{kind}-{FORM}.gguf"
-    if not file.exists():
-        convert_base(folder, file, kind, eos_ids)
+    if file is None:
+        file = cache_dir / "gguf" / f"{base_sha256(folder)[:16]}-{kind}-{FORM}.gguf"
+        if not file.exists():
+            convert_base(folder, file, kind, eos_ids)
+    elif not file.is_file():
+        raise ArtifactError(f"{file} is not there; DUNNOCK_GGUF__FILE names it")
     context = min(context_tokens, int(config["max_position_embeddings"]))
     return GgufBase(folder, file, tokenizer, context, eos_ids)
+
+
+def merge_gguf(folder: Path, adapter: Path | None, file: Path, kind: BaseType) -> None:
+    """Write a base with an adapter merged into it as one GGUF, which `load_gguf_base` takes as `file`.
+
+    Raises:
+        ArtifactError: the base cannot be converted, or the adapter is none of its.
+    """
+    from transformers import AutoTokenizer
+
+    eos_ids = _eos_ids(folder, read_config(folder), AutoTokenizer.from_pretrained(folder))
+    convert_base(folder, file, kind, eos_ids, adapter=adapter)
 
 
 def _eos_ids(folder: Path, config: dict[str, Any], tokenizer: Any) -> frozenset[int]:

@@ -2,6 +2,7 @@
 
     convert_base(folder, Path("base.gguf"), "q8_0")          a transformers folder with safetensors
     convert_adapter(adapter, folder, Path("adapter.gguf"))   a PEFT LoRA adapter of that base
+    convert_base(folder, Path("both.gguf"), "q8_0", adapter=adapter)   both in one, merged in fp32 before rounding
 
 No torch: weights are read as bytes. What the file cannot say, or we have not shown to be equal, is refused, never left
 out: other architectures, scaled rotary embeddings, biases; DoRA, saved modules, other targets of an adapter.
@@ -9,9 +10,7 @@ out: other architectures, scaled rotary embeddings, biases; DoRA, saved modules,
 llama.cpp turns pairs of neighbours where transformers turns the two halves of a head, so the rows of q and k are laid
 out anew (Su et al. 2021, arXiv:2104.09864, eq. 34; both are the same rotation).
 
-The vocabulary in the file is one of our own: each token's bytes are read as Latin-1, so that a token that ends in the
-middle of a character is still text of its own and llama.cpp tells of it at once. Encoding and decoding are done by the
-base's own tokenizer, outside.
+The vocabulary in the file is one of our own (`policy.gguf.vocabulary`).
 """
 
 import json
@@ -28,6 +27,7 @@ from safetensors import SafetensorError, deserialize
 
 from core.errors import ArtifactError
 from policy.engine.names import read_lora_config
+from policy.gguf.vocabulary import vocabulary
 
 BaseType = Literal["f32", "f16", "bf16", "q8_0", "q4_1"]
 Floats = NDArray[np.float32]
@@ -59,25 +59,32 @@ class Shape:
     kv_heads: int
 
 
-def convert_base(folder: Path, target: Path, kind: BaseType, eos_ids: frozenset[int] | None = None) -> None:
+def convert_base(
+    folder: Path, target: Path, kind: BaseType, eos_ids: frozenset[int] | None = None, *, adapter: Path | None = None
+) -> None:
     """Write a base model as GGUF, all or nothing.
 
     Args:
         folder: `config.json`, safetensors and the tokenizer.
         eos_ids: tokens that end a completion; None: the configuration's.
+        adapter: a PEFT LoRA adapter of it, which is added to the weights before they are rounded.
 
     Raises:
-        ArtifactError: the model is not one that this file can hold.
+        ArtifactError: the model is not one that this file can hold, or the adapter not one of its.
     """
     config = read_config(folder)
+    factors = _factors(adapter, config) if adapter is not None else {}
     partial = _partial(target)
     writer = gguf.GGUFWriter(partial, "llama")
     _write_config(writer, config, TYPES[kind][2])
     _write_vocabulary(writer, folder, config, eos_ids or _configured_eos(config))
     linear, wide, _ = TYPES[kind]
-    for name, weights in _base_weights(folder, shape_of(config), bool(config.get("tie_word_embeddings"))):
+    shape = shape_of(config)
+    for name, plain in _base_weights(folder, shape, bool(config.get("tie_word_embeddings"))):
+        change = factors.get(name)
+        weights = _rotated(name, plain if change is None else plain + change[1] @ change[0], shape)
         stored = gguf.GGMLQuantizationType.F32 if weights.ndim == 1 else wide if "blk." not in name else linear
-        writer.add_tensor(name, gguf.quants.quantize(weights, stored), raw_dtype=stored)
+        writer.add_tensor(f"{name}.weight", gguf.quants.quantize(weights, stored), raw_dtype=stored)
     _finish(writer, partial, target)
 
 
@@ -92,24 +99,16 @@ def convert_adapter(adapter: Path, base: Path, target: Path) -> None:
         ArtifactError: it is no plain LoRA adapter of this base, or it adapts what is not among `LINEAR`.
     """
     base_config = read_config(base)
-    shape, sizes = shape_of(base_config), linear_sizes(base_config)
-    config = _lora_config(adapter)
+    shape = shape_of(base_config)
+    factors = _factors(adapter, base_config)
     partial = _partial(target)
     writer = gguf.GGUFWriter(partial, "llama")
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
     writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, 0.0)  # 0: no scaling beside what is in B already
-    factors = dict(read_safetensors([adapter / "adapter_model.safetensors"]))
-    for key in sorted(factors):
-        name, side = _adapted(key, adapter)
-        weights = factors[key]
-        layer, _, part = name.removeprefix("blk.").partition(".")
-        fits = int(layer) < shape.layers and weights.ndim == 2
-        if not fits or sizes[part][side] != weights.shape[side == "A"]:
-            raise ArtifactError(f"{adapter}: {key} {weights.shape} does not fit this base model; wrong base?")
-        if side == "B":
-            weights = _rotated(name, weights * _scaling(config, rank=weights.shape[1]), shape)
-        writer.add_tensor(f"{name}.weight.lora_{side.lower()}", np.ascontiguousarray(weights, np.float32))
+    for name, (a, b) in factors.items():
+        for side, weights in (("a", a), ("b", _rotated(name, b, shape))):
+            writer.add_tensor(f"{name}.weight.lora_{side}", np.ascontiguousarray(weights, np.float32))
     _finish(writer, partial, target)
 
 
@@ -230,7 +229,7 @@ def _base_weights(folder: Path, shape: Shape, tied: bool) -> Iterator[tuple[str,
         if name is None or name not in missing:
             raise ArtifactError(f"{folder}: {key} is no weight of a plain Llama of {shape.layers} layers")
         missing.remove(name)
-        yield f"{name}.weight", _rotated(name, weights, shape)
+        yield name, weights
     if missing:
         raise ArtifactError(f"{folder} lacks {', '.join(sorted(missing)[:3])} of {len(missing)} missing weights")
 
@@ -263,55 +262,27 @@ def _write_vocabulary(writer: gguf.GGUFWriter, folder: Path, config: dict[str, A
     writer.add_add_bos_token(False)
 
 
-def vocabulary(folder: Path, size: int) -> tuple[list[str], list[gguf.TokenType]]:
-    """Texts and kinds of `size` tokens; special ones get a name that llama.cpp knows nothing of.
+# --- adapters --------------------------------------------------------------------------------------------
+
+
+def _factors(adapter: Path, base_config: dict[str, Any]) -> dict[str, tuple[Floats, Floats]]:
+    """The factors A and B of each adapted layer by its name in GGUF; the scaling is multiplied into B, no row is moved.
 
     Raises:
-        ArtifactError: the tokenizer is not a byte-level BPE.
+        ArtifactError: as of `convert_adapter`.
     """
-    try:
-        stored = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-        model, added = stored["model"], stored.get("added_tokens", [])
-        if model["type"] != "BPE" or model.get("byte_fallback"):
-            raise ValueError(f"a {model['type']} model")
-        ids = {int(index): text for text, index in model["vocab"].items()}
-        special = {int(token["id"]) for token in added if token.get("special")}
-        plain = {int(token["id"]): str(token["content"]) for token in added if not token.get("special")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(
-            f"{folder}/tokenizer.json is no byte-level BPE, the kind that is converted: {error}"
-        ) from error
-    texts, kinds, seen = [], [], set[str]()
-    for index in range(size):
-        known = index in ids or index in plain
-        text = f"<|{index}|>"
-        if known and index not in special:
-            raw = plain[index].encode() if index in plain else _token_bytes(ids[index])
-            text = "".join(BYTE_SIGNS[b] for b in raw.decode("latin-1").encode())
-        if text in seen:  # llama.cpp wants each text once
-            text, known = f"<|{index}|>", False
-        seen.add(text)
-        texts.append(text)
-        kinds.append(gguf.TokenType.NORMAL if known and index not in special else gguf.TokenType.CONTROL)
-    return texts, kinds
-
-
-def _byte_signs() -> list[str]:
-    """The sign that byte-level BPE writes for each byte. Source: Radford et al. 2019, GPT-2's `bytes_to_unicode`."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = iter(range(256, 512))
-    return [chr(b) if b in printable else chr(next(others)) for b in range(256)]
-
-
-BYTE_SIGNS = _byte_signs()
-_BYTES = {sign: byte for byte, sign in enumerate(BYTE_SIGNS)}
-
-
-def _token_bytes(text: str) -> bytes:
-    return bytes(_BYTES[sign] for sign in text) if all(s in _BYTES for s in text) else text.encode()
-
-
-# --- adapters --------------------------------------------------------------------------------------------
+    shape, sizes, config = shape_of(base_config), linear_sizes(base_config), _lora_config(adapter)
+    found: dict[str, dict[str, Floats]] = {}
+    for key, weights in sorted(read_safetensors([adapter / "adapter_model.safetensors"]), key=lambda pair: pair[0]):
+        name, side = _adapted(key, adapter)
+        layer, _, part = name.removeprefix("blk.").partition(".")
+        fits = int(layer) < shape.layers and weights.ndim == 2
+        if not fits or sizes[part][side] != weights.shape[side == "A"]:
+            raise ArtifactError(f"{adapter}: {key} {weights.shape} does not fit this base model; wrong base?")
+        found.setdefault(name, {})[side] = weights if side == "A" else weights * _scaling(config, rank=weights.shape[1])
+    if halves := [name for name, sides in found.items() if len(sides) != 2]:
+        raise ArtifactError(f"{adapter}: {halves[0]} has one LoRA factor and not two; the file is damaged")
+    return {name: (sides["A"], sides["B"]) for name, sides in found.items()}
 
 
 def _lora_config(adapter: Path) -> dict[str, Any]:

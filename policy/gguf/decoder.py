@@ -52,6 +52,7 @@ class GgufDecoder:
         settings: of each server.
         max_waiting: requests that may wait for a slot; more are refused.
         max_prompt_tokens: longer prompts are refused; None means what the context takes.
+        name: what the base is asked for by; another one where an adapter is merged into it already.
 
     Raises:
         ArtifactError: llama.cpp refuses the base.
@@ -66,8 +67,10 @@ class GgufDecoder:
         *,
         max_waiting: int = 256,
         max_prompt_tokens: int | None = None,
+        name: str = BASE,
     ) -> None:
         self.base = base
+        self.name = name
         self.max_prompt_tokens = min(max_prompt_tokens or base.context_tokens, base.context_tokens - 1)
         self._settings = settings
         self._max_open = max_waiting + settings.slots
@@ -79,7 +82,7 @@ class GgufDecoder:
         self._change = threading.Condition()
         # What follows is read and written under _change.
         self._stand = stand
-        self._names: dict[str, Path | None] = {BASE: None}
+        self._names: dict[str, Path | None] = {name: None}
         self._kept: dict[str, _Kept] = {}  # also those that take no requests any more, while open ones need them
         self._open: Counter[str] = Counter()
         self._closing = False
@@ -117,11 +120,13 @@ class GgufDecoder:
         """Load an adapter while others stream; the same name and path again changes nothing.
 
         Raises:
-            InvalidInput: `name` cannot name an adapter.
+            InvalidInput: `name` cannot name an adapter, or an adapter is merged into these weights.
             Conflict: the name is taken by another path.
             ArtifactError: the folder does not hold a LoRA adapter of this base, or one that is not converted.
         """
         check_name(name)
+        if self.name != BASE:
+            raise InvalidInput(f"the weights of {self.name} hold its adapter already; others do not belong to them")
         path = path.resolve()
         with self._changing:
             with self._change:
@@ -229,7 +234,7 @@ class GgufDecoder:
             if generation.cancelled:
                 writing.end("cancelled")
                 return
-            place = None if model == BASE else stand.places[model]
+            place = None if model == self.name else stand.places[model]
             stopped = stand.llama.complete(generation.prompt_ids, place, sampling, generation.max_tokens, take)
             if not generation.over:
                 writing.end("stop" if stopped else "length")

@@ -16,6 +16,8 @@ from core.errors import ArtifactError, EngineError, InvalidInput
 from policy.engine.generation import Sampling
 
 SEEDS = 2**32 - 1  # llama.cpp takes this very number as "draw one"
+FORCE = 1e6
+"""Added to a logit so that no other is chosen."""
 SOCKET_CHARS = 100  # of a Unix socket's path, where 107 fit
 
 
@@ -102,6 +104,12 @@ class Llama:
             InvalidInput: it refuses the request.
             EngineError: it failed.
         """
+        return self._ask(prompt_ids, adapter, sampling, max_tokens, take)
+
+    def _ask(
+        self, prompt_ids: list[int], adapter: int | None, sampling: Sampling, max_tokens: int,
+        take: Callable[[Token], bool], forced: int | None = None,
+    ) -> bool:  # fmt: skip
         failures: list[BaseException] = []
         stopped = False
 
@@ -117,10 +125,31 @@ class Llama:
                 return True
 
         body = _body(prompt_ids, sampling, max_tokens, adapter, self._adapters)
+        if forced is not None:
+            body["logit_bias"] = [[forced, FORCE]]
         self._server.handle_completions(body, chunk)
         if failures:
             raise failures[0]
         return stopped
+
+    def logps(self, prompt_ids: list[int], ids: list[int]) -> list[float]:
+        """log p, in nats, of each of `ids` after the prompt and those before it: the base's own, whatever it would have written.
+
+        Each token is asked for by itself and forced: llama.cpp tells what it was given before anything forced it.
+
+        Raises:
+            InvalidInput, EngineError: it refuses or fails.
+        """
+        found: list[float] = []
+
+        def take(token: Token) -> bool:
+            assert token.logprob is not None  # it was asked for
+            found.append(token.logprob)
+            return True
+
+        for at, wanted in enumerate(ids):
+            self._ask([*prompt_ids, *ids[:at]], None, Sampling(1, temperature=0.0, logprobs=True), 1, take, wanted)
+        return found
 
     def close(self) -> None:
         """End the server's thread and free its memory; no request may be open."""

@@ -13,6 +13,7 @@ import threading
 from core import logs
 from core.settings import get_settings
 from policy.base import base_model_path
+from policy.engine.names import BASE
 from policy.engine.server import HOST, create_engine_app, serve
 from policy.gguf.base import load_gguf_base
 from policy.gguf.decoder import GgufDecoder
@@ -31,7 +32,7 @@ def main() -> None:
     settings = get_settings()
     logs.configure(settings)
     tokens = settings.max_prompt_tokens + settings.max_completion_tokens
-    base = load_gguf_base(base_model_path(settings), settings.cache_dir, settings.gguf.type, tokens)
+    base = load_gguf_base(base_model_path(settings), settings.cache_dir, settings.gguf.type, tokens, settings.gguf.file)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     threads = settings.gguf.threads or cores or 1
     decoder = GgufDecoder(
@@ -39,6 +40,7 @@ def main() -> None:
         LlamaSettings(settings.gguf.slots, base.context_tokens, threads),
         max_waiting=4 * settings.engine_max_batch,
         max_prompt_tokens=settings.max_prompt_tokens,
+        name=settings.gguf.serves or BASE,
     )
     server = serve(create_engine_app(decoder, settings.artifact_dir), settings.engine_port, settings.engine_threads)
     threading.Thread(target=server.run, name="http", daemon=True).start()

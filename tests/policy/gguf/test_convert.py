@@ -21,8 +21,9 @@ from core.settings import Settings
 from policy.base import SETTING, WHEEL, WHEEL_SHA256, _extract, base_model_path
 from policy.engine.generation import Sampling
 from policy.gguf.base import GgufBase, load_gguf_base
-from policy.gguf.convert import TYPES, convert_adapter, convert_base, read_safetensors, vocabulary
+from policy.gguf.convert import TYPES, convert_adapter, convert_base, read_safetensors
 from policy.gguf.llama import Llama, LlamaSettings, Token
+from policy.gguf.vocabulary import vocabulary
 from tests.tiny import LORA_TARGETS, _quiet_peft, load_tiny, make_tiny_base
 
 PROMPTS = ("Hi", "What is the capital of France?", "Please write three short sentences about bread and butter. " * 2)
@@ -132,6 +133,45 @@ def test_scaling_ranks_and_layers_are_as_peft_has_them(
     llama, model = adapted(**options)
     require_equal(llama, model, gguf_base, 0)
     llama.close()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_modules": LORA_TARGETS, "use_rslora": True},
+        {"target_modules": ["q_proj", "down_proj"], "rank_pattern": {"down_proj": 7}, "layers_to_transform": [1]},
+    ],
+    ids=["all", "some"],
+)
+def test_an_adapter_that_is_merged_speaks_as_peft_does(
+    artifacts: Path, gguf_base: GgufBase, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    model = make_adapter(artifacts / "base", tmp_path / "adapter", **options)
+    convert_base(artifacts / "base", tmp_path / "merged.gguf", "f32", gguf_base.eos_ids, adapter=tmp_path / "adapter")
+    llama = Llama(tmp_path / "merged.gguf", [], SIX)
+    require_equal(llama, model, gguf_base, None)
+    llama.close()
+
+
+def test_texts_that_are_given_have_the_likelihood_of_the_plain_model(artifacts: Path, gguf_base: GgufBase) -> None:
+    llama = Llama(gguf_base.file, [], SIX)
+    prompt, ids = gguf_base.encode(user("Hi")), gguf_base.tokenizer.encode("bread, and butter. 🐦")
+    with torch.no_grad():
+        logits = load_tiny(artifacts / "base")(input_ids=torch.tensor([[*prompt, *ids]])).logits[
+            0, len(prompt) - 1 : -1
+        ]
+    wanted = logits.log_softmax(-1)[torch.arange(len(ids)), torch.tensor(ids)].tolist()
+    assert llama.logps(prompt, ids) == pytest.approx(wanted, abs=NATS)
+    llama.close()
+
+
+def test_an_adapter_with_half_a_layer_is_refused(artifacts: Path, tmp_path: Path) -> None:
+    make_adapter(artifacts / "base", tmp_path / "adapter", target_modules=["q_proj"])
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    factors = load_file(file)
+    save_file({k: v for k, v in factors.items() if "layers.1.self_attn.q_proj.lora_B" not in k}, file)
+    with pytest.raises(ArtifactError, match="one LoRA factor"):
+        convert_adapter(tmp_path / "adapter", artifacts / "base", tmp_path / "adapter.gguf")
 
 
 @pytest.mark.parametrize(

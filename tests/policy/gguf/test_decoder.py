@@ -11,7 +11,7 @@ import pytest
 from core.errors import ArtifactError, Conflict, EngineError, InvalidInput, NotFound, PromptTooLong
 from core.messages import user
 from policy.engine.generation import Finish, Generation, Piece, Sampling
-from policy.gguf.base import GgufBase
+from policy.gguf.base import GgufBase, load_gguf_base, merge_gguf
 from policy.gguf.decoder import GgufDecoder
 from policy.gguf.llama import LlamaSettings
 from tests.policy.conftest import ADAPTERS, Golden, greedy
@@ -225,3 +225,23 @@ def test_a_failing_chunk_ends_its_request_and_the_others_go_on(
         with pytest.raises(EngineError, match="ZeroDivisionError"):
             read(ask(llama, "Hi", greedy(5)))
     assert read(ask(llama, "Hi", greedy(5)))[0] == golden("base", "Hi", 5)
+
+
+def test_a_file_that_holds_its_adapter_answers_by_the_version_alone(
+    artifacts: Path, gguf_base: GgufBase, golden: Golden, tmp_path: Path
+) -> None:
+    file = tmp_path / "merged.gguf"
+    merge_gguf(artifacts / "base", artifacts / "one", file, "f32")
+    base = load_gguf_base(artifacts / "base", tmp_path / "cache", "q4_1", CONTEXT_TOKENS, file)
+    assert base.eos_ids == gguf_base.eos_ids
+    assert not (tmp_path / "cache").exists()
+    decoder = GgufDecoder(base, EXACT, name="v7")
+    assert read(ask(decoder, "Hi", greedy(32), "v7"))[0] == golden("one", "Hi", 32)
+    assert decoder.adapters() == {"v7": None}
+    with pytest.raises(NotFound):
+        ask(decoder, "Hi", greedy(8))
+    with pytest.raises(InvalidInput, match="hold its adapter already"):
+        decoder.load("two", artifacts / "two")
+    decoder.close()
+    with pytest.raises(ArtifactError, match="is not there"):
+        load_gguf_base(artifacts / "base", tmp_path / "cache", "f32", CONTEXT_TOKENS, tmp_path / "none.gguf")
