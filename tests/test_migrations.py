@@ -49,7 +49,6 @@ EMPTY = {
     "cached_reply",  # gone below 0017
     "system_prompt", "system_prompt_version", "system_prompt_share", "rule_threshold",  # gone below 0018
     "session_record", "oidc_identity", "invitation", "sign_in_attempt",  # gone below 0005
-    "rule_threshold", "system_prompt", "system_prompt_share", "system_prompt_version",  # gone below 0018
 }  # fmt: skip
 
 
