@@ -159,13 +159,16 @@ class BestOf:
             Unanswered: one of the two models does not answer.
         """
         rewards, broken = await asyncio.gather(
-            self.model.score(request.messages, texts),
-            asyncio.gather(*(self._broken(standing, request, text) for text in texts)),
+            self.model.score(request.messages, texts), self._broken(standing, request, texts)
         )
         return [reward - self.settings.rule_weight * each for reward, each in zip(rewards, broken, strict=True)]
 
-    async def _broken(self, standing: Standing, request: ChatRequest, text: str) -> float:
-        return math.fsum(word.broken for _, word in await self._guard.words(standing, request.messages, text))
+    async def _broken(self, standing: Standing, request: ChatRequest, texts: Sequence[str]) -> list[float]:
+        """Σ P(broken) of each, one after the other: replies that others wait for are asked about in between."""
+        return [
+            math.fsum(word.broken for _, word in await self._guard.words(standing, request.messages, text))
+            for text in texts
+        ]
 
     async def _further(
         self, version: PolicyVersion, request: ChatRequest, n: int, trace: Trace

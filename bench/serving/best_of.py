@@ -29,7 +29,9 @@ TOKENS = 48
 TEMPERATURE = 0.8
 KEPT = 0.95
 DRAWS = 2000
-AT_ONCE = 8
+AT_ONCE = 4
+PATIENCE_S = 300.0
+"""Nobody waits here: what is slow on a busy machine is still the answer."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,10 @@ async def draw(ours: Served, n_prompts: int) -> list[Asked]:
     Raises:
         Unanswered: the guard's model or the scoring process does not answer.
     """
-    settings = ours.settings
+    patient = {"guard": {"timeout_s": PATIENCE_S}, "best_of": {"timeout_s": PATIENCE_S}}
+    settings = ours.settings.model_copy(
+        update={name: getattr(ours.settings, name).model_copy(update=more) for name, more in patient.items()}
+    )
     loader = EngineClient(settings.engine_base_url, settings.engine_api_key, settings.engine_timeout_s)
     engines, guard = Engines(settings, loader), Guard(settings)
     best_of = BestOf(settings, engines, guard)
