@@ -2,10 +2,12 @@
 
 All N completions of each prompt are drawn once, by the engine with the round's version, and scored as `serving.best_of` scores
 them. What each way would have given, and drawn, follows from that for every risk. The risk from which more are drawn is
-chosen on one half of the prompts, as the cheapest with which the score keeps `KEPT` of what always-N gains; the other half is reported.
+chosen on one half of the prompts, as the highest with which the judge finds as many completions good as with always N; the other half
+is reported. The score itself always rises with what is drawn, needed or not, and is told beside.
 """
 
 import asyncio
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,7 +29,6 @@ from serving.side_process import Unanswered
 N = 4
 TOKENS = 48
 TEMPERATURE = 0.8
-KEPT = 0.95
 DRAWS = 2000
 AT_ONCE = 4
 PATIENCE_S = 300.0
@@ -107,7 +108,7 @@ def compare(asked: Sequence[Asked], risk: float | None = None) -> dict[str, Any]
     """The three ways on that half of the prompts that the risk was not chosen on.
 
     Args:
-        risk: from which more are drawn; left out, it is chosen on the other half.
+        risk: from which more are drawn; left out, it is chosen on the other half, and None in the figures where that is never.
     """
     order = list(range(len(asked)))
     random.Random(0).shuffle(order)
@@ -118,7 +119,12 @@ def compare(asked: Sequence[Asked], risk: float | None = None) -> dict[str, Any]
         "always_n": lambda each: (each.best(), sum(each.tokens)),
         "adaptive": lambda each: each.way(limit),
     }
-    found: dict[str, Any] = {"n": N, "prompts": len(reported), "risk": limit, "chosen_on": len(chosen_on)}
+    found: dict[str, Any] = {
+        "n": N,
+        "prompts": len(reported),
+        "risk": limit if math.isfinite(limit) else None,
+        "chosen_on": len(chosen_on),
+    }
     for name, way in ways.items():
         given = [way(each) for each in reported]
         found[name] = {
@@ -137,11 +143,10 @@ def compare(asked: Sequence[Asked], risk: float | None = None) -> dict[str, Any]
 
 
 def _chosen(asked: Sequence[Asked]) -> float:
-    """The highest risk from which more are drawn and the score still keeps `KEPT` of what always-N gains."""
-    first = sum(each.scores[0] for each in asked)
-    most = sum(max(each.scores) for each in asked) - first
-    for limit in sorted({each.risk for each in asked}, reverse=True):
-        if sum(each.scores[each.way(limit)[0]] for each in asked) - first >= KEPT * most:
+    """The highest risk from which more are drawn and as many are good as where more always are."""
+    wanted = sum(each.good[each.best()] for each in asked)
+    for limit in sorted({math.inf, *(each.risk for each in asked)}, reverse=True):
+        if sum(each.good[each.way(limit)[0]] for each in asked) >= wanted:
             return limit
     return 0.0
 
