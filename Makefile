@@ -8,7 +8,7 @@ export PYTHONUNBUFFERED := 1
 export HF_HUB_DISABLE_PROGRESS_BARS := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup setup-dev base demo run migrate cycle collect rollback import import-tasks export bundle serve-bundle seed person key test test-slow check fix messages trial search bench-judge bench-engine bench-engines bench-annotation bench-training bench-robustness bench-serving screenshots clean
+.PHONY: help setup setup-dev base demo run migrate cycle collect rollback import import-tasks export bundle serve-bundle seed person key test test-slow check fix messages trial search bench-judge bench-engine bench-engines bench-annotation bench-training bench-robustness bench-serving bench-garak screenshots clean
 
 help:            ## what there is to make
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 18
@@ -120,6 +120,9 @@ bench-robustness: setup  ## reward models under noise and attacks, with the defe
 
 bench-serving: setup-dev base  ## the chat API beside LiteLLM, transformers serve and the engine alone (ROUND=var, MORE="--parts gateway")
 	@$(RUN) -m bench.serving $(if $(ROUND),--round "$(ROUND)") $(MORE)
+
+bench-garak: setup-dev base  ## garak's probes before and after a round, without and with the guard (ROUND=var, MORE="--prompts 4")
+	@$(RUN) -m bench.garak --round "$(or $(ROUND),var)" $(MORE)
 
 screenshots: setup-dev  ## pictures for README and documents, of sample rows (HERE=1: of the round made here, ONLY=names)
 	@$(RUN) -m commands.screenshots $(if $(HERE),--here) $(if $(ONLY),--only $(ONLY))

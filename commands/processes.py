@@ -16,6 +16,7 @@ import httpx
 from core.children import COMPUTE, die_with_parent
 from core.errors import ArtifactError, Conflict, EngineError
 from core.settings import Settings
+from policy.base import base_model_path
 from reward.guard.encoder import encoder_path
 from serving.metrics import SHARED
 
@@ -117,6 +118,13 @@ def guard_is_wanted(settings: Settings) -> bool:
     return True
 
 
+def scoring(settings: Settings) -> Child:
+    """The reward model that tells the best of several completions."""
+    command = [sys.executable, "-m", "reward.score_server", str(base_model_path(settings))]
+    unset = {name: value for name, value in COMPUTE.items() if name not in os.environ}
+    return Child("scoring", command, settings.var_dir / "logs" / "scoring.log", environment=unset)
+
+
 def answers(url: str) -> bool:
     """Whether a GET of this URL gives 200."""
     try:
@@ -171,9 +179,10 @@ def health_url(child: Child, settings: Settings) -> str:
     """Where a process that serves says that it is up."""
     if child.name == "engine":
         return engine_health_url(settings)
+    beside = {"guard": settings.guard.base_url, "scoring": settings.best_of.base_url}
     return (
-        f"{settings.guard.base_url}/health"
-        if child.name == "guard"
+        f"{beside[child.name]}/health"
+        if child.name in beside
         else f"http://{settings.host}:{settings.web_port}/healthz"
     )
 

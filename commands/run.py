@@ -31,6 +31,9 @@ def main() -> int:
         guarded = processes.guard_is_wanted(settings)
         if guarded:
             processes.require_free("guard's model", "127.0.0.1", settings.guard.port, "DUNNOCK_GUARD__PORT")
+        several = settings.best_of.n > 1
+        if several:
+            processes.require_free("reward model", "127.0.0.1", settings.best_of.port, "DUNNOCK_BEST_OF__PORT")
         settings.session_secret()  # made before several web workers would each make one
         admin = first_admin(db)
         db.dispose()
@@ -42,6 +45,8 @@ def main() -> int:
         children.insert(0, processes.engine(settings))
     if guarded:
         children.append(processes.guard(settings))
+    if several:
+        children.append(processes.scoring(settings))
     url = f"http://{settings.host}:{settings.web_port}"
     waited = [(next(c for c in children if c.name == "web"), f"{url}/healthz", processes.WEB_START_S)]
     if not settings.engine_url:

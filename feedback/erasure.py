@@ -37,7 +37,7 @@ from feedback.models import (
 
 TOGETHER = 500
 """Completions in one transaction."""
-SOURCES = ("served", "withheld", "paired")
+SOURCES = ("served", "withheld", "paired", "sampled")
 
 
 @dataclass

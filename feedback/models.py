@@ -26,7 +26,7 @@ OF_HOUSE = text("tenant_id IS NULL")
 OF_TENANTS = text("tenant_id IS NOT NULL")
 OF_USERS = text("user_key IS NOT NULL")
 OF_SHARES = text("system_prompt_share_id IS NOT NULL")
-KEPT = text("erased_at IS NULL AND source IN ('served','withheld','paired')")
+KEPT = text("erased_at IS NULL AND source IN ('served','withheld','paired','sampled')")
 
 
 def completion_id() -> str:

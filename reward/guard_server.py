@@ -6,7 +6,7 @@ It reads the settings and the encoder, binds 127.0.0.1 on `DUNNOCK_GUARD__PORT`,
 to load. It has no authentication: nothing but loopback may reach it. It runs until SIGTERM or SIGINT. Its models are lost when it
 ends: a caller that is answered 404 loads its model again.
 
-Bodies are JSON, at most `MOST_BYTES`. An error is `{"error": {"message", "type", "param", "code"}}`, as the engine's.
+Bodies are JSON, at most `reward.asgi.MOST_BYTES`. An error is `{"error": {"message", "type", "param", "code"}}`, as the engine's.
 
 **POST /load** `{"path": "rewards/cycle-3-guard", "sha256": "<64 hex>"}`. `path` is a folder below the artifact folder, relative to it
 or absolute. Its hash is verified over all files, then it is loaded beside what is there and asked its probe. Loading what is loaded
@@ -71,8 +71,9 @@ from starlette.routing import Route
 
 from core import logs
 from core.artifacts import verify_folder
-from core.errors import ArtifactError, Conflict, DunnockError, InvalidInput, NotFound
+from core.errors import Conflict, DunnockError, InvalidInput, NotFound
 from core.settings import Settings, get_settings
+from reward.asgi import body_of, refusal
 from reward.guard.batching import FULL, Batcher
 from reward.guard.encoder import Encoder, Tokens, encoder_path
 from reward.guard.student import Rule, Student
@@ -80,7 +81,6 @@ from reward.guard.student import Rule, Student
 log = logging.getLogger("dunnock.guard")
 
 HOST = "127.0.0.1"
-MOST_BYTES = 1_000_000
 MOST_ITEMS = 64
 MOST_RULES = 128
 MOST_MODELS = 8
@@ -227,19 +227,19 @@ def create_guard_app(guard: Guard) -> Starlette:
 
     async def score(request: Request) -> Response:
         arrived = time.monotonic()
-        body = await _body(request, ScoreBody)
+        body = await body_of(request, ScoreBody)
         student, futures = guard.submit(body, arrived)
         found = [await asyncio.gather(*map(asyncio.wrap_future, windows)) for windows in futures]
         items = [_answer(student, item.rules, _highest(p)) for item, p in zip(body.items, found, strict=True)]
         return JSONResponse({"model": body.model, "items": items})
 
     async def embed(request: Request) -> Response:
-        texts = (await _body(request, EmbedBody)).texts
+        texts = (await body_of(request, EmbedBody)).texts
         found = await asyncio.to_thread(guard.encoder.sentences, texts)
         return JSONResponse({"embeddings": found, "encoder_sha256": guard.encoder.sha256})
 
     async def load(request: Request) -> Response:
-        body = await _body(request, LoadBody)
+        body = await body_of(request, LoadBody)
         name, student = await asyncio.to_thread(guard.load, body.path, body.sha256)
         found = student.thresholds
         by_rule = {rule: value for rule, (_, value) in found.by_rule.items()}
@@ -247,7 +247,7 @@ def create_guard_app(guard: Guard) -> Starlette:
         return JSONResponse({**told, "false_hits_frac": found.false_hits_frac})
 
     async def unload(request: Request) -> Response:
-        name = (await _body(request, UnloadBody)).model
+        name = (await body_of(request, UnloadBody)).model
         return JSONResponse({"model": name, "unloaded": await asyncio.to_thread(guard.unload, name)})
 
     async def health(_: Request) -> Response:
@@ -280,33 +280,8 @@ def _answer(student: Student, rules: Sequence[RuleBody], found: Sequence[float])
     return {"broken": broken, "hits": hits}
 
 
-async def _body(request: Request, kind: type[Any]) -> Any:
-    """The body as a model, read no further than it may be long."""
-    found = bytearray()
-    async for piece in request.stream():
-        found += piece
-        if len(found) > MOST_BYTES:
-            raise _TooLarge(f"the body is longer than {MOST_BYTES} bytes")
-    try:
-        return kind.model_validate_json(bytes(found))
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise InvalidInput(f"{where}: {first['msg']}" if where else first["msg"], param=where or None) from error
-
-
-class _TooLarge(InvalidInput):
-    status = 413
-
-
 def _refused(_: Request, error: Exception) -> Response:
-    assert isinstance(error, DunnockError)  # the handler is registered for no other
-    status = 400 if isinstance(error, ArtifactError) else error.status  # the caller named that folder
-    status = 503 if error.code == FULL else status
-    kind = "invalid_request_error" if status < 500 else "server_error"
-    return JSONResponse(
-        {"error": {"message": error.message, "type": kind, "param": error.param, "code": error.code}}, status
-    )
+    return refusal(error, (FULL,))
 
 
 def _threads() -> int:

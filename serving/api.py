@@ -64,6 +64,7 @@ def chat_completions() -> Response:
             session, who.tenant_id, body.system_prompt or flask.request.headers.get(SYSTEM_PROMPT_HEADER)
         )
         texts = earlier_replies(session, body.named, who.person_id)
+        scorer = chat.best_of.scorer(session) if chat.best_of.settings.n > 1 else None
     request, prompted = chat.prompting.put(
         offer, body.engine_request(version.name, settings, texts), who.tenant_id, body.user
     )
@@ -72,7 +73,7 @@ def chat_completions() -> Response:
         checked = chat.check_prompt(request)
     asked = Asked(
         version, request, who.person_id, standing, checked, flask.request.path, body.choices, bool(body.stream), body.include_usage,
-        tenant_id=who.tenant_id, keep_texts=consent != NONE, consent=consent, call=call, prompted=prompted,
+        tenant_id=who.tenant_id, keep_texts=consent != NONE, consent=consent, call=call, prompted=prompted, scorer=scorer,
         user_key=user_key(settings.user_secret(), who.tenant_id, body.user) if body.user else None,
         cache_control=flask.request.headers.get("Cache-Control", "").lower(), tell_energy=settings.energy.tell_callers or flask.request.headers.get(ENERGY_HEADER, "").lower() == "true",
     )  # fmt: skip

@@ -4,7 +4,7 @@ import asyncio
 import json
 import threading
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import repeat
 
 from flask import Flask
@@ -17,6 +17,7 @@ from feedback.consent import TRAINING
 from policy.client import EngineClient
 from policy.models import PolicyVersion
 from policy.protocol import ChatReply, ChatRequest, StreamEvent
+from serving.best_of import BestOf
 from serving.cache import Hit, ReplyCache
 from serving.calls import Call
 from serving.deferred import Answer
@@ -28,8 +29,9 @@ from serving.pairing import Pairing
 from serving.prompting import HEADER as SYSTEM_PROMPT_HEADER
 from serving.prompting import NOT_PROMPTED, Prompted, Prompting
 from serving.recorder import Recorder
-from serving.replies import CUT, Ended, Reply, choice_body, several, usage_body
+from serving.replies import CUT, Ended, Reply, choice_body, several, tokens_of, usage_body
 from serving.routing import engine_client
+from serving.side_process import Held
 from serving.streams import ReplyStream, Streamed
 
 EXTENSION = "dunnock_chat"
@@ -55,6 +57,7 @@ class Asked:
         cache_control: of the request, in small letters.
         tell_energy: whether the caller is told what it took.
         prompted: the system prompt that stands in `request`.
+        scorer: the reward model that tells the best of several, where several may be drawn.
     """
 
     version: PolicyVersion
@@ -74,6 +77,7 @@ class Asked:
     tell_energy: bool = False
     cache_control: str = ""
     prompted: Prompted = NOT_PROMPTED
+    scorer: Held | None = None
 
 
 class Chat:
@@ -90,6 +94,7 @@ class Chat:
         self.energy = energy_of(settings.energy)
         self.cache = ReplyCache(db, settings)
         self.prompting = Prompting(settings)
+        self.best_of = BestOf(settings, self.engines, self.guard)
         self.pairing = Pairing(db, settings.sampling, self.engines, self.guard, self.prompting)
         self.recorder = Recorder(db, settings.sampling, after=self.pairing.consider)
         self._at_work: set[asyncio.Task[None]] = set()
@@ -115,12 +120,25 @@ class Chat:
 
     async def _streamed(self, asked: Asked, first: Reply) -> Answer:
         replies = several(asked.choices, first)
-        choices = []
-        for reply, events in zip(replies, await self._opened(replies), strict=True):
+        choices, beside = [], list[Ended]()
+        opened: Sequence[CountedEvents | Said]
+        if first.hit is None and self.best_of.wanted(asked.request, asked.choices) and not asked.request.logprobs:
+            whole, beside = await self._drawn(asked, first)
+            opened = [Said.of(whole)]
+        else:
+            opened = await self._opened(replies)
+        for reply, events in zip(replies, opened, strict=True):
             watch, meter = self._watch(asked), Metered(self.energy, events.share_s, asked.tell_energy)
             guarding = asked.call.trace.begin("guard output")
             choices.append(Streamed(reply, watch.over(events), watch, meter, guarding))
-        return self._stream(asked, choices)
+        return self._stream(asked, choices, beside)
+
+    async def _drawn(self, asked: Asked, reply: Reply) -> tuple[ChatReply, list[Ended]]:
+        """The best of one or several completions, and those that are not given."""
+        drawn = await self.best_of.draw(asked.version, asked.request, asked.standing, asked.scorer, asked.call.trace)
+        reply.best_of = drawn.told()
+        beside = zip(drawn.beside(reply), drawn.others, strict=True)
+        return drawn.given, [replace(ended, energy_j=self.energy.joules(other.compute_s)) for ended, other in beside]
 
     async def _opened(self, replies: Sequence[Reply]) -> "list[CountedEvents | Said]":
         """The streams of all replies, or of none."""
@@ -140,26 +158,30 @@ class Chat:
                     events.close()
             raise
 
-    def _stream(self, asked: Asked, choices: Sequence[Streamed]) -> Answer:
+    def _stream(self, asked: Asked, choices: Sequence[Streamed], beside: Sequence[Ended] = ()) -> Answer:
         headers = {**_headers(asked, choices[0].reply.hit), "X-Accel-Buffering": "no"}
         lines = ReplyStream(
-            choices, self.recorder, prompt=asked.checked.verdicts, include_usage=asked.include_usage
+            choices, self.recorder, prompt=asked.checked.verdicts, include_usage=asked.include_usage, beside=beside
         )  # fmt: skip
         return Answer(lines, headers=headers, media="text/event-stream")
 
     async def _whole(self, asked: Asked, first: Reply) -> Answer:
-        replies, made = several(asked.choices, first), []
+        replies, made, beside = several(asked.choices, first), list[ChatReply](), list[Ended]()
         try:
-            made = await self._all(replies)
+            if first.hit is None and self.best_of.wanted(asked.request, asked.choices):
+                whole, beside = await self._drawn(asked, first)
+                made = [whole]
+            else:
+                made = await self._all(replies)
             ended = await asyncio.gather(
                 *(self._cleared(asked, reply, whole) for reply, whole in zip(replies, made, strict=True))
             )
         except asyncio.CancelledError:
-            self._storing(self._left(asked, replies, made))
+            self._storing(self._left(asked, replies, made), beside)
             raise
-        await self._store(ended)
+        await self._store(ended, beside)
         # the prompt of all is told once
-        usage = (made[0].prompt_tokens, sum(whole.completion_tokens for whole in made))
+        usage = (made[0].prompt_tokens, sum(each.completion_tokens for each in made) + tokens_of(beside))
         return self._answer(asked, ended, made, usage)
 
     async def _cleared(self, asked: Asked, reply: Reply, whole: ChatReply) -> Ended:
@@ -222,16 +244,16 @@ class Chat:
             body["dunnock"] |= {"energy": told}
         return Answer(json.dumps(body, ensure_ascii=False).encode(), headers=_headers(asked, ended[0].reply.hit))
 
-    async def _store(self, ended: Sequence[Ended]) -> None:
-        await asyncio.shield(self._storing(ended))
+    async def _store(self, ended: Sequence[Ended], beside: Sequence[Ended] = ()) -> None:
+        await asyncio.shield(self._storing(ended, beside))
 
-    def _storing(self, ended: Sequence[Ended]) -> "asyncio.Task[None]":
-        """Count replies and store them, also where the one who asked has left."""
+    def _storing(self, ended: Sequence[Ended], beside: Sequence[Ended] = ()) -> "asyncio.Task[None]":
+        """Count replies and store them, with what was drawn and not given, also where the one who asked has left."""
         replied(ended)
 
         async def store() -> None:
             with ended[0].reply.call.trace.part("store"):
-                await self.recorder.store(ended)
+                await self.recorder.store([*ended, *beside])
 
         task = asyncio.get_running_loop().create_task(store())
         self._at_work.add(task)
@@ -243,6 +265,7 @@ class Chat:
         await self.pairing.close()
         await self.engines.close()
         await self.guard.close()
+        await self.best_of.close()
         await self.cache.close()
 
     async def _all(self, replies: list[Reply]) -> list[ChatReply]:
@@ -296,6 +319,14 @@ class Said:
 
     def __init__(self, text: str, reason: str) -> None:
         self._event = StreamEvent(text, reason, 0, 0)
+
+    @classmethod
+    def of(cls, whole: ChatReply) -> "Said":
+        """A completion that was made before its stream begins."""
+        said = cls(whole.text, whole.finish_reason)
+        counts = whole.prompt_tokens, whole.completion_tokens
+        said._event = StreamEvent(whole.text, whole.finish_reason, *counts, compute_s=whole.compute_s)
+        return said
 
     async def __aiter__(self) -> AsyncIterator[StreamEvent]:
         yield self._event

@@ -33,8 +33,9 @@ from serving.guard.leakage import LeakageScan
 from serving.guard.patterns import PatternScan, Scan, judge
 from serving.guard.verdicts import Outcome, Verdict, merge, stops
 from serving.guard.window import Action, Ask, Cut, Pieces, Release, Window
-from serving.guard_model import LOAD_S, GuardModel, Held, Unanswered, Word
+from serving.guard_model import GuardModel, Word
 from serving.replies import CUT
+from serving.side_process import LOAD_S, Held, Unanswered
 from serving.telemetry import UNTRACED, Trace
 
 log = logging.getLogger("dunnock.serving")
@@ -147,10 +148,26 @@ class Guard:
         await self.ready(standing, self.settings.timeout_s)
         return await self.model.judge(context, text, rules, start)
 
+    async def words(self, standing: Standing, messages: Sequence[Message], text: str) -> list[tuple[Rule, Word]]:
+        """A word on each rule that is asked about, of a whole reply to a conversation.
+
+        Raises:
+            Unanswered: there is none; no model knows the rules, or it is not asked.
+        """
+        if standing.model is None or self.settings.output_rules == "off":
+            raise Unanswered("not_scanned", "no model is asked about rules")
+        rules = [rule for rule in standing.rules if rule.does != "off"]
+        found = await self.ask(standing, _end_of(messages), text, asked=rules) if rules else {}
+        return [(rule, found[rule.name]) for rule in rules]
+
     def reached(self, rule: Rule, word: Word) -> bool:
         """Whether a rule counts as broken: by its own threshold, else that of the settings, else the model's."""
         limit = rule.threshold or self.settings.threshold
         return word.broken >= limit if limit else word.hit
+
+    def limit(self, rule: Rule, word: Word) -> float:
+        """The P(broken) from which it does."""
+        return rule.threshold or self.settings.threshold or word.threshold
 
     # --- prompts
 
@@ -303,7 +320,7 @@ class Watch:
         outcome: Outcome = "hit" if self._guard.reached(rule, word) else "clear"
         return Verdict(
             RULES, "output", outcome, rule.name, rule_version_id=rule.version_id, score=word.broken,
-            threshold=rule.threshold or self._guard.settings.threshold or word.threshold, latency_s=spent_s,
+            threshold=self._guard.limit(rule, word), latency_s=spent_s,
         )  # fmt: skip
 
     async def record_rest(self) -> None:

@@ -18,8 +18,8 @@ from serving.deferred import Answer
 from serving.guard import injection
 from serving.guard.patterns import PatternScan, judge
 from serving.guard.verdicts import Verdict
-from serving.guard_model import Unanswered
 from serving.guarding import RULES, Guard, Standing
+from serving.side_process import Unanswered
 
 MODEL = "dunnock-guard"
 

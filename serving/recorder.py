@@ -144,8 +144,9 @@ def _add(session: Session, groups: Sequence[Group], settings: SamplingSettings, 
         connection.execute(_REPORTS, reports)
     for group in groups:
         spend(session, group[0].reply.tenant_id, _prompt_tokens(group), sum(_written(each) for each in group))
-    sampler.ask(session, ended)
-    for _, each in ended:
+    given = [(prompt_id, each) for prompt_id, each in ended if each.reply.source == "served"]
+    sampler.ask(session, given)
+    for _, each in given:
         if each.reply.slot is not None and _may_be_given_again(each, settings):
             keep(session, each.reply.slot, each.reply.id, each.text, each.finish_reason)
 
@@ -158,7 +159,7 @@ def _conversation(asked: Reply, settings: SamplingSettings) -> Conversation:
 def _row(prompt_id: int, ended: Ended, settings: SamplingSettings) -> dict[str, Any]:
     reply = ended.reply
     return {
-        **reply.details(ended.finish_reason, ended.usage), "prompt_id": prompt_id, "tenant_id": reply.tenant_id, "source": "served",
+        **reply.details(ended.finish_reason, ended.usage), "prompt_id": prompt_id, "tenant_id": reply.tenant_id, "source": reply.source,
         "policy_version_id": reply.version.id, "text": kept_text(ended.text, reply, settings), "energy_j": ended.energy_j,
     }  # fmt: skip
 

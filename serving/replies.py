@@ -36,6 +36,8 @@ class Reply:
         user_key: its end user, as `feedback.consent.user_key` has it.
         call: which it answers.
         prompted: the system prompt that it was given.
+        source: "sampled" where it was drawn beside the one that was given.
+        best_of: how it was come by, where several may be drawn (`serving.best_of`).
         slot: where it may be kept, to be given again.
         hit: the one that is given again.
     """
@@ -49,6 +51,8 @@ class Reply:
     user_key: str | None = None
     call: Call = field(default_factory=Call, repr=False)
     prompted: Prompted = NOT_PROMPTED
+    source: str = "served"
+    best_of: dict[str, Any] | None = None
     slot: "Slot | None" = None
     hit: "Hit | None" = None
     id: str = field(default_factory=completion_id)
@@ -67,6 +71,7 @@ class Reply:
                 "policy_version": self.version.name,
                 **({"system_prompt": self.prompted.name} if self.prompted.name else {}),
                 **({"cache": self.hit.kind} if self.hit else {}),
+                **({"best_of": self.best_of} if self.best_of else {}),
             },
         }
 
@@ -81,8 +86,9 @@ class Reply:
         return {"consent": self.consent, "user_key": self.user_key, **self.prompted.row()}
 
     def sampling(self) -> dict[str, Any]:
-        """The sampling parameters that were asked for."""
-        return self.request.model_dump(mode="json", include=SAMPLING_FIELDS)
+        """The sampling parameters that were asked for, and how it was come by where several may be drawn."""
+        asked = self.request.model_dump(mode="json", include=SAMPLING_FIELDS)
+        return asked | ({"best_of": self.best_of} if self.best_of else {})
 
     def details(self, finish_reason: str, usage: tuple[int | None, int | None]) -> dict[str, Any]:
         """What is stored of a completion beside its text."""
@@ -175,6 +181,11 @@ def earlier_replies(session: Session, ids: Sequence[str], person_id: int | None)
     if missing := next((each for each in ids if each not in found), None):
         raise NotFound(gettext("you were given no reply %(completion_id)r", completion_id=missing), param="messages")
     return found
+
+
+def tokens_of(ended: Iterable[Ended]) -> int:
+    """Completion tokens, as far as they are known."""
+    return sum(each.usage[1] or 0 for each in ended)
 
 
 def usage_body(usage: tuple[int | None, int | None]) -> dict[str, int]:

@@ -19,7 +19,7 @@ from serving.guard.verdicts import Verdict
 from serving.guarding import Watch
 from serving.metrics import OPEN, first_text, replied
 from serving.recorder import Recorder
-from serving.replies import CUT, Ended, Reply, guard_body, usage_body
+from serving.replies import CUT, Ended, Reply, guard_body, tokens_of, usage_body
 from serving.telemetry import NO_PART, Part
 
 log = logging.getLogger("dunnock.serving")
@@ -68,6 +68,7 @@ class ReplyStream(AsyncIterator[bytes]):
     Args:
         choices: the replies, in the order of their indices.
         prompt: verdicts on the prompt.
+        beside: what was drawn and is not given; it is stored and paid for with them.
     """
 
     def __init__(
@@ -77,11 +78,13 @@ class ReplyStream(AsyncIterator[bytes]):
         *,
         prompt: Sequence[Verdict] = (),
         include_usage: bool = False,
+        beside: Sequence[Ended] = (),
     ) -> None:
         self._choices = tuple(choices)
         self._recorder = recorder
         self._prompt = tuple(prompt)
         self._include_usage = include_usage
+        self._beside = tuple(beside)
         self._logprobs = choices[0].reply.request.logprobs
         self._energy_j: float | None = None
         self._closed = False
@@ -143,7 +146,9 @@ class ReplyStream(AsyncIterator[bytes]):
 
     def _usage(self) -> tuple[int | None, int]:
         """Of all replies; their prompt is told once."""
-        return self._choices[0].usage[0], sum(choice.usage[1] or 0 for choice in self._choices)
+        return self._choices[0].usage[0], sum(choice.usage[1] or 0 for choice in self._choices) + tokens_of(
+            self._beside
+        )
 
     def _verdicts(self, choice: Streamed) -> tuple[Verdict, ...]:
         return (*self._prompt, *(choice.watch.verdicts() if choice.watch is not None else ()))
@@ -164,7 +169,7 @@ class ReplyStream(AsyncIterator[bytes]):
 
     async def _stored(self, group: Sequence[Ended]) -> None:
         with group[0].reply.call.trace.part("store"):
-            await self._recorder.store(group)
+            await self._recorder.store([*group, *self._beside])
 
     def _ended(self, choice: Streamed, reason: str) -> Ended:
         choice.guarding.end()

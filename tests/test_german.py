@@ -18,6 +18,7 @@ from core.language import gettext
 from core.settings import Settings
 from feedback.models import KINDS, Judgment, Rule
 from feedback.rules.store import ensure_rules
+from feedback.system_prompts.models import SystemPrompt, SystemPromptShare, SystemPromptVersion
 from feedback.tasks import create_task
 from tests.conftest import SignedIn
 from tests.console.rows import make_cycle, make_promoted, make_stages
@@ -73,6 +74,11 @@ def test_every_page(app: Flask, database: Database, settings: Settings, zoe: Sig
         make_pairwise_task(session)
         slug = session.scalars(select(Rule.slug).order_by(Rule.id).limit(1)).one()
         yann = make_person(session, login="yann", role="annotator")
+        prompt = SystemPrompt(name="v1")  # as the policy version is called
+        whose = {"author_id": zoe.person.id, "note": "zzz"}
+        session.add(SystemPromptVersion(system_prompt=prompt, version=1, text="Zzz.", sha256="0" * 64, **whose))
+        session.flush()
+        session.add(SystemPromptShare(number=1, shares=[{"version_id": 1, "percent": 100}], **whose))
     client = zoe.client
     paths = addresses(app, cycle_id=1, name="v1", slug=slug, person_id=yann.id, number=1)
     assert {"/cycles", "/policies/v1", "/people", "/quality", f"/rules/{slug}/edit", "/account", "/chat"} <= set(paths)

@@ -1,12 +1,14 @@
 """Measure serving beside what else there is; write the figures.
 
-    python -m bench.serving [--parts gateway streams engine swaps soak] [--round var] [--repeats 3] [--add] [--out FILE]
+    python -m bench.serving [--parts gateway streams engine swaps best_of soak] [--round var] [--repeats 3] [--add] [--out FILE]
 
 - `gateway`: whole calls at 100 a second to an upstream that costs nothing, straight, through Dunnock (guard on, everything
   stored) and through LiteLLM's proxy; then the highest rate at which each answers all calls within a second
 - `streams`: a thousand streams at once
 - `soak`: callers that leave at random moments, for `--soak-s` seconds; slots, sockets, threads and memory of the web process by minutes
 - `engine`: the same weights, prompts and tokens by the embedded engine alone, by Dunnock in front of it, and by `transformers serve`
+- `best_of`: `--prompts` prompts of the frozen suites, with four completions each, as adaptive best-of-N, always one and always four would
+  have answered them; needs `--round`
 - `swaps`: versions that take turns under eight open streams, whose texts must be those of their versions; needs `--round`
 
 Every measurement is a process of its own, in turns. `--round` names the `var` of a finished round (`make demo`), whose active
@@ -29,7 +31,7 @@ from typing import Any
 import httpx
 
 from bench import machine
-from bench.serving import peers
+from bench.serving import best_of, peers
 from bench.serving.installed import Served, free_port, installed, rss_mb, sockets, threads
 from bench.serving.load import Found, left, steady, streams
 from bench.serving.swaps import under_swaps
@@ -39,7 +41,7 @@ from core.db import Database
 from policy.base import base_model_path
 
 RESULT = Path(__file__).parents[1] / "results" / "serving.json"
-PARTS = ("gateway", "streams", "engine", "swaps", "soak")
+PARTS = ("gateway", "streams", "engine", "swaps", "best_of", "soak")
 USUAL = ("gateway", "streams", "engine")
 RATE, SECONDS = 100, 20
 RATES = (50, 100, 150, 200, 250, 300, 350, 400, 500, 600, 800)
@@ -195,6 +197,16 @@ class Bench:
         self.say("swaps", found)
         self.figures["swaps"] = found
 
+    def best_of(self) -> None:
+        """Adaptive best-of-N beside always one and always N."""
+        if self.options.round is None:
+            raise NotDone("best-of-N needs reward models: name the `var` of a finished round by --round")
+        with installed(self.folder("best-of"), of_round=self.options.round, several=True) as ours:
+            found = best_of.compare(asyncio.run(best_of.draw(ours, self.options.prompts)))
+        self.say("best_of", found)
+        self.figures["best_of"] = found
+        self.figures["ratios"]["adaptive_tokens_vs_always_n"] = found["tokens_vs_always_n"]
+
     def engine(self) -> None:
         """Tokens per second of the same weights."""
         found: dict[str, Any] = {}
@@ -309,6 +321,7 @@ def main() -> int:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=USUAL)
     parser.add_argument("--round", type=Path, help="`var` of a finished round")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--prompts", type=int, default=200, help="of the part best_of; half of them choose its risk")
     parser.add_argument("--soak-s", type=float, default=1200.0)
     parser.add_argument("--add", action="store_true", help="keep those parts of the file that are not measured now")
     parser.add_argument("--out", type=Path, default=RESULT)

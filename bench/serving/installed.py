@@ -18,7 +18,7 @@ from access.people import get_or_create_scripted
 from commands import processes
 from commands.database import migrate
 from core.db import Database
-from core.settings import GuardSettings, Settings
+from core.settings import BestOfSettings, GuardSettings, Settings
 from feedback.rules.store import ensure_rules
 from policy.base import base_model_path
 from policy.models import PolicyVersion
@@ -35,6 +35,7 @@ class Served:
         model: the version that is active; the engine's name for it.
         web: the process.
         db_url: of the database that it stands on.
+        settings: of its processes, but for what an environment changed.
     """
 
     url: str
@@ -43,6 +44,7 @@ class Served:
     model: str
     web: processes.Child
     db_url: str
+    settings: Settings
 
 
 def free_port() -> int:
@@ -58,6 +60,7 @@ def installed(
     *,
     upstream: str = "",
     of_round: Path | None = None,
+    several: bool = False,
     environment: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[Served]:
     """The app, up.
@@ -67,6 +70,7 @@ def installed(
         upstream: the engine's URL; empty: the embedded engine is started.
         of_round: the `var` of a finished round, whose versions, rules and guard are served; else the base, with rules that
             no model knows yet.
+        several: whether the process that scores completions is started too.
         environment: settings of its processes, by their variables.
     """
     settings = _settings(folder, upstream)
@@ -81,10 +85,12 @@ def installed(
         children.append(processes.engine(settings))
     if processes.guard_is_wanted(settings):
         children.append(processes.guard(settings))
+    if several:
+        children.append(processes.scoring(settings))
     own = {
         "DUNNOCK_VAR_DIR": str(folder), "DUNNOCK_DATABASE_URL": settings.db_url, "DUNNOCK_WEB_PORT": str(settings.web_port),
         "DUNNOCK_ENGINE_URL": upstream, "DUNNOCK_ENGINE_PORT": str(settings.engine_port),
-        "DUNNOCK_GUARD__PORT": str(settings.guard.port),
+        "DUNNOCK_GUARD__PORT": str(settings.guard.port), "DUNNOCK_BEST_OF__PORT": str(settings.best_of.port),
     }  # fmt: skip
     for child in children:
         child.environment |= {**own, **environment}
@@ -95,17 +101,17 @@ def installed(
             processes.wait_ready(child, processes.health_url(child, settings), START_S)
         url = f"http://127.0.0.1:{settings.web_port}"
         _ready(url)
-        yield Served(f"{url}/v1", settings.engine_base_url, key, model, children[0], settings.db_url)
+        yield Served(f"{url}/v1", settings.engine_base_url, key, model, children[0], settings.db_url, settings)
     finally:
         for child in children:
             child.stop()
 
 
 def _settings(folder: Path, upstream: str) -> Settings:
-    guard = GuardSettings(port=free_port())
+    guard, best_of = GuardSettings(port=free_port()), BestOfSettings(port=free_port())
     return Settings(
         var_dir=folder, database_url="", web_port=free_port(), engine_port=free_port(), engine_url=upstream, web_workers=1,
-        guard=guard,
+        guard=guard, best_of=best_of,
     )  # fmt: skip
 
 

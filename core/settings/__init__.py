@@ -10,6 +10,7 @@ from core.settings.groups import SettingsGroup, StageSettings
 from core.settings.people import AssignmentSettings, CareSettings, GoldSettings, OidcSettings, QualitySettings
 from core.settings.records import EnergySettings, TelemetrySettings, TrackingSettings
 from core.settings.serving import (
+    BestOfSettings,
     BundleSettings,
     CacheSettings,
     EnginesSettings,
@@ -34,6 +35,7 @@ __all__ = [
     "LOOPBACK",
     "PLACEHOLDER_SECRETS",
     "AssignmentSettings",
+    "BestOfSettings",
     "BundleSettings",
     "CacheSettings",
     "CareSettings",

@@ -13,6 +13,7 @@ from core.errors import SettingsError
 from core.settings.people import AssignmentSettings, CareSettings, GoldSettings, OidcSettings, QualitySettings
 from core.settings.records import EnergySettings, TelemetrySettings, TrackingSettings
 from core.settings.serving import (
+    BestOfSettings,
     BundleSettings,
     CacheSettings,
     EnginesSettings,
@@ -172,6 +173,7 @@ class Settings(BaseSettings):
 
     engines: EnginesSettings = EnginesSettings()
     guard: GuardSettings = GuardSettings()
+    best_of: BestOfSettings = BestOfSettings()
     system_prompts: SystemPromptSettings = SystemPromptSettings()
     sampling: SamplingSettings = SamplingSettings()
     privacy: PrivacySettings = PrivacySettings()

@@ -72,6 +72,36 @@ class GuardSettings(SettingsGroup):
         return f"http://127.0.0.1:{self.port}"
 
 
+class BestOfSettings(SettingsGroup):
+    """Best-of-N where the first completion is risky: more are drawn, and the one that the reward models like best is given."""
+
+    n: int = Field(1, ge=1, le=16, description="Most completions that are drawn for a request; 1 turns it off.")
+    risk: float = Field(
+        0.5,
+        ge=0,
+        description="The greatest P(broken) of the first completion, in parts of its rule's threshold, from which more are drawn; 0: always.",
+    )
+    extra_tokens: int = Field(
+        768,
+        ge=0,
+        description="Budget of a request: most completion tokens that may be drawn beyond its own `max_tokens`.",
+    )
+    temperature: float = Field(
+        0.8, gt=0, le=2, description="Of the further ones, where the request asks for greedy decoding."
+    )
+    rule_weight: float = Field(1.0, ge=0, description="What P(broken) = 1 of one rule takes off a completion's reward.")
+    timeout_s: float = Field(
+        30.0, gt=0, description="Longest time for drawing and scoring more; then the first one is given."
+    )
+    port: int = Field(8094, ge=1, le=65535, description="Loopback port of the process that scores.")
+    threads: int = Field(1, ge=1, description="Threads that it computes with.")
+
+    @property
+    def base_url(self) -> str:
+        """Where the scoring process is asked."""
+        return f"http://127.0.0.1:{self.port}"
+
+
 class SystemPromptSettings(SettingsGroup):
     """System prompts of the house, whose versions and shares leads set on `/system-prompts`."""
 

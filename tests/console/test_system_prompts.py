@@ -307,6 +307,7 @@ def test_tables_as_files(lead: SignedIn, database: Database) -> None:
     assert (first["version"], first["replies"], second["version"], second["units"]) == ("none", "20", "tutor@1", "20")
     told = lead.client.get("/system-prompts/tables/differences.json?period=7").json["rows"]
     assert [(row["version"], row["beside"], row["tokens"]["value"]) for row in told] == [("tutor@1", "none", 1.0)]
+    first, _ = csv.DictReader(io.StringIO(lead.client.get("/system-prompts/tables/cost.csv").text))
     spread = math.sqrt(sum((10 + i - 29) ** 2 for i in range(0, 40, 2)) / 19 / 20)
     assert float(first["tokens_high"]) - float(first["tokens"]) == pytest.approx(Z95 * spread)
     assert "tutor@1" in lead.client.get("/system-prompts").text

@@ -19,10 +19,11 @@ import uvicorn
 
 from core.artifacts import hash_folder
 from core.errors import EngineError, TooManyRequests
+from reward.asgi import MOST_BYTES
 from reward.guard.batching import Batcher
 from reward.guard.encoder import Encoder, Tokens
 from reward.guard.student import Student
-from reward.guard_server import HOST, MOST_BYTES, MOST_MODELS, Guard, create_guard_app
+from reward.guard_server import HOST, MOST_MODELS, Guard, create_guard_app
 from tests.commands.test_processes import free_port
 from tests.reward.conftest import RULES, Trained, texts
 

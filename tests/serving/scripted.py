@@ -63,6 +63,7 @@ class ScriptedEngine(Server):
         slow: whether a whole answer waits for `go_on` too.
         chunks: what it streams in the place of `pieces`; bytes as they are, and it ends there.
         by_model: what it writes for a model, in the place of `pieces`.
+        in_turn: what it writes for one call after the other, in the place of `pieces`; for those beyond, `pieces`.
         headers: of each call that asked.
         choice: what is otherwise in the choice of a whole answer.
         mode: "well", "full" (503), or "breaks" (the connection ends without an answer).
@@ -80,6 +81,7 @@ class ScriptedEngine(Server):
         self.chunks: Sequence[Any] = ()
         self.choice: dict[str, Any] = {}
         self.by_model: dict[str, str] = {}
+        self.in_turn: list[str] = []
         super().__init__()
 
     def post(self, at: BaseHTTPRequestHandler, body: Any) -> None:
@@ -93,6 +95,7 @@ class ScriptedEngine(Server):
             return
         head = {"id": "x", "created": 0, "model": body.get("model", "")}
         pieces = [self.by_model[body["model"]]] if body.get("model") in self.by_model else self.pieces
+        pieces = [self.in_turn.pop(0)] if self.in_turn else pieces
         usage = {"prompt_tokens": 3, "completion_tokens": len(pieces)}
         if not body.get("stream"):
             if self.slow:
@@ -171,6 +174,41 @@ class WordsModel(Server):
         else:
             self.asked += body["items"]
             answer(at, 200, {"items": [judge(item) for item in body["items"]]})
+
+    def stop(self) -> None:
+        self.release.set()
+        super().stop()
+
+
+class LengthModel(Server):
+    """A scoring process, in its protocol (`reward.score_server`): the longer a completion, the better.
+
+    Attributes:
+        mode: "well", "hangs", "dies", "empty" (it holds no model, and loads none).
+        asked: completions, as they came.
+    """
+
+    def __init__(self) -> None:
+        self.mode = "well"
+        self.asked: list[list[str]] = []
+        self.loaded: list[Any] = []
+        self.release = threading.Event()
+        super().__init__()
+
+    def post(self, at: BaseHTTPRequestHandler, body: Any) -> None:
+        if self.mode == "hangs":
+            self.release.wait(20)
+        if self.mode in ("hangs", "dies"):
+            at.close_connection = True
+        elif self.mode == "empty":
+            answer(at, 404, {"error": {"message": "no model"}})
+        elif at.path == "/load":
+            self.loaded.append(body)
+            answer(at, 200, {"model": body["sha256"][:8]})
+        else:
+            self.asked.append(body["completions"])
+            scores = [{"value": float(len(text)), "mean": 0.0, "sd": 0.0} for text in body["completions"]]
+            answer(at, 200, {"scores": scores})
 
     def stop(self) -> None:
         self.release.set()
