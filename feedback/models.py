@@ -29,9 +29,9 @@ OF_SHARES = text("system_prompt_share_id IS NOT NULL")
 KEPT = text("erased_at IS NULL AND source IN ('served','withheld','paired','sampled')")
 
 
-def completion_id() -> str:
-    """A new public id of a completion, as the chat API returns it."""
-    return f"chatcmpl-{secrets.token_hex(12)}"
+def completion_id(kind: str = "chatcmpl") -> str:
+    """A new public id of a completion, as the API returns it; `kind` as OpenAI has it."""
+    return f"{kind}-{secrets.token_hex(12)}"
 
 
 class Prompt(Base):

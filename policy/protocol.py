@@ -164,7 +164,7 @@ def read_reply(answer: Any, latency_s: float, request: ChatRequest | None = None
     """
     try:
         choice, usage = answer["choices"][0], answer["usage"]
-        text, told = (request.shape if request else CHAT).read(choice)
+        text, told = (request.shape if request else CHAT).read(choice, whole=True)
         prompt_tokens, prompt = int(usage["prompt_tokens"]), None
         if request is not None and request.prompt_logprobs:
             text = text.removeprefix(request.messages[0].content)

@@ -52,8 +52,8 @@ class Shape(Protocol):
             at: characters of the choice that came before.
         """
 
-    def read(self, choice: Any) -> tuple[str, list[TokenLogprob] | None]:
-        """Text and tokens of a choice or a piece; errors are those of what is not there or of another kind."""
+    def read(self, choice: Any, *, whole: bool = False) -> tuple[str, list[TokenLogprob] | None]:
+        """Text and tokens of a choice, whole or a piece; errors are those of what is not there or of another kind."""
 
 
 class _Chat:
@@ -71,8 +71,8 @@ class _Chat:
         logprobs = {} if told is None else {"logprobs": self._told(told)}
         return {"delta": delta, "finish_reason": reason, **logprobs}
 
-    def read(self, choice: Any) -> tuple[str, list[TokenLogprob] | None]:
-        holder = choice.get("message") or choice.get("delta") or {}
+    def read(self, choice: Any, *, whole: bool = False) -> tuple[str, list[TokenLogprob] | None]:
+        holder = choice["message"] if whole else choice.get("delta") or {}
         logprobs = choice.get("logprobs")
         told = None if not logprobs else [self._read(token) for token in logprobs.get("content") or []]
         return _text(holder.get("content")), told
@@ -99,17 +99,17 @@ class _Text:
     def piece(self, text: str, told: Told | None, at: int = 0, reason: str | None = None) -> dict[str, Any]:
         return {"text": text, "finish_reason": reason, "logprobs": None if told is None else self._told(told, at)}
 
-    def read(self, choice: Any) -> tuple[str, list[TokenLogprob] | None]:
-        logprobs = choice.get("logprobs")
+    def read(self, choice: Any, *, whole: bool = False) -> tuple[str, list[TokenLogprob] | None]:
+        written, logprobs = choice["text"] if whole else choice.get("text"), choice.get("logprobs")
         if not logprobs:
-            return _text(choice.get("text")), None
+            return _text(written), None
         tokens, values = logprobs["tokens"], logprobs["token_logprobs"]
         tops = logprobs.get("top_logprobs") or [None] * len(tokens)
         told = [
             TokenLogprob(str(token), None if value is None else float(value), _likeliest_first(top))
             for token, value, top in zip(tokens, values, tops, strict=True)
         ]
-        return _text(choice.get("text")), told
+        return _text(written), told
 
     def _told(self, told: Told, at: int) -> dict[str, Any]:
         offsets, tops = [], []

@@ -1,4 +1,4 @@
-"""`/v1`: the chat API that OpenAI clients speak, and feedback on its replies.
+"""`/v1`: the chat and completions API that OpenAI clients speak, and feedback on its replies.
 
 Who asks shows an API key as Bearer token, or is a signed-in browser with an `X-CSRFToken` header. Errors are
 raised as they are; `app.py` gives them the OpenAI shape.
@@ -15,9 +15,18 @@ from access.tenants import pinned
 from core.body import parse_body
 from core.openapi import operation
 from core.web import runtime
-from feedback.consent import HEADER, NONE, consent_of, user_key
+from feedback.consent import HEADER, NONE, SERVICE, consent_of, user_key
 from feedback.judgments import record_feedback
 from policy.models import PolicyVersion
+from serving.answers import (
+    ChatAnswer,
+    ErasureAnswer,
+    FeedbackAnswer,
+    Model,
+    ModelList,
+    Moderation,
+    TextAnswer,
+)
 from serving.calls import this_call
 from serving.chat import Asked, chat_of
 from serving.deferred import Deferred
@@ -26,33 +35,33 @@ from serving.moderation import moderate
 from serving.prompting import HEADER as SYSTEM_PROMPT_HEADER
 from serving.replies import earlier_replies
 from serving.routing import PUBLIC_NAME, resolve, served_versions
-from serving.schemas import (
-    ChatAnswer,
-    ChatBody,
-    ErasureAnswer,
-    ErasureBody,
-    FeedbackAnswer,
-    FeedbackBody,
-    Model,
-    ModelList,
-    Moderation,
-    ModerationBody,
-)
+from serving.schemas import ChatBody, ErasureBody, FeedbackBody, ModerationBody, TextBody
 
 blueprint = Blueprint("api", __name__, url_prefix="/v1")
 
 ENERGY_HEADER = "X-Dunnock-Energy"
-CHAT_MEDIA = ("application/json", "text/event-stream")
+ANSWER_MEDIA = ("application/json", "text/event-stream")
 
 
 @blueprint.post("/chat/completions")
-@operation("Chat", ChatAnswer, body=ChatBody, scope="chat", errors=(404, 409, 429, 503), media=CHAT_MEDIA)
+@operation("Chat", ChatAnswer, body=ChatBody, scope="chat", errors=(404, 409, 429, 503), media=ANSWER_MEDIA)
 def chat_completions() -> Response:
     """Answer a conversation, whole or streamed; the reply is stored before its last byte goes out."""
+    return _completed(ChatBody)
+
+
+@blueprint.post("/completions")
+@operation("Chat", TextAnswer, body=TextBody, scope="chat", errors=(404, 409, 429, 503), media=ANSWER_MEDIA)
+def completions() -> Response:
+    """Continue texts as they stand, without a chat template. They are stored, and never trained on: policies learn conversations."""
+    return _completed(TextBody)
+
+
+def _completed(kind: type[ChatBody] | type[TextBody]) -> Response:
     settings, chat, call = runtime().settings, chat_of(current_app), this_call()
     with runtime().db.read() as session:
         who = asking("chat", session)
-        body = parse_body(ChatBody)
+        body: ChatBody | TextBody = parse_body(kind)
         consent = consent_of(
             flask.request.headers.get(HEADER), body.consent, NONE if body.store is False else None,
             default=(who.terms.consent if who.terms else None) or settings.privacy.consent,
@@ -60,24 +69,32 @@ def chat_completions() -> Response:
         admit(runtime().db, who.limits, who.terms, settings.limits)
         version = resolve(session, pinned(who.terms, body.model, PUBLIC_NAME))
         standing = chat.guard.standing(session, who.tenant_id)
-        offer = chat.prompting.offer(
-            session, who.tenant_id, body.system_prompt or flask.request.headers.get(SYSTEM_PROMPT_HEADER)
-        )
-        texts = earlier_replies(session, body.named, who.person_id)
+        named = body.system_prompt if isinstance(body, ChatBody) else None
+        offer = chat.prompting.offer(session, who.tenant_id, named or flask.request.headers.get(SYSTEM_PROMPT_HEADER))
+        if isinstance(body, ChatBody):
+            texts = earlier_replies(session, body.named, who.person_id)
+            requests = body.engine_requests(version.name, settings, texts)
+        else:
+            consent = consent_of(consent, SERVICE, default=consent)
+            requests = body.engine_requests(version.name, settings)
         scorer = chat.best_of.scorer(session) if chat.best_of.settings.n > 1 else None
-    request, prompted = chat.prompting.put(
-        offer, body.engine_request(version.name, settings, texts), who.tenant_id, body.user
+    put = [chat.prompting.put(offer, request, who.tenant_id, body.user) for request in requests]
+    call.asked(
+        body.model, put[0][0], choices=body.choices * len(put), stream=bool(body.stream), tenant_id=who.tenant_id
     )
-    call.asked(body.model, request, choices=body.choices, stream=bool(body.stream), tenant_id=who.tenant_id)
     with call.trace.part("guard input"):
-        checked = chat.check_prompt(request)
-    asked = Asked(
-        version, request, who.person_id, standing, checked, flask.request.path, body.choices, bool(body.stream), body.include_usage,
-        tenant_id=who.tenant_id, keep_texts=consent != NONE, consent=consent, call=call, prompted=prompted, scorer=scorer,
-        user_key=user_key(settings.user_secret(), who.tenant_id, body.user) if body.user else None,
-        cache_control=flask.request.headers.get("Cache-Control", "").lower(), tell_energy=settings.energy.tell_callers or flask.request.headers.get(ENERGY_HEADER, "").lower() == "true",
-    )  # fmt: skip
-    return Deferred(lambda: chat.answer(asked))
+        checked = [chat.check_prompt(request) for request, _ in put]
+    every = [
+        Asked(
+            version, request, who.person_id, standing, found, flask.request.path, body.choices, bool(body.stream), body.include_usage,
+            tenant_id=who.tenant_id, keep_texts=consent != NONE, consent=consent, call=call, prompted=prompted, scorer=scorer,
+            user_key=user_key(settings.user_secret(), who.tenant_id, body.user) if body.user else None,
+            cache_control=flask.request.headers.get("Cache-Control", "").lower(), tell_energy=settings.energy.tell_callers or flask.request.headers.get(ENERGY_HEADER, "").lower() == "true",
+            echo=isinstance(body, TextBody) and bool(body.echo),
+        )
+        for (request, prompted), found in zip(put, checked, strict=True)
+    ]  # fmt: skip
+    return Deferred(lambda: chat.answer(*every))
 
 
 @blueprint.post("/moderations")

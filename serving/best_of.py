@@ -100,8 +100,9 @@ class BestOf:
         return found
 
     def wanted(self, request: ChatRequest, choices: int) -> bool:
-        """Whether a request may get more than one: not where several choices are asked for, each of which is wanted as it comes."""
-        return self.settings.n > 1 and choices == 1
+        """Whether a request may get more than one: not where several choices are asked for, each of which is wanted as it comes, and
+        not of a raw text: the reward model has learnt conversations."""
+        return self.settings.n > 1 and choices == 1 and not request.raw
 
     async def draw(
         self, version: PolicyVersion, request: ChatRequest, standing: Standing, scorer: Held | None, trace: Trace = UNTRACED

@@ -210,7 +210,7 @@ def _fits(asked: "Asked", settings: CacheSettings) -> bool:
     """Whether a request may be answered from here, or its reply be kept."""
     request = asked.request
     settled = request.temperature == 0 or request.seed is not None or settings.sampled
-    plain = asked.choices == 1 and not request.logprobs and not request.return_token_ids
+    plain = asked.choices == 1 and not (request.logprobs or request.return_token_ids or request.raw)
     return settled and plain and asked.keep_texts and "no-store" not in asked.cache_control
 
 

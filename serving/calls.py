@@ -60,16 +60,19 @@ class Call:
         """A stream shows its first text."""
         self.trace.first_text(time.monotonic() - self.began_s)
 
-    def told(self, ended: Sequence["Ended"], guard: dict[str, Any] | None) -> None:
+    def told(
+        self, ended: Sequence["Ended"], usage: tuple[int | None, int | None], guard: dict[str, Any] | None
+    ) -> None:  # fmt: skip
         """Its replies have ended.
 
         Args:
+            usage: prompt and completion tokens of all, as far as they are known.
             guard: the gravest word on them, as `serving.replies.guard_body` has it.
         """
         first, reasons = ended[0].reply, [each.finish_reason for each in ended]
-        prompt_tokens = ended[0].usage[0]
-        written = [each.usage[1] for each in ended if each.usage[1] is not None]
-        completion_tokens = sum(written) if written else None
+        prompt_tokens, completion_tokens = usage
+        prompts = {each.reply.place: each.reply.request.messages for each in ended}
+        messages = [m for each in prompts.values() for m in each]
         taken = [each.energy_j for each in ended if each.energy_j is not None]
         energy_j = sum(taken) if taken else None
         outcome, cut = (guard["outcome"], guard["cut"]) if guard else (None, None)
@@ -84,7 +87,7 @@ class Call:
         shown = [(each.text, each.finish_reason) for each in ended]
         if first.keep_texts and self.wants_texts:
             self.texts = {
-                "messages": [m.model_dump() for m in first.request.messages], "replies": [text for text, _ in shown]
+                "messages": [m.model_dump() for m in messages], "replies": [text for text, _ in shown]
             }  # fmt: skip
         if self.trace is UNTRACED or self.over:
             return
@@ -96,7 +99,7 @@ class Call:
                 "dunnock.energy.joules": energy_j,
                 "dunnock.cache": first.hit.kind if first.hit else None,
             },
-            first.request.messages if first.keep_texts else (), shown,
+            messages if first.keep_texts else (), shown,
         )  # fmt: skip
 
 

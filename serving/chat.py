@@ -3,9 +3,8 @@
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import repeat
 
 from flask import Flask
 
@@ -14,9 +13,10 @@ from core.errors import PromptTooLong
 from core.language import gettext
 from core.settings import Settings
 from feedback.consent import TRAINING
+from feedback.models import completion_id
 from policy.client import EngineClient
 from policy.models import PolicyVersion
-from policy.protocol import ChatReply, ChatRequest, StreamEvent
+from policy.protocol import ChatReply, ChatRequest
 from serving.best_of import BestOf
 from serving.cache import Hit, ReplyCache
 from serving.calls import Call
@@ -29,10 +29,10 @@ from serving.pairing import Pairing
 from serving.prompting import HEADER as SYSTEM_PROMPT_HEADER
 from serving.prompting import NOT_PROMPTED, Prompted, Prompting
 from serving.recorder import Recorder
-from serving.replies import CUT, Ended, Reply, choice_body, several, tokens_of, usage_body
+from serving.replies import CUT, Ended, Reply, choice_body, several, tokens_of, usage_body, usage_of
 from serving.routing import engine_client
 from serving.side_process import Held
-from serving.streams import ReplyStream, Streamed
+from serving.streams import ReplyStream, Said, Streamed
 
 EXTENSION = "dunnock_chat"
 VERSION_HEADER = "X-Dunnock-Policy-Version"
@@ -58,6 +58,7 @@ class Asked:
         tell_energy: whether the caller is told what it took.
         prompted: the system prompt that stands in `request`.
         scorer: the reward model that tells the best of several, where several may be drawn.
+        echo: whether a raw prompt is told before its replies.
     """
 
     version: PolicyVersion
@@ -78,6 +79,11 @@ class Asked:
     cache_control: str = ""
     prompted: Prompted = NOT_PROMPTED
     scorer: Held | None = None
+    echo: bool = False
+
+
+Asking = tuple[Asked, Reply]
+"""A reply that is to be made, and the call that asks for it."""
 
 
 class Chat:
@@ -99,39 +105,66 @@ class Chat:
         self.recorder = Recorder(db, settings.sampling, after=self.pairing.consider)
         self._at_work: set[asyncio.Task[None]] = set()
 
-    async def answer(self, asked: Asked) -> Answer:
+    async def answer(self, asked: Asked, *others: Asked) -> Answer:
         """The reply or replies, whole or as a stream; stored before the last byte goes out.
+
+        Args:
+            others: further prompts of the same call, which differ in nothing but request and what was checked of it.
 
         Raises:
             PromptTooLong: more prompt tokens than are taken.
             ArtifactError: the version's adapter is missing or damaged.
             EngineError: the engine cannot be reached, is overloaded or failed.
         """
-        await self._check_length(asked.request)
-        reply = Reply(
+        every = (asked, *others)
+        for each in every:
+            await self._check_length(each.request)
+        first = Reply(
             asked.version, asked.request, asked.person_id, asked.tenant_id, asked.keep_texts, asked.consent, asked.user_key, asked.call,
-            asked.prompted,
+            asked.prompted, echo=asked.echo,
         )  # fmt: skip
-        if asked.checked.stop is not None:
-            return await self._refused(asked, reply)
-        await self.guard.ready(asked.standing)
-        reply.hit, reply.slot = await self.cache.look(asked)
-        return await (self._streamed if asked.stream else self._whole)(asked, reply)
+        if asked.request.raw:
+            first.id = completion_id("cmpl")
+        if any(each.checked.stop is None for each in every):
+            await self.guard.ready(asked.standing)
+        if not others and asked.checked.stop is None:
+            first.hit, first.slot = await self.cache.look(asked)
+        firsts = [first, *(replace(first, request=each.request, place=i) for i, each in enumerate(others, 1))]
+        replies = [
+            (each, reply) for each, head in zip(every, firsts, strict=True) for reply in several(each.choices, head)
+        ]
+        return await (self._streamed if asked.stream else self._whole)(replies)
 
-    async def _streamed(self, asked: Asked, first: Reply) -> Answer:
-        replies = several(asked.choices, first)
+    def _refusal(self, asked: Asked) -> str | None:
+        """What a prompt is answered with that is not let through to the engine."""
+        return None if asked.checked.stop is None else self.settings.guard.refusal_text
+
+    def _draws(self, replies: Sequence[Asking]) -> bool:
+        """Whether further ones may be drawn beside the one that is asked for."""
+        (asked, first), more = replies[0], len(replies) > 1
+        known = first.hit is not None or asked.checked.stop is not None
+        return not known and not more and self.best_of.wanted(asked.request, asked.choices)
+
+    async def _streamed(self, replies: Sequence[Asking]) -> Answer:
         choices, beside = [], list[Ended]()
+        asked, first = replies[0]
         opened: Sequence[CountedEvents | Said]
-        if first.hit is None and self.best_of.wanted(asked.request, asked.choices) and not asked.request.logprobs:
+        if self._draws(replies) and not asked.request.logprobs:
             whole, beside = await self._drawn(asked, first)
             opened = [Said.of(whole)]
         else:
             opened = await self._opened(replies)
-        for reply, events in zip(replies, opened, strict=True):
-            watch, meter = self._watch(asked), Metered(self.energy, events.share_s, asked.tell_energy)
-            guarding = asked.call.trace.begin("guard output")
-            choices.append(Streamed(reply, watch.over(events), watch, meter, guarding))
-        return self._stream(asked, choices, beside)
+        for (of, reply), events in zip(replies, opened, strict=True):
+            meter, prompt = Metered(self.energy, events.share_s, of.tell_energy), of.checked.verdicts
+            if of.checked.stop is not None:
+                choices.append(Streamed(reply, events, meter=meter, prompt=prompt))
+                continue
+            watch = self._watch(of)
+            guarding = of.call.trace.begin("guard output")
+            choices.append(Streamed(reply, watch.over(events), watch, meter, guarding, prompt))
+        lines = ReplyStream(choices, self.recorder, include_usage=asked.include_usage, beside=beside)
+        headers = {**_headers(asked, first.hit), "X-Accel-Buffering": "no"}
+        return Answer(lines, headers=headers, media="text/event-stream")
 
     async def _drawn(self, asked: Asked, reply: Reply) -> tuple[ChatReply, list[Ended]]:
         """The best of one or several completions, and those that are not given."""
@@ -140,14 +173,9 @@ class Chat:
         beside = zip(drawn.beside(reply), drawn.others, strict=True)
         return drawn.given, [replace(ended, energy_j=self.energy.joules(other.compute_s)) for ended, other in beside]
 
-    async def _opened(self, replies: Sequence[Reply]) -> "list[CountedEvents | Said]":
+    async def _opened(self, replies: Sequence[Asking]) -> "list[CountedEvents | Said]":
         """The streams of all replies, or of none."""
-        if (hit := replies[0].hit) is not None:
-            return [Said(hit.text, hit.finish_reason)]
-        opening = [
-            asyncio.ensure_future(self.engines.stream(reply.version, reply.request, reply.call.trace))
-            for reply in replies
-        ]
+        opening = [asyncio.ensure_future(self._events(asked, reply)) for asked, reply in replies]
         try:
             return list(await asyncio.gather(*opening))
         except BaseException:
@@ -158,87 +186,63 @@ class Chat:
                     events.close()
             raise
 
-    def _stream(self, asked: Asked, choices: Sequence[Streamed], beside: Sequence[Ended] = ()) -> Answer:
-        headers = {**_headers(asked, choices[0].reply.hit), "X-Accel-Buffering": "no"}
-        lines = ReplyStream(
-            choices, self.recorder, prompt=asked.checked.verdicts, include_usage=asked.include_usage, beside=beside
-        )  # fmt: skip
-        return Answer(lines, headers=headers, media="text/event-stream")
+    async def _events(self, asked: Asked, reply: Reply) -> "CountedEvents | Said":
+        if (said := self._refusal(asked)) is not None:
+            return Said(said, CUT)
+        if (hit := reply.hit) is not None:
+            return Said(hit.text, hit.finish_reason)
+        return await self.engines.stream(reply.version, reply.request, reply.call.trace)
 
-    async def _whole(self, asked: Asked, first: Reply) -> Answer:
-        replies, made, beside = several(asked.choices, first), list[ChatReply](), list[Ended]()
+    async def _whole(self, replies: Sequence[Asking]) -> Answer:
+        made, beside = list[ChatReply](), list[Ended]()
         try:
-            if first.hit is None and self.best_of.wanted(asked.request, asked.choices):
-                whole, beside = await self._drawn(asked, first)
+            if self._draws(replies):
+                whole, beside = await self._drawn(*replies[0])
                 made = [whole]
             else:
                 made = await self._all(replies)
             ended = await asyncio.gather(
-                *(self._cleared(asked, reply, whole) for reply, whole in zip(replies, made, strict=True))
+                *(self._cleared(*asking, whole) for asking, whole in zip(replies, made, strict=True))
             )
         except asyncio.CancelledError:
-            self._storing(self._left(asked, replies, made), beside)
+            self._storing(self._left(replies, made), beside)
             raise
         await self._store(ended, beside)
-        # the prompt of all is told once
-        usage = (made[0].prompt_tokens, sum(each.completion_tokens for each in made) + tokens_of(beside))
-        return self._answer(asked, ended, made, usage)
+        prompt, written = usage_of(ended)
+        return self._answer(replies[0][0], ended, made, (prompt, (written or 0) + tokens_of(beside)))
 
     async def _cleared(self, asked: Asked, reply: Reply, whole: ChatReply) -> Ended:
         """A whole reply as the guard lets it through."""
+        usage, taken = (whole.prompt_tokens, whole.completion_tokens), self.energy.joules(whole.compute_s)
+        if (stop := asked.checked.stop) is not None:
+            return Ended(reply, whole.text, CUT, usage, asked.checked.verdicts, stopped_by=stop, energy_j=taken)
         watch = self._watch(asked)
         with asked.call.trace.part("guard output"):
             text, reason = await watch.whole(whole)
         verdicts = (*asked.checked.verdicts, *watch.verdicts())
-        usage = (whole.prompt_tokens, whole.completion_tokens)
-        taken = self.energy.joules(whole.compute_s)
         return Ended(reply, text, reason, usage, verdicts, watch.withheld, watch.stopped_by, taken)
 
     def _watch(self, asked: Asked) -> Watch:
         return self.guard.watch(asked.request.messages, asked.standing, asked.path, asked.call.trace)
 
-    def _left(self, asked: Asked, replies: Sequence[Reply], made: Sequence[ChatReply]) -> list[Ended]:
+    def _left(self, replies: Sequence[Asking], made: Sequence[ChatReply]) -> list[Ended]:
         """What is kept of replies whose caller did not wait for them: that they were asked for, and what they cost as far as it is known."""
-        verdicts = (
-            *asked.checked.verdicts,
-            *self._watch(asked).verdicts(),
-        )
         usages: list[tuple[int | None, int | None]]
         usages = [(whole.prompt_tokens, whole.completion_tokens) for whole in made] or [(None, None)] * len(replies)
-        return [Ended(*each, verdicts) for each in zip(replies, repeat(""), repeat("cancelled"), usages, strict=False)]
-
-    async def _refused(self, asked: Asked, reply: Reply) -> Answer:
-        """The answer to a prompt that is not let through to the engine: every choice is the refusal."""
-        said = self.settings.guard.refusal_text
-        if asked.stream:
-            meter = Metered(self.energy, tell=asked.tell_energy)
-            return self._stream(
-                asked, [Streamed(each, Said(said, CUT), meter=meter) for each in several(asked.choices, reply)]
-            )
-        ended = [
-            Ended(
-                each,
-                said,
-                CUT,
-                (0, 0),
-                asked.checked.verdicts,
-                stopped_by=asked.checked.stop,
-                energy_j=self.energy.joules(0.0),
-            )
-            for each in several(asked.choices, reply)
+        return [
+            Ended(reply, "", "cancelled", usage, (*asked.checked.verdicts, *self._watch(asked).verdicts()))
+            for (asked, reply), usage in zip(replies, usages, strict=False)
         ]
-        await self._store(ended)
-        return self._answer(asked, ended, [None] * len(ended), (0, 0))
 
     def _answer(
         self,
         asked: Asked,
         ended: Sequence[Ended],
-        made: Sequence[ChatReply | None],
+        made: Sequence[ChatReply],
         usage: tuple[int | None, int | None],
     ) -> Answer:
         choices = [choice_body(i, one, whole) for i, (one, whole) in enumerate(zip(ended, made, strict=True))]
-        body = {**ended[0].reply.head("chat.completion"), "choices": choices, "usage": usage_body(usage)}
+        body = {**ended[0].reply.head(asked.request.shape.whole), "choices": choices, "usage": usage_body(usage)}
         taken = [each.energy_j for each in ended if each.energy_j is not None]
         if asked.tell_energy and (told := self.energy.told(sum(taken) if taken else None)):
             body["dunnock"] |= {"energy": told}
@@ -253,7 +257,7 @@ class Chat:
 
         async def store() -> None:
             with ended[0].reply.call.trace.part("store"):
-                await self.recorder.store([*ended, *beside])
+                await self.recorder.store_all(ended, beside)
 
         task = asyncio.get_running_loop().create_task(store())
         self._at_work.add(task)
@@ -268,18 +272,20 @@ class Chat:
         await self.best_of.close()
         await self.cache.close()
 
-    async def _all(self, replies: list[Reply]) -> list[ChatReply]:
+    async def _all(self, replies: Sequence[Asking]) -> list[ChatReply]:
         """All at once; the first failure ends the others."""
         if len(replies) == 1:
-            return [await self._one(replies[0])]
+            return [await self._one(*replies[0])]
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._one(reply)) for reply in replies]
+                tasks = [group.create_task(self._one(*each)) for each in replies]
         except BaseExceptionGroup as failed:
             raise failed.exceptions[0] from failed
         return [task.result() for task in tasks]
 
-    async def _one(self, reply: Reply) -> ChatReply:
+    async def _one(self, asked: Asked, reply: Reply) -> ChatReply:
+        if (said := self._refusal(asked)) is not None:
+            return ChatReply(said, CUT, 0, 0, 0.0, compute_s=0.0)
         if reply.hit is not None:
             return reply.hit.reply()
         return await self.engines.complete(reply.version, reply.request, reply.call.trace)
@@ -296,7 +302,7 @@ class Chat:
                 gettext(
                     "the prompt has %(chars)s characters; at most %(limit)s tokens are taken", chars=chars, limit=limit
                 ),
-                param="messages",
+                param=param_of(asked),
             )
         return self.guard.check_prompt(asked.messages)
 
@@ -310,33 +316,13 @@ class Chat:
         if count is not None and count > limit:
             raise PromptTooLong(
                 gettext("the prompt has %(count)s tokens; at most %(limit)s are taken", count=count, limit=limit),
-                param="messages",
+                param=param_of(asked),
             )
 
 
-class Said:
-    """A text that is known, as the events of a completion."""
-
-    def __init__(self, text: str, reason: str) -> None:
-        self._event = StreamEvent(text, reason, 0, 0)
-
-    @classmethod
-    def of(cls, whole: ChatReply) -> "Said":
-        """A completion that was made before its stream begins."""
-        said = cls(whole.text, whole.finish_reason)
-        counts = whole.prompt_tokens, whole.completion_tokens
-        said._event = StreamEvent(whole.text, whole.finish_reason, *counts, compute_s=whole.compute_s)
-        return said
-
-    async def __aiter__(self) -> AsyncIterator[StreamEvent]:
-        yield self._event
-
-    def close(self) -> None:
-        """There is nothing to end."""
-
-    def share_s(self) -> float:
-        """No engine works for it."""
-        return 0.0
+def param_of(request: ChatRequest) -> str:
+    """What a caller calls the prompt."""
+    return "prompt" if request.raw else "messages"
 
 
 def _headers(asked: Asked, hit: Hit | None) -> dict[str, str]:

@@ -18,7 +18,7 @@ from core.language import gettext
 from core.settings import LOOPBACK
 from core.web import runtime
 from serving.guard.verdicts import merge
-from serving.replies import CUT, Ended, Reply, guard_body
+from serving.replies import CUT, Ended, Reply, guard_body, usage_of
 
 blueprint = Blueprint("metrics", __name__)
 
@@ -61,7 +61,7 @@ def replied(group: Sequence[Ended]) -> None:
     """Count the replies to one call, which have ended."""
     verdicts = [verdict for ended in group for verdict in ended.verdicts]
     cut = any(ended.finish_reason == CUT for ended in group)
-    group[0].reply.call.told(group, guard_body(verdicts, cut=cut))
+    group[0].reply.call.told(group, usage_of(group), guard_body(verdicts, cut=cut))
     for ended in group:
         _replied(ended)
 

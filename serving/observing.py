@@ -21,7 +21,7 @@ from serving.telemetry import UNTRACED, open_tracing
 log = logging.getLogger("dunnock.request")
 
 EXTENSION = "dunnock_tracing"
-TRACED = "/v1/chat/completions"
+TRACED = ("/v1/chat/completions", "/v1/completions")
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 NO_ROUTE = "none"
 
@@ -44,7 +44,7 @@ def _begin(extensions: Mapping[str, Any], *, wants_texts: bool) -> None:
     rule, method = request.url_rule, request.method
     call = Call(method if method in METHODS else "other", rule.rule if rule else NO_ROUTE, wants_texts=wants_texts)
     tracing = extensions[EXTENSION]
-    if tracing is not None and call.route == TRACED and method == "POST":
+    if tracing is not None and call.route in TRACED and method == "POST":
         call.trace = tracing.begin(call.route, request.headers)
     g.dunnock_call = call
 

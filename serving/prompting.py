@@ -142,8 +142,14 @@ class Prompting:
             user: whom it is for, as the caller names them.
 
         Raises:
-            InvalidInput: the caller names a version, and the request has a system turn that the settings leave alone.
+            InvalidInput: the caller names a version, and the request has a system turn that the settings leave alone, or is a raw text.
         """
+        if request.raw:
+            if offer.pinned is not None and offer.pinned.id is not None:
+                raise InvalidInput(
+                    gettext("a text is continued as it stands; name no system prompt"), param="system_prompt"
+                )
+            return request, NOT_PROMPTED
         if offer.pinned is None and not offer.shares:
             return request, NOT_PROMPTED
         if self._settings.beside_own == "none" and any(m.role == "system" for m in request.messages):

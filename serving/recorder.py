@@ -26,7 +26,7 @@ from serving.cache import keep
 from serving.guard.verdicts import GRAVITY
 from serving.metrics import WAITING
 from serving.models import GuardReport
-from serving.replies import CUT, Ended, Reply
+from serving.replies import CUT, Ended, Reply, by_prompt
 from serving.sampling import Sampler, kept_text
 
 log = logging.getLogger("dunnock.serving")
@@ -71,6 +71,11 @@ class Recorder:
             self._begin()
             await asyncio.shield(asyncio.wrap_future(done))  # a caller that leaves does not take it back
             self._after(fresh)
+
+    async def store_all(self, ended: Sequence[Ended], beside: Sequence[Ended] = ()) -> None:
+        """The replies to a call, those to each prompt all or none; `beside`: what was drawn for the first and not given."""
+        first, *others = by_prompt(ended)
+        await asyncio.gather(*(self.store(group) for group in ([*first, *beside], *others)))
 
     def _begin(self) -> None:
         with self._lock:

@@ -1,8 +1,9 @@
 """Replies: what is known of them while they are made, and how they are told. `serving.recorder` stores them."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import select
@@ -38,6 +39,8 @@ class Reply:
         prompted: the system prompt that it was given.
         source: "sampled" where it was drawn beside the one that was given.
         best_of: how it was come by, where several may be drawn (`serving.best_of`).
+        place: which of the prompts of its call it answers.
+        echo: whether the prompt, a raw text, is told with it.
         slot: where it may be kept, to be given again.
         hit: the one that is given again.
     """
@@ -53,12 +56,19 @@ class Reply:
     prompted: Prompted = NOT_PROMPTED
     source: str = "served"
     best_of: dict[str, Any] | None = None
+    place: int = 0
+    echo: bool = False
     slot: "Slot | None" = None
     hit: "Hit | None" = None
     id: str = field(default_factory=completion_id)
     created: int = field(default_factory=lambda: int(time.time()))
     started_s: float = field(default_factory=time.monotonic)
     stored: bool = False
+
+    @property
+    def echoed(self) -> str:
+        """What is told before its text."""
+        return self.request.messages[0].content if self.echo else ""
 
     def head(self, kind: str) -> dict[str, Any]:
         """The fields that every part of the answer begins with."""
@@ -88,6 +98,7 @@ class Reply:
     def sampling(self) -> dict[str, Any]:
         """The sampling parameters that were asked for, and how it was come by where several may be drawn."""
         asked = self.request.model_dump(mode="json", include=SAMPLING_FIELDS)
+        asked |= {"raw": True} if self.request.raw else {}
         return asked | ({"best_of": self.best_of} if self.best_of else {})
 
     def details(self, finish_reason: str, usage: tuple[int | None, int | None]) -> dict[str, Any]:
@@ -128,23 +139,43 @@ class Ended:
 
 
 def several(n: int, first: Reply) -> list[Reply]:
-    """So many replies to one request, each with an id of its own and, where the first has a seed, the next one."""
-    seed = first.request.seed
+    """So many replies to one request, each with an id of its own and, where the first has a seed, the next one; those to the
+    further prompts of a call are counted on."""
+    seed, base = first.request.seed, n * first.place
     requests = [
         first.request if i == 0 or seed is None else first.request.model_copy(update={"seed": _following(seed, i)})
         for i in range(n)
     ]
-    return [first, *(replace(first, id=f"{first.id}-{i}", request=requests[i]) for i in range(1, n))]
+    ids = [f"{first.id}-{base + i}" if base + i else first.id for i in range(n)]
+    return [
+        first if id_ == first.id else replace(first, id=id_, request=request)
+        for id_, request in zip(ids, requests, strict=True)
+    ]
+
+
+def by_prompt(ended: Iterable[Ended]) -> list[list[Ended]]:
+    """The replies to a call by the prompt that they answer, in order."""
+    return [list(group) for _, group in groupby(ended, key=lambda each: each.reply.place)]
+
+
+def usage_of(ended: Sequence[Ended]) -> tuple[int | None, int | None]:
+    """Prompt and completion tokens of the replies to a call, as far as they are known; each prompt is told once."""
+    prompts = [tokens for group in by_prompt(ended) if (tokens := group[0].usage[0]) is not None]
+    written = [tokens for each in ended if (tokens := each.usage[1]) is not None]
+    return sum(prompts) if prompts else None, sum(written) if written else None
 
 
 def choice_body(index: int, ended: Ended, whole: ChatReply | None) -> dict[str, Any]:
     """A reply as one of an answer's `choices`; tokens are told where all of it may be shown."""
-    shown = whole if whole is not None and ended.text == whole.text else None
-    told = (shown.told() or () if shown else ()) if ended.reply.request.logprobs else None
+    reply = ended.reply
+    told = None
+    if reply.request.logprobs:
+        shown = whole if whole is not None and ended.text == whole.text else None
+        told = [*(shown.prompt or ()), *(shown.told() or ())] if shown else []
     return {
         "index": index,
-        "completion_id": ended.reply.id,
-        **ended.reply.request.shape.choice(ended.text, ended.finish_reason, told),
+        "completion_id": reply.id,
+        **reply.request.shape.choice(f"{reply.echoed}{ended.text}", ended.finish_reason, told),
         "guard": guard_body(ended.verdicts, cut=ended.finish_reason == CUT, stopped_by=ended.stopped_by),
     }
 

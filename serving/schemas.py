@@ -12,10 +12,14 @@ from core.settings.serving import Consent
 from policy.protocol import ChatRequest
 
 MOST_CHOICES = 8
+MOST_TEXTS = 32
+LEGACY_TOKENS = 16
+"""What `/v1/completions` writes where a call does not say, as at OpenAI."""
 MOST_SCHEMA = 20_000
 MOST_DEPTH = 32
 ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 ModerationText = Annotated[str, StringConstraints(max_length=20_000)]
+RawPrompt = Annotated[str, StringConstraints(min_length=1)]
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 
 
@@ -105,13 +109,10 @@ def _depth(value: Any) -> int:
     return 1 + max(map(_depth, inner), default=0)
 
 
-class ChatBody(Wire):
-    """The body of a chat completion call."""
+class CompletionBody(Wire):
+    """What calls for completions have in common."""
 
     model: str = Field(max_length=200)
-    messages: list[WireMessage] = Field(min_length=1, max_length=1000)
-    max_tokens: int | None = Field(None, ge=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
@@ -119,13 +120,6 @@ class ChatBody(Wire):
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     n: int | None = Field(None, ge=1, le=MOST_CHOICES, description="Replies to make, each from a seed of its own.")
-    logprobs: bool | None = Field(
-        None,
-        description="Tell the tokens with the log of their probabilities; in a stream with the text that they made, once that is cleared.",
-    )
-    top_logprobs: int | None = Field(None, ge=0, le=20)
-    response_format: ResponseFormat | None = None
-    tools: list[dict[str, Any]] | None = None
     store: bool | None = Field(
         None, description="false: keep no text of this call, only what is counted, and ask no annotator about it."
     )
@@ -136,63 +130,149 @@ class ChatBody(Wire):
     user: str | None = Field(
         None, max_length=400, description="Who of the caller's users it is for; kept as a keyed hash, to erase by."
     )
-    system_prompt: str | None = Field(
-        None,
-        max_length=60,
-        description="Which system prompt is put before the conversation, instead of a drawn one: `name@3`, `name` for its newest version, or `none`. As the header X-Dunnock-System-Prompt.",
-    )
     stream: bool | None = False
     stream_options: StreamOptions | None = None
 
-    @model_validator(mode="after")
-    def _can_be_done(self) -> "ChatBody":
-        """What would be left out in silence is refused."""
-        if self.top_logprobs:
-            raise ValueError("top_logprobs are not told, only those of the tokens that were written")
-        if self.tools:
-            raise ValueError("tools are not called here; leave them out")
-        return self
-
     @property
     def choices(self) -> int:
-        """How many replies are to be made."""
+        """How many replies are to be made to each prompt."""
         return self.n or 1
 
     @property
     def include_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
 
-    @property
-    def named(self) -> list[str]:
-        """The ids of earlier replies that stand for their texts."""
-        return [m.completion_id for m in self.messages if m.completion_id is not None]
-
-    def engine_request(self, model: str, settings: Settings, texts: Mapping[str, str]) -> ChatRequest:
-        """The same request for the engine, defaults filled in and `max_tokens` held to the limit.
-
-        Args:
-            texts: of the replies that are `named`.
-        """
-        wanted = self.max_completion_tokens or self.max_tokens or settings.max_completion_tokens
+    def sampling(self, settings: Settings) -> dict[str, Any]:
+        """Fields of the engine's request that say how it is to sample, defaults filled in."""
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         given = {
             name: value
             for name in ("temperature", "top_p", "seed", "presence_penalty", "frequency_penalty")
             if (value := getattr(self, name)) is not None
         }
-        given.setdefault("temperature", settings.default_temperature)
-        return ChatRequest(
-            model=model,
-            messages=tuple(
-                Message(role=m.role, content=m.content if m.completion_id is None else texts[m.completion_id])
-                for m in self.messages
-            ),
-            max_tokens=min(wanted, settings.max_completion_tokens),
-            stop=stop,
-            logprobs=bool(self.logprobs),
-            response_format=self.response_format.wire() if self.response_format else None,
-            **given,
+        return {"temperature": settings.default_temperature, "stop": stop, **given}
+
+
+class ChatBody(CompletionBody):
+    """The body of a chat completion call."""
+
+    messages: list[WireMessage] = Field(min_length=1, max_length=1000)
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool | None = Field(
+        None,
+        description="Tell the tokens with the log of their probabilities; in a stream with the text that they made, once that is cleared.",
+    )
+    top_logprobs: int | None = Field(
+        None, ge=0, le=20, description="So many of the likeliest tokens in the place of each are told with it."
+    )
+    response_format: ResponseFormat | None = None
+    tools: list[dict[str, Any]] | None = None
+    system_prompt: str | None = Field(
+        None,
+        max_length=60,
+        description="Which system prompt is put before the conversation, instead of a drawn one: `name@3`, `name` for its newest version, or `none`. As the header X-Dunnock-System-Prompt.",
+    )
+
+    @model_validator(mode="after")
+    def _can_be_done(self) -> "ChatBody":
+        """What would be left out in silence is refused."""
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs are told with logprobs; set that to true")
+        if self.tools:
+            raise ValueError("tools are not called here; leave them out")
+        return self
+
+    @property
+    def named(self) -> list[str]:
+        """The ids of earlier replies that stand for their texts."""
+        return [m.completion_id for m in self.messages if m.completion_id is not None]
+
+    def engine_requests(self, model: str, settings: Settings, texts: Mapping[str, str]) -> list[ChatRequest]:
+        """The one request for the engine, defaults filled in and `max_tokens` held to the limit.
+
+        Args:
+            texts: of the replies that are `named`.
+        """
+        wanted = self.max_completion_tokens or self.max_tokens or settings.max_completion_tokens
+        messages = tuple(
+            Message(role=m.role, content=m.content if m.completion_id is None else texts[m.completion_id])
+            for m in self.messages
         )
+        request = ChatRequest(
+            model=model,
+            messages=messages,
+            max_tokens=min(wanted, settings.max_completion_tokens),
+            logprobs=bool(self.logprobs),
+            top_logprobs=self.top_logprobs or 0,
+            response_format=self.response_format.wire() if self.response_format else None,
+            **self.sampling(settings),
+        )
+        return [request]
+
+
+class TextBody(CompletionBody):
+    """The body of a call that has texts continued as they stand, without a chat template."""
+
+    prompt: Annotated[list[RawPrompt], Field(min_length=1, max_length=MOST_TEXTS)] | RawPrompt
+    max_tokens: int | None = Field(None, ge=0, description="16 where it is not named, as at OpenAI.")
+    logprobs: int | None = Field(
+        None, ge=0, le=5, description="Tell the tokens, and so many of the likeliest in the place of each."
+    )
+    echo: bool | None = Field(None, description="Tell the prompt before its reply; with logprobs its tokens too.")
+    suffix: str | None = None
+    best_of: int | None = None
+
+    @field_validator("prompt", mode="before")
+    @classmethod
+    def _of_text(cls, prompt: Any) -> Any:
+        if isinstance(prompt, list):
+            if any(isinstance(each, int | list) for each in prompt):
+                raise ValueError("token ids are not taken; send the text")
+            return [plain_text(each) if isinstance(each, str) else each for each in prompt]
+        return plain_text(prompt) if isinstance(prompt, str) else prompt
+
+    @model_validator(mode="after")
+    def _can_be_done(self) -> "TextBody":
+        """What would be left out in silence is refused."""
+        if self.suffix:
+            raise ValueError("a suffix is not written towards; leave it out")
+        if self.best_of not in (None, self.choices):
+            raise ValueError("best_of is not done here; leave it out, n replies are made")
+        if len(self.prompts) * self.choices > MOST_TEXTS:
+            raise ValueError(f"at most {MOST_TEXTS} texts are made in a call")
+        if self.max_tokens == 0 and not self.tells_prompt:
+            raise ValueError("max_tokens may be 0 only with echo and logprobs")
+        if self.tells_prompt and self.stream:
+            raise ValueError("echo with logprobs is told whole; leave stream out")
+        return self
+
+    @property
+    def prompts(self) -> list[str]:
+        """One or more."""
+        return [self.prompt] if isinstance(self.prompt, str) else self.prompt
+
+    @property
+    def tells_prompt(self) -> bool:
+        """Whether the tokens of the prompt are wanted."""
+        return bool(self.echo) and self.logprobs is not None
+
+    def engine_requests(self, model: str, settings: Settings) -> list[ChatRequest]:
+        """A request for the engine for each prompt, defaults filled in and `max_tokens` held to the limit."""
+        wanted = LEGACY_TOKENS if self.max_tokens is None else self.max_tokens
+        return [
+            ChatRequest(
+                model=model,
+                messages=(Message(role="user", content=prompt),),
+                raw=True,
+                max_tokens=min(wanted, settings.max_completion_tokens),
+                logprobs=self.logprobs is not None,
+                top_logprobs=self.logprobs or 0,
+                prompt_logprobs=self.tells_prompt,
+                **self.sampling(settings),
+            )
+            for prompt in self.prompts
+        ]
 
 
 class ModerationBody(Wire):
@@ -228,153 +308,3 @@ class ErasureBody(Wire):
     """Whose texts are to go."""
 
     user: str = Field(min_length=1, max_length=400, description="As chat calls named them in `user`.")
-
-
-# Answers --------------------------------------------------------------------------------------------------------------
-
-
-class Given(BaseModel):
-    """A part of an answer."""
-
-    model_config = ConfigDict(extra="forbid")
-
-
-class ReplyMessage(Given):
-    """What was written."""
-
-    role: Literal["assistant"]
-    content: str
-    refusal: str | None
-
-
-class TokenLogprob(Given):
-    """A token of a reply and the log of its probability, in nats."""
-
-    token: str
-    logprob: float
-    bytes: list[int]
-    top_logprobs: list[str]
-
-
-class ChoiceLogprobs(Given):
-    """The tokens of a reply, as they were written."""
-
-    content: list[TokenLogprob]
-
-
-class GuardWord(Given):
-    """What the guard said: the gravest outcome of its checks, and of a reply that was cut which check it was, and what it found."""
-
-    outcome: Literal["clear", "not_scanned", "timed_out", "hit"]
-    cut: bool
-    check: str | None
-    kind: str | None
-
-
-class Choice(Given):
-    """One of the replies; feedback names it by its completion_id, which for the first is the answer's id."""
-
-    index: int
-    completion_id: str
-    message: ReplyMessage
-    finish_reason: str | None
-    logprobs: ChoiceLogprobs | None
-    guard: GuardWord | None
-
-
-class Usage(Given):
-    """Tokens."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-
-
-class EnergyWord(Given):
-    """What the engine took for it, estimated."""
-
-    joules: float
-    co2_g: float
-    estimated: Literal[True]
-
-
-class Origin(Given):
-    """Which version wrote it; whether it was given before; and, where that was asked for and there is an estimate, what it took."""
-
-    policy_version: str
-    system_prompt: str | None = Field(
-        None,
-        description="The version of the house's system prompt that it was given, or `none`; left out where no shares hold, or the request had its own.",
-    )
-    cache: Literal["exact", "semantic"] | None = None
-    energy: EnergyWord | None = None
-
-
-class ChatAnswer(Given):
-    """A completion; streamed, it comes as chunks in OpenAI's form."""
-
-    id: str
-    object: str
-    created: int
-    model: str
-    dunnock: Origin
-    choices: list[Choice]
-    usage: Usage
-
-
-class ModerationResult(Given):
-    """What is found in a text, by the names of rules and checks."""
-
-    flagged: bool
-    categories: dict[str, bool]
-    category_scores: dict[str, float]
-
-
-class Scanned(Given):
-    """What was looked for."""
-
-    scanned: list[str]
-
-
-class Moderation(Given):
-    """A result for each text."""
-
-    id: str
-    model: str
-    results: list[ModerationResult]
-    dunnock: Scanned
-
-
-class Model(Given):
-    """A name that `model` may be."""
-
-    id: str
-    object: Literal["model"]
-    created: int
-    owned_by: str
-
-
-class ModelList(Given):
-    """The names that `model` may be."""
-
-    object: Literal["list"]
-    data: list[Model]
-
-
-class FeedbackAnswer(Given):
-    """What was stored."""
-
-    object: Literal["feedback"]
-    judgment_ids: list[int]
-
-
-class ErasureAnswer(Given):
-    """What was taken away; nothing where the user is not known."""
-
-    object: Literal["erasure"]
-    completions: int
-    prompts: int
-    tasks_cancelled: int
-    frozen_snapshots: int = Field(
-        description="Datasets, frozen before, that hold such a text; whoever runs the service removes them."
-    )

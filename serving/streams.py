@@ -11,15 +11,14 @@ from typing import Any
 
 from core.errors import DunnockError, openai_error
 from core.language import gettext, language, speaking
-from policy.protocol import Events, StreamEvent
-from policy.shapes import CHAT
+from policy.protocol import ChatReply, Events, StreamEvent
 from serving.deferred import told
 from serving.energy import Metered
 from serving.guard.verdicts import Verdict
 from serving.guarding import Watch
 from serving.metrics import OPEN, first_text, replied
 from serving.recorder import Recorder
-from serving.replies import CUT, Ended, Reply, guard_body, tokens_of, usage_body
+from serving.replies import CUT, Ended, Reply, guard_body, tokens_of, usage_body, usage_of
 from serving.telemetry import NO_PART, Part
 
 log = logging.getLogger("dunnock.serving")
@@ -37,6 +36,7 @@ class Streamed:
         watch: what looks at the reply, for its verdicts; None for what the guard itself says.
         meter: what it takes.
         guarding: what is told of the watch; it ends with it.
+        prompt: verdicts on its prompt.
         end: what is known of its end so far.
     """
 
@@ -45,7 +45,9 @@ class Streamed:
     watch: Watch | None = None
     meter: Metered = UNMETERED
     guarding: Part = NO_PART
+    prompt: Sequence[Verdict] = ()
     text: list[str] = field(default_factory=list)
+    told: int = 0
     end: StreamEvent = field(default_factory=StreamEvent)
 
     def take(self, event: StreamEvent) -> None:
@@ -55,10 +57,44 @@ class Streamed:
         self.text.append(event.text)
         self.end = event.after(self.end)
 
+    def piece(self, event: StreamEvent) -> dict[str, Any]:
+        """What came, in the shape of its call."""
+        request = self.reply.request
+        told = request.shape.piece(
+            event.text, event.tokens if request.logprobs else None, len(self.reply.echoed) + self.told
+        )
+        self.told += sum(len(token.text) for token in event.tokens)
+        return told
+
     @property
     def usage(self) -> tuple[int | None, int | None]:
         """Prompt and completion tokens, as far as they are known."""
         return self.end.prompt_tokens, self.end.completion_tokens
+
+
+class Said:
+    """A text that is known, as the events of a completion."""
+
+    def __init__(self, text: str, reason: str) -> None:
+        self._event = StreamEvent(text, reason, 0, 0)
+
+    @classmethod
+    def of(cls, whole: ChatReply) -> "Said":
+        """A completion that was made before its stream begins."""
+        said = cls(whole.text, whole.finish_reason)
+        counts = whole.prompt_tokens, whole.completion_tokens
+        said._event = StreamEvent(whole.text, whole.finish_reason, *counts, compute_s=whole.compute_s)
+        return said
+
+    async def __aiter__(self) -> AsyncIterator[StreamEvent]:
+        yield self._event
+
+    def close(self) -> None:
+        """There is nothing to end."""
+
+    def share_s(self) -> float:
+        """No engine works for it."""
+        return 0.0
 
 
 class ReplyStream(AsyncIterator[bytes]):
@@ -67,7 +103,6 @@ class ReplyStream(AsyncIterator[bytes]):
 
     Args:
         choices: the replies, in the order of their indices.
-        prompt: verdicts on the prompt.
         beside: what was drawn and is not given; it is stored and paid for with them.
     """
 
@@ -76,17 +111,16 @@ class ReplyStream(AsyncIterator[bytes]):
         choices: Sequence[Streamed],
         recorder: Recorder,
         *,
-        prompt: Sequence[Verdict] = (),
         include_usage: bool = False,
         beside: Sequence[Ended] = (),
     ) -> None:
         self._choices = tuple(choices)
         self._recorder = recorder
-        self._prompt = tuple(prompt)
         self._include_usage = include_usage
         self._beside = tuple(beside)
-        self._logprobs = choices[0].reply.request.logprobs
+        self._shape = choices[0].reply.request.shape
         self._energy_j: float | None = None
+        self._usage: tuple[int | None, int | None] = (None, None)
         self._closed = False
         self._language = language()
         self._storing: asyncio.Future[None] | None = None
@@ -114,13 +148,16 @@ class ReplyStream(AsyncIterator[bytes]):
             OPEN.dec()
 
     async def _produce(self) -> AsyncGenerator[bytes]:
-        for i in range(len(self._choices)):
-            yield self._chunk(i, {"role": "assistant", "content": ""}, None)
+        for i, choice in enumerate(self._choices):
+            if opening := self._shape.opening():
+                yield self._chunk(i, opening)
+            if choice.reply.echo:
+                yield self._chunk(i, self._shape.piece(choice.reply.echoed, None))
         try:
             async for i, event in _merged([choice.events for choice in self._choices]):
                 self._choices[i].take(event)
                 if event.text or event.tokens:
-                    yield self._chunk(i, {"content": event.text}, None, self._told(event))
+                    yield self._chunk(i, self._choices[i].piece(event))
             await self._store("stop")
         except DunnockError as error:
             log.error("the reply %s broke off: %s", self._choices[0].reply.id, error.message)
@@ -137,21 +174,15 @@ class ReplyStream(AsyncIterator[bytes]):
             reason = choice.end.finish_reason or "stop"
             cut_by = choice.watch.stopped_by if choice.watch else None
             guard = guard_body(self._verdicts(choice), cut=reason == CUT, stopped_by=cut_by)
-            yield self._chunk(i, {}, reason, {"guard": guard, **self._named(i)})
+            yield self._chunk(i, self._shape.piece("", None, reason=reason), {"guard": guard, **self._named(i)})
         if self._include_usage:
-            head = self._choices[0].reply.head("chat.completion.chunk")
-            yield _line({**head, "choices": [], "usage": usage_body(self._usage())})
+            head = self._choices[0].reply.head(self._shape.chunk)
+            yield _line({**head, "choices": [], "usage": usage_body(self._usage)})
         self._over()
         yield b"data: [DONE]\n\n"
 
-    def _usage(self) -> tuple[int | None, int]:
-        """Of all replies; their prompt is told once."""
-        return self._choices[0].usage[0], sum(choice.usage[1] or 0 for choice in self._choices) + tokens_of(
-            self._beside
-        )
-
     def _verdicts(self, choice: Streamed) -> tuple[Verdict, ...]:
-        return (*self._prompt, *(choice.watch.verdicts() if choice.watch is not None else ()))
+        return (*choice.prompt, *(choice.watch.verdicts() if choice.watch is not None else ()))
 
     async def _store(self, unended: str) -> None:
         """Store them the first time that this is called; wait until that is done, also where the one who began it has left.
@@ -160,16 +191,18 @@ class ReplyStream(AsyncIterator[bytes]):
             unended: the finish reason of those that have none.
         """
         if self._storing is None:
-            group = [self._ended(choice, choice.end.finish_reason or unended) for choice in self._choices]
-            taken = [ended.energy_j for ended in group if ended.energy_j is not None]
+            ended = [self._ended(choice, choice.end.finish_reason or unended) for choice in self._choices]
+            taken = [each.energy_j for each in ended if each.energy_j is not None]
             self._energy_j = sum(taken) if taken else None
-            replied(group)
-            self._storing = asyncio.ensure_future(self._stored(group))
+            prompt, written = usage_of(ended)
+            self._usage = prompt, (written or 0) + tokens_of(self._beside)
+            replied(ended)
+            self._storing = asyncio.ensure_future(self._stored(ended))
         await asyncio.shield(self._storing)
 
-    async def _stored(self, group: Sequence[Ended]) -> None:
-        with group[0].reply.call.trace.part("store"):
-            await self._recorder.store([*group, *self._beside])
+    async def _stored(self, ended: Sequence[Ended]) -> None:
+        with ended[0].reply.call.trace.part("store"):
+            await self._recorder.store_all(ended, self._beside)
 
     def _ended(self, choice: Streamed, reason: str) -> Ended:
         choice.guarding.end()
@@ -185,23 +218,18 @@ class ReplyStream(AsyncIterator[bytes]):
         with speaking(self._language):
             return _line(openai_error(error or DunnockError(gettext("the reply could not be stored")))[1])
 
-    def _told(self, event: StreamEvent) -> dict[str, Any]:
-        return {"logprobs": CHAT.piece("", event.tokens)["logprobs"]} if self._logprobs else {}
-
     def _named(self, i: int) -> dict[str, str]:
         """By what feedback names a reply, where the stream's id does not."""
         return {"completion_id": self._choices[i].reply.id} if len(self._choices) > 1 else {}
 
-    def _chunk(
-        self, i: int, delta: dict[str, str], reason: str | None, more: Mapping[str, Any] = MappingProxyType({})
-    ) -> bytes:
-        choice = json.dumps([{"index": i, "delta": delta, "finish_reason": reason, **more}], ensure_ascii=False)
+    def _chunk(self, i: int, piece: Mapping[str, Any], more: Mapping[str, Any] = MappingProxyType({})) -> bytes:
+        choice = json.dumps([{"index": i, **piece, **more}], ensure_ascii=False)
         return f'data: {self._head}, "choices": {choice}}}\n\n'.encode()
 
 
 def _head(reply: Reply, **more: Any) -> str:
     """What every chunk begins with."""
-    head = reply.head("chat.completion.chunk")
+    head = reply.head(reply.request.shape.chunk)
     return json.dumps({**head, "dunnock": {**head["dunnock"], **more}}, ensure_ascii=False)[:-1]
 
 

@@ -25,6 +25,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from core.messages import Message
 from core.settings import TelemetrySettings
+from policy.shapes import CHAT
 from serving.telemetry import Facts, Part, Trace
 
 FIRST_TEXT = "dunnock.first_text"
@@ -54,9 +55,10 @@ class Tracing:
     def begin(self, path: str, headers: Mapping[str, str]) -> Trace:
         """The trace of a call that just came, a part of its caller's where that one says so."""
         named = {name: value for name in ("traceparent", "tracestate") if (value := headers.get(name))}
-        facts = {"gen_ai.operation.name": "chat", "http.request.method": "POST", "http.route": path}
-        span = self._tracer.start_span("chat", _w3c.extract(named, Context()), SpanKind.SERVER, facts)
-        return Spans(self, span, self._texts) if span.is_recording() else Passed(span)
+        operation = "chat" if path.endswith(CHAT.path) else "text_completion"
+        facts = {"gen_ai.operation.name": operation, "http.request.method": "POST", "http.route": path}
+        span = self._tracer.start_span(operation, _w3c.extract(named, Context()), SpanKind.SERVER, facts)
+        return Spans(self, span, operation, self._texts) if span.is_recording() else Passed(span)
 
     def child(self, name: str, parent: Context) -> Span:
         """A span below another one."""
@@ -113,8 +115,8 @@ class Told(Part):
 class Spans(Trace):
     """A call that is traced; its parts are ended with it."""
 
-    def __init__(self, tracing: Tracing, span: Span, texts: bool) -> None:
-        self._tracing, self._span, self.texts = tracing, span, texts
+    def __init__(self, tracing: Tracing, span: Span, operation: str, texts: bool) -> None:
+        self._tracing, self._span, self._operation, self.texts = tracing, span, operation, texts
         self._context = set_span_in_context(span, Context())
         self._parts: list[Told] = []
         self._lock = threading.Lock()
@@ -129,7 +131,7 @@ class Spans(Trace):
         return part
 
     def asked(self, model: str, facts: Facts) -> None:
-        self._span.update_name(f"chat {model}")
+        self._span.update_name(f"{self._operation} {model}")
         self._span.set_attributes(_given({"gen_ai.request.model": model, **facts}))
 
     def first_text(self, after_s: float) -> None:

@@ -39,6 +39,7 @@ LEAST = {
     "annotation.judge": "key:annotate",
     "annotation.next_assignment": "key:annotate",
     "api.chat_completions": "key:chat",
+    "api.completions": "key:chat",
     "api.erase": "key:chat",
     "api.feedback": "key:feedback",
     "api.models": "key:chat",

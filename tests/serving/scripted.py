@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from policy.shapes import CHAT, TEXT
+
 
 class Server:
     """An HTTP server in a thread; subclasses answer."""
@@ -93,6 +95,7 @@ class ScriptedEngine(Server):
         if self.mode == "breaks":
             at.close_connection = True
             return
+        shape = TEXT if at.path.endswith(f"/v1{TEXT.path}") else CHAT
         head = {"id": "x", "created": 0, "model": body.get("model", "")}
         pieces = [self.by_model[body["model"]]] if body.get("model") in self.by_model else self.pieces
         pieces = [self.in_turn.pop(0)] if self.in_turn else pieces
@@ -100,8 +103,7 @@ class ScriptedEngine(Server):
         if not body.get("stream"):
             if self.slow:
                 self.go_on.wait(20)
-            message = {"role": "assistant", "content": "".join(pieces)}
-            choice = {"index": 0, "message": message, "finish_reason": "stop", **self.choice}
+            choice = {"index": 0, **shape.choice("".join(pieces), "stop", None), **self.choice}
             answer(at, 200, {**head, "choices": [choice], "usage": usage})
             return
         at.send_response(200)
@@ -117,8 +119,8 @@ class ScriptedEngine(Server):
             for i, piece in enumerate(pieces):
                 if i == self.wait_at:
                     self.go_on.wait(20)
-                _event(at, {**head, "choices": [{"index": 0, "delta": {"content": piece}, "finish_reason": None}]})
-            _event(at, {**head, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+                _event(at, {**head, "choices": [{"index": 0, **shape.piece(piece, None)}]})
+            _event(at, {**head, "choices": [{"index": 0, **shape.piece("", None, reason="stop")}]})
             _event(at, {**head, "choices": [], "usage": usage})
             at.wfile.write(b"data: [DONE]\n\n")
         except OSError:

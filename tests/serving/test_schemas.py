@@ -12,4 +12,4 @@ from serving.schemas import ChatBody
 def test_a_call_that_names_no_temperature_gets_the_deployments(asked: dict[str, float | None], sent: float) -> None:
     body = ChatBody.model_validate({"model": "dunnock", "messages": [{"role": "user", "content": "hi"}], **asked})
     settings = Settings(_env_file=None, default_temperature=0.2)
-    assert body.engine_request("v1", settings, {}).temperature == sent
+    assert body.engine_requests("v1", settings, {})[0].temperature == sent
