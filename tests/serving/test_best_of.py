@@ -1,5 +1,6 @@
 """Best-of-N: the risk of the first completion decides, the highest score is given, all are paid for, and the guard looks at what is given."""
 
+import asyncio
 import json
 import time
 from collections.abc import Iterator
@@ -11,6 +12,10 @@ from sqlalchemy import select
 from core.db import Database
 from core.settings import BestOfSettings, Settings
 from feedback.models import Completion
+from policy.protocol import ChatRequest
+from serving.chat import chat_of
+from serving.deferred import wait
+from serving.routing import active
 from tests import factories
 from tests.serving.scripted import LengthModel
 from tests.serving.test_guarding import Installed
@@ -156,17 +161,10 @@ def test_another_reward_model_ranks_from_the_next_call_on(several: Several) -> N
 
 def test_a_caller_who_leaves_while_more_are_drawn_leaves_no_call_behind(several: Several) -> None:
     """The engine waits with its answers; the caller goes; nothing counts as outstanding."""
-    import asyncio
-
-    from policy.protocol import ChatRequest
-    from serving.chat import chat_of
-
     with several.app.app_context():
         chat = chat_of(several.app)
     with several.database.read() as session:
         standing, scorer = chat.guard.standing(session), chat.best_of.scorer(session)
-        from serving.routing import active
-
         version = active(session)
     request = ChatRequest(model="v1", messages=[{"role": "user", "content": "Hi"}], max_tokens=8)  # type: ignore[arg-type]
 
@@ -187,5 +185,5 @@ def test_a_caller_who_leaves_while_more_are_drawn_leaves_no_call_behind(several:
         await chat.close()
         return held
 
-    assert asyncio.run(leave()) == 0
+    assert wait(leave()) == 0  # on a loop of its own, beside that of browser tests
     assert len(several.engine.asked) == 3

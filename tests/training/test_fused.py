@@ -102,7 +102,8 @@ def test_a_norm_that_learns_keeps_its_own_forward(base: Path) -> None:
 def test_what_the_backward_pass_keeps_of_a_base_in_bf16_is_less(base: Path) -> None:
     from tests.training.test_memory import kept_bytes
 
-    ids = torch.randint(5, 300, (4, 64), generator=torch.Generator().manual_seed(1))
+    # Rows of 64 would be packed for AVX512, which fails on a CPU with AMX where torch is held to AVX2, as here.
+    ids = torch.randint(5, 300, (4, 48), generator=torch.Generator().manual_seed(1))
     kept = []
     for fused in (False, True):
         with kept_bytes() as count:
