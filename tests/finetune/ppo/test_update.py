@@ -53,13 +53,14 @@ def run(base: Path, tmp_path: Path, score: Any = share, **more: Any) -> tuple[di
 def test_what_is_rewarded_is_learnt(base: Path, tmp_path: Path) -> None:
     """The optimum is 1, completions of even tokens alone; of the base's tokens about half are."""
     facts, _ = run(
-        base, tmp_path, steps=28, prompts_per_step=3, samples_per_prompt=16, minibatch_size=24, microbatch_size=24,
+        base, tmp_path, steps=40, prompts_per_step=3, samples_per_prompt=16, minibatch_size=24, microbatch_size=24,
         epochs=4, max_completion_tokens=4, kl_coefficient=0.0, kl_target=0.0, kl_limit=0.0, missing_eos_penalty=0.0,
         save_steps=100,
     )  # fmt: skip
     log = facts["log"]
     assert log[0]["reward"] < 0.6
-    assert log[-1]["reward"] > 0.95
+    # Steps draw 48 completions each; what CPUs round otherwise sends a run down another path.
+    assert statistics.median(row["reward"] for row in log[-5:]) > 0.95
     assert statistics.median(row["explained_variance"] for row in log[9:]) > 0.05
 
 
