@@ -76,15 +76,21 @@ def upstream(pieces: int = 32, pause_ms: int = 0) -> Iterator[str]:
 
 
 class Bench:
-    """A run: what is asked for, and the figures so far, which are written as they come."""
+    """A run: what is asked for, and the figures so far, which are written as they come.
+
+    Attributes:
+        origin: machine, versions and whether there is a round; parts that an earlier run measured keep theirs (`measured`).
+    """
 
     def __init__(self, options: argparse.Namespace, scratch: Path) -> None:
         self.options, self.scratch = options, scratch
         earlier = json.loads(options.out.read_text(encoding="utf-8")) if options.add and options.out.exists() else {}
-        self.figures: dict[str, Any] = {
-            **earlier, "machine": machine.machine(), "round": options.round is not None,
+        self.origin = {
+            "machine": machine.machine(), "round": options.round is not None,
             "versions": machine.versions(["uvicorn", "aiohttp", "flask", "sqlalchemy", "torch", "transformers"]),
         }  # fmt: skip
+        measured = {part: {name: earlier.get(name) for name in self.origin} for part in PARTS if part in earlier}
+        self.figures: dict[str, Any] = {**earlier, **self.origin, "measured": measured | earlier.get("measured", {})}
         self.figures.setdefault("ratios", {})
 
     def folder(self, name: str) -> Path:
@@ -333,6 +339,7 @@ def main() -> int:
         for part in options.parts:
             try:
                 getattr(bench, part)()
+                bench.figures["measured"][part] = bench.origin
             except NotDone as error:
                 failed = True
                 bench.figures[f"{part}_not_done"] = str(error)
