@@ -62,7 +62,7 @@ class ScriptedEngine(Server):
     Attributes:
         left: callers that went before the end of a stream.
         wait_at: the number of the piece before which it waits for `go_on`.
-        slow: whether a whole answer waits for `go_on` too.
+        slow: whether a whole answer waits for `go_on` too; a number: those after so many calls.
         chunks: what it streams in the place of `pieces`; bytes as they are, and it ends there.
         by_model: what it writes for a model, in the place of `pieces`.
         in_turn: what it writes for one call after the other, in the place of `pieces`; for those beyond, `pieces`.
@@ -79,7 +79,7 @@ class ScriptedEngine(Server):
         self.wait_at: int | None = None
         self.go_on = threading.Event()
         self.mode = "well"
-        self.slow = False
+        self.slow: bool | int = False
         self.chunks: Sequence[Any] = ()
         self.choice: dict[str, Any] = {}
         self.by_model: dict[str, str] = {}
@@ -101,7 +101,7 @@ class ScriptedEngine(Server):
         pieces = [self.in_turn.pop(0)] if self.in_turn else pieces
         usage = {"prompt_tokens": 3, "completion_tokens": len(pieces)}
         if not body.get("stream"):
-            if self.slow:
+            if self.slow is True or (self.slow and len(self.asked) > self.slow):
                 self.go_on.wait(20)
             choice = {"index": 0, **shape.choice("".join(pieces), "stop", None), **self.choice}
             answer(at, 200, {**head, "choices": [choice], "usage": usage})

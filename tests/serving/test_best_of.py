@@ -169,13 +169,10 @@ def test_a_caller_who_leaves_while_more_are_drawn_leaves_no_call_behind(several:
     request = ChatRequest(model="v1", messages=[{"role": "user", "content": "Hi"}], max_tokens=8)  # type: ignore[arg-type]
 
     async def leave() -> int:
-        several.engine.in_turn = [RISKY]
+        several.engine.in_turn, several.engine.slow = [RISKY], 1
         await chat.guard.ready(standing)
         drawing = asyncio.ensure_future(chat.best_of.draw(version, request, standing, scorer))
         deadline = time.monotonic() + 10
-        while len(several.engine.asked) < 1 and time.monotonic() < deadline:
-            await asyncio.sleep(0.01)
-        several.engine.slow = True
         while len(several.engine.asked) < 3 and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
         drawing.cancel()
