@@ -9,6 +9,7 @@ from sqlalchemy import select
 
 from core.db import Database
 from feedback.models import Completion, Correction, Judgment, Task
+from policy.engine.generation import Likelihood
 from policy.engine.lane import Row
 from policy.models import PolicyVersion
 from tests.browser import check_accessible
@@ -50,9 +51,11 @@ def slow_talker(monkeypatch: pytest.MonkeyPatch) -> None:
     """A policy that speaks no faster than people read and never comes to an end by itself: time to press Stop."""
     real = Row.take
 
-    def take(row: Row, token: int, logprob: float | None, eos_ids: frozenset[int]) -> bool:
+    def take(
+        row: Row, token: int, likelihood: Likelihood | None, eos_ids: frozenset[int], *, last: bool = False
+    ) -> bool:  # fmt: skip
         time.sleep(0.02)
-        return real(row, token, logprob, frozenset())
+        return real(row, token, likelihood, frozenset(), last=last)
 
     monkeypatch.setattr(Row, "take", take)
 
