@@ -61,7 +61,9 @@ def test_what_is_rewarded_is_learnt(base: Path, tmp_path: Path) -> None:
     assert log[0]["reward"] < 0.6
     # Steps draw 48 completions each; what CPUs round otherwise sends a run down another path.
     assert statistics.median(row["reward"] for row in log[-5:]) > 0.95
-    assert statistics.median(row["explained_variance"] for row in log[9:]) > 0.05
+    # How much of what little varies a value explains hangs on that path too; that it learns does not.
+    explained = [row["explained_variance"] for row in log]
+    assert statistics.median(explained[9:]) > statistics.median(explained[1:6]) + 0.1
 
 
 def test_adapters_move_and_the_base_does_not(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
