@@ -239,8 +239,9 @@ class CountedEvents:
                 yield event
             self._replica.failures = 0
         except EngineError as error:
-            self._part.end(error)
-            self._replica.failed(error, self._settings)
+            if not self._closed:  # what broke off because we let go of it is nobody's failure
+                self._part.end(error)
+                self._replica.failed(error, self._settings)
             raise
         finally:
             self.close()

@@ -10,8 +10,9 @@ import pytest
 from core.db import Database
 from core.messages import user
 from core.settings import EnginesSettings, Settings
+from serving.chat import chat_of
 from tests.serving.scripted import ScriptedEngine
-from tests.serving.test_guarding import Installed
+from tests.serving.test_guarding import SECRET, Installed
 
 
 class Pool(Installed):
@@ -131,6 +132,16 @@ def test_an_engine_whose_streams_break_off_is_left_alone(settings: Settings, dat
     assert pool.status() == 200
     assert pool.asked() == (limit, limit, 1)
     pool.stop()
+
+
+def test_an_engine_whose_replies_the_guard_cuts_is_well(pool: Pool) -> None:
+    """The guard lets go of a stream while the next piece is waited for; that is nothing that the engine did."""
+    for engine in pool.all:
+        engine.pieces, engine.wait_at = [f"the key is {SECRET} ", "and so on ", "for ever"], 1
+    for _ in range(2 * pool.settings.engines.failures + 2):
+        assert "content_filter" in pool.opened().text
+    assert all(not replica.failures and not replica.closed_until for replica in chat_of(pool.app).engines.local)
+    assert pool.asked()[2] == 0
 
 
 @pytest.mark.parametrize("stream", [False, True])
