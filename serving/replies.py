@@ -15,6 +15,7 @@ from feedback.consent import TRAINING
 from feedback.models import Completion, completion_id
 from policy.models import PolicyVersion
 from policy.protocol import ChatReply, ChatRequest
+from policy.shapes import TokenLogprob
 from serving.calls import Call
 from serving.guard.verdicts import GRAVITY, Verdict
 from serving.prompting import NOT_PROMPTED, Prompted
@@ -166,18 +167,27 @@ def usage_of(ended: Sequence[Ended]) -> tuple[int | None, int | None]:
 
 
 def choice_body(index: int, ended: Ended, whole: ChatReply | None) -> dict[str, Any]:
-    """A reply as one of an answer's `choices`; tokens are told where all of it may be shown."""
+    """A reply as one of an answer's `choices`."""
     reply = ended.reply
     told = None
     if reply.request.logprobs:
-        shown = whole if whole is not None and ended.text == whole.text else None
-        told = [*(shown.prompt or ()), *(shown.told() or ())] if shown else []
+        told = _told(ended, whole)
     return {
         "index": index,
         "completion_id": reply.id,
         **reply.request.shape.choice(f"{reply.echoed}{ended.text}", ended.finish_reason, told),
         "guard": guard_body(ended.verdicts, cut=ended.finish_reason == CUT, stopped_by=ended.stopped_by),
     }
+
+
+def _told(ended: Ended, whole: ChatReply | None) -> list[TokenLogprob]:
+    """The tokens that may be told: those of a reply where all of it is shown, those of the caller's own prompt in any case; behind these
+    a refusal stands as one token, of no probability, so that nobody takes the last of the prompt for what was written."""
+    if whole is None:
+        return []
+    if ended.text == whole.text:
+        return [*(whole.prompt or ()), *(whole.told() or ())]
+    return [*whole.prompt, TokenLogprob(ended.text, None)] if whole.prompt else []
 
 
 def guard_body(verdicts: Sequence[Verdict], *, cut: bool, stopped_by: Verdict | None = None) -> dict[str, Any] | None:

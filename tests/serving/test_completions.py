@@ -287,3 +287,16 @@ def test_another_engine_is_asked_in_the_words_of_its_protocol(guarded: Installed
     assert (asked["prompt"], asked["echo"], asked["logprobs"]) == ("Birds:", True, 1)
     assert not {"messages", "raw", "top_logprobs", "prompt_logprobs"} & set(asked)
     assert guarded.stored()[0].text == " sing"
+
+
+def test_of_a_reply_that_is_cut_only_the_prompt_s_tokens_are_told(guarded: Installed) -> None:
+    """As many of them as there would be with one that is shown: clients leave out the last, which was written."""
+    guarded.engine.choice = {
+        "text": "Birds: cuckoo",
+        "logprobs": {"tokens": ["Bir", "ds", ":", " cuckoo"], "token_logprobs": [None, -1.0, -2.0, -0.5], "text_offset": [0, 3, 5, 6]},
+    }  # fmt: skip
+    body = {"model": "dunnock", "prompt": "Birds:", "echo": True, "logprobs": 0, "max_tokens": 1}
+    choice = guarded.client.post("/v1/completions", json=body, headers=guarded.key).json["choices"][0]
+    assert choice["text"] == "Birds:No cuckoo here."
+    assert choice["logprobs"]["tokens"] == ["Bir", "ds", ":", "No cuckoo here."]
+    assert choice["logprobs"]["token_logprobs"] == [None, -1.0, -2.0, None]
