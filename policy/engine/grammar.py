@@ -58,7 +58,7 @@ class Matcher:
     def allowed(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Which tokens may come next, (vocabulary,); all where the grammar has failed."""
         self._matcher.unsafe_compute_mask_ptr(self._words.ctypes.data, self._words.nbytes)
-        bits = np.unpackbits(self._words.view(np.uint8), count=self._vocabulary, bitorder="little").astype(bool)
+        bits = np.unpackbits(self._words.view(np.uint8), count=self._vocabulary, bitorder="little").view(bool)
         if self._matcher.is_error() or not bits.any():
             self._fail()
             bits[:] = True

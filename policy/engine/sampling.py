@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 
 from policy.engine.generation import Likelihood, Sampling
@@ -106,8 +105,10 @@ def likelihoods(logits: torch.Tensor, tokens: Sequence[int], tops: Sequence[int]
 
 def _bind(logits: torch.Tensor, rows: list[int], choosers: Sequence[Chooser]) -> None:
     """Rule out what their grammars do not let follow."""
-    allowed = np.stack([grammar.allowed() for row in rows if (grammar := choosers[row].grammar)])
-    logits[rows] = logits[rows].masked_fill(~torch.from_numpy(allowed).to(logits.device), -math.inf)
+    for row in rows:
+        if grammar := choosers[row].grammar:
+            ruled_out = torch.from_numpy(~grammar.allowed()).to(logits.device)
+            logits[row].masked_fill_(ruled_out, -math.inf)
 
 
 def _advance(logits: torch.Tensor, tokens: list[int], row: int, chooser: Chooser) -> None:
